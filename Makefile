@@ -1,0 +1,53 @@
+# Everything runs from .venv, which `make setup` creates from pyproject.toml and constraints.txt.
+# PYTHON: the first of these that is new enough; name another with `make PYTHON=... setup`.
+NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+PINNED := --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench pins clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Create .venv with all extras
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(NEW_ENOUGH)' || { \
+		echo "Runbell needs Python 3.11 or newer, with venv; name one: make PYTHON=/path/to/python setup"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing into $(VENV) ..."
+	@$(PIP) install $(PINNED) pip
+	@$(PIP) install $(PINNED) --build-constraint constraints.txt --editable '.[all]' --group dev
+	@touch $(STAMP)
+
+demo: setup ## Start the service and await five runs with the stock openai SDK
+	@$(BIN)/runbell demo
+
+test: setup ## Run the tests
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+check: setup ## Lint, types, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: setup ## Measure CPU per operation, delays and memory; prints JSON
+	@$(BIN)/python -m bench $(ARGS)
+
+pins: ## Renew constraints.txt with the newest versions of everything
+	@$(PYTHON) -m venv --clear build/pins
+	@build/pins/bin/python -m pip install --quiet --quiet --upgrade pip
+	@build/pins/bin/python -m pip install --quiet --quiet '.[all]' --group dev hatchling editables
+	@{ grep '^#' constraints.txt; build/pins/bin/python -m pip freeze --quiet --all \
+		--exclude runbell --exclude setuptools; } > build/constraints.txt
+	@mv build/constraints.txt constraints.txt && rm -rf build/pins
+
+clean: ## Remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,0 +1,5 @@
+"""`python -m runbell` is the command line."""
+
+from runbell.cli import main
+
+main()

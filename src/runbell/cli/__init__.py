@@ -1,0 +1,50 @@
+"""The command line: one file a command, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from runbell.errors import MissingExtra, RunbellError
+
+__all__ = ["main"]
+
+EXTRA_OF_PACKAGE = {
+    "typer": "cli",
+    "rich": "cli",
+    "alembic": "serve",
+    "msgspec": "serve",
+    "sqlalchemy": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+}
+"""Which extra installs a package that a command may find missing."""
+
+
+def main() -> None:
+    """Run the command that the arguments name, and end the process.
+
+    The exit code is 0 when the command did what it says, 1 when it could not, 2 when the arguments
+    are wrong. Errors of ours are one sentence on stderr: a traceback means a defect of Runbell.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        _never_fail_to_print(stream)
+    try:
+        # Late, so that a base install, which has no Typer, can say what is missing.
+        from runbell.cli.commands import app
+
+        app(prog_name="runbell")
+    except RunbellError as error:
+        sys.exit(f"runbell: {error}")
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF_PACKAGE.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        sys.exit(f"runbell: {MissingExtra('this command', extra)}")
+
+
+def _never_fail_to_print(stream: TextIO) -> None:
+    """Let a terminal that has no `→` show `?`, rather than end the command."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")

@@ -1,0 +1,112 @@
+"""How a command that is a client reaches a service: the options, and what can go wrong.
+
+def command(base_url: BaseUrl = None, api_key: ApiKey = None) -> None:
+    with connect(base_url, api_key) as client:
+        client.get("/events", cast_to=object)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from runbell.errors import ConfigurationError, RunbellError
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, OpenAI
+
+__all__ = ["ApiKey", "BaseUrl", "connect", "sentence"]
+
+BASE_URL_VARIABLE = "OPENAI_BASE_URL"
+API_KEY_VARIABLE = "OPENAI_API_KEY"
+
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url",
+        envvar=BASE_URL_VARIABLE,
+        metavar="URL",
+        help="The service, for example http://127.0.0.1:8100/v1.",
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    # The value of the variable is a secret: help shows its name alone.
+    typer.Option(
+        "--api-key",
+        envvar=API_KEY_VARIABLE,
+        metavar="KEY",
+        show_default=False,
+        help="A key of the service.",
+    ),
+]
+
+
+@contextmanager
+def connect(base_url: str | None, api_key: str | None) -> Iterator[OpenAI]:
+    """A client of the service that the options name; its errors become sentences of ours.
+
+    Raises:
+        ConfigurationError: there is no base URL or key, nobody answers at the URL, or the service
+            refused the key.
+        RunbellError: the service answered with another error that the command did not expect.
+    """
+    url = _required("base URL", base_url, "--base-url", BASE_URL_VARIABLE)
+    key = _required("API key", api_key, "--api-key", API_KEY_VARIABLE)
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"the base URL must start with http:// or https://: {url!r}")
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigurationError(
+            f"the API key from {_origin(key, '--api-key', API_KEY_VARIABLE)} "
+            "holds characters that no key has"
+        )
+
+    from openai import APIConnectionError, APIError, APIStatusError, OpenAI
+
+    with OpenAI(base_url=url, api_key=key, timeout=30) as client:
+        try:
+            yield client
+        except APIStatusError as error:
+            raise _refusal(error, url, key) from error
+        except APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise ConfigurationError(
+                f"no answer from {url} ({str(cause) or type(cause).__name__}); "
+                f"is the service running, and is {_origin(url, '--base-url', BASE_URL_VARIABLE)} "
+                "right?"
+            ) from error
+        except APIError as error:
+            raise RunbellError(f"{url} sent an answer that is not the API's: {error}") from error
+
+
+def sentence(error: APIStatusError) -> str:
+    """What the service said: the message of its error body, or else its status."""
+    body = error.body
+    if isinstance(body, dict) and isinstance(body.get("message"), str):
+        return str(body["message"])
+    return f"HTTP status {error.status_code}"
+
+
+def _required(what: str, value: str | None, option: str, variable: str) -> str:
+    value = (value or "").strip()
+    if not value:
+        raise ConfigurationError(f"no {what}: set {option} or {variable}")
+    return value
+
+
+def _origin(value: str, option: str, variable: str) -> str:
+    """Where a value came from, so that an error can name the place to change."""
+    return variable if os.environ.get(variable, "").strip() == value else option
+
+
+def _refusal(error: APIStatusError, url: str, key: str) -> RunbellError:
+    if error.status_code in (401, 403):
+        origin = _origin(key, "--api-key", API_KEY_VARIABLE)
+        return ConfigurationError(f"{url} refused the key from {origin}: {sentence(error)}")
+    if error.status_code == 404 and not url.rstrip("/").endswith(("/v1", "/openai")):
+        return ConfigurationError(f"{url} has no such API; a base URL mostly ends in /v1")
+    return RunbellError(f"{url} answered: {sentence(error)}")

@@ -1,0 +1,46 @@
+"""Every command by its name.
+
+The modules that are imported here are cheap, and keep it so: what a command needs (the `openai`
+SDK, the web server, the database) is imported by its function, when it is called.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from runbell import __version__
+from runbell.cli import assistants, demo, keys, serve
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Know the moment an asynchronous run finishes.",
+    no_args_is_help=True,
+    add_completion=False,
+    # A traceback of ours is for a bug report: whole, plain, and without the values of variables.
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"runbell {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
+app.add_typer(assistants.app, name="assistants")
+app.command("demo")(demo.demo)

@@ -1,0 +1,314 @@
+"""`runbell demo`: a service of its own, five runs through the stock `openai` SDK, how they went.
+
+Each run is a `Story`: what happens, and how it has to end. A story that ends otherwise makes the
+command fail, so the demo is also the quickest way to see that an installation works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import textwrap
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from runbell.cli.served import ServedProcess
+from runbell.errors import RunbellError
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from openai.types.beta.threads import Run
+
+__all__ = ["demo"]
+
+MODEL = "echo"
+QUESTION = "What is 2+2?"
+POLL_MS = 100
+LIMIT_SECONDS = 20.0
+PIPED_WIDTH = 100
+STATUSES_WIDTH = 44
+
+
+def add(a: float, b: float) -> float:
+    """The function that the second run needs."""
+    return a + b
+
+
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add two numbers.",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
+            "required": ["a", "b"],
+        },
+    },
+}
+
+
+class Stage:
+    """Where one story plays: a client, and the run that it is about."""
+
+    def __init__(self, client: AsyncOpenAI) -> None:
+        self.client = client
+        self.run: Run | None = None
+
+    async def begin(self, message: str, *, tools: Any = (), extra: Any = None) -> Run:
+        """Assistant, thread, message, run: as every program for the Assistants API does it."""
+        beta = self.client.beta
+        assistant = await beta.assistants.create(model=MODEL, tools=tools)
+        thread = await beta.threads.create()
+        await beta.threads.messages.create(thread.id, role="user", content=message)
+        self.run = await beta.threads.runs.create(
+            thread_id=thread.id, assistant_id=assistant.id, extra_body=extra
+        )
+        return self.run
+
+    async def settle(self, run: Run) -> Run:
+        """Wait as programs do today: with the SDK's own polling."""
+        return await self.client.beta.threads.runs.poll(
+            run.id, thread_id=run.thread_id, poll_interval_ms=POLL_MS
+        )
+
+    async def answer(self, run: Run) -> str:
+        """The text of the message that the run wrote."""
+        page = await self.client.beta.threads.messages.list(run.thread_id, run_id=run.id)
+        parts = [part for message in page.data for part in message.content]
+        return "".join(part.text.value for part in parts if part.type == "text")
+
+
+@dataclass(frozen=True)
+class Story:
+    """One run: what happens (`play` returns the outcome in words), and how it has to end."""
+
+    name: str
+    play: Callable[[Stage], Awaitable[str]]
+    statuses: tuple[str, ...]
+    outcome: str
+
+
+async def _answers(stage: Stage) -> str:
+    run = await stage.settle(await stage.begin(QUESTION))
+    return f"{MODEL} answered: {await stage.answer(run)}"
+
+
+async def _needs_a_tool(stage: Stage) -> str:
+    message = f'{QUESTION}\ncall add {{"a": 2, "b": 2}}'
+    run = await stage.settle(await stage.begin(message, tools=[ADD]))
+    if run.required_action is None:
+        return "no tool was called"
+    calls = run.required_action.submit_tool_outputs.tool_calls
+    run = await stage.client.beta.threads.runs.submit_tool_outputs(
+        run.id,
+        thread_id=run.thread_id,
+        tool_outputs=[
+            {"tool_call_id": call.id, "output": str(add(**json.loads(call.function.arguments)))}
+            for call in calls
+        ],
+    )
+    run = await stage.settle(run)
+    return f"add(2, 2) was called; {MODEL} answered: {await stage.answer(run)}"
+
+
+async def _fails(stage: Stage) -> str:
+    run = await stage.settle(await stage.begin("fail rate_limit_exceeded Asked to fail."))
+    error = run.last_error
+    return f"last_error {error.code}: {error.message}" if error else "no last_error"
+
+
+async def _expires(stage: Stage) -> str:
+    run = await stage.settle(await stage.begin("sleep 60", extra={"expires_after": 1}))
+    return _reason(run)
+
+
+async def _is_cancelled(stage: Stage) -> str:
+    runs = stage.client.beta.threads.runs
+    run = await stage.begin("sleep 60")
+    while run.status == "queued":
+        await asyncio.sleep(POLL_MS / 1000)
+        run = await runs.retrieve(run.id, thread_id=run.thread_id)
+    run = await stage.settle(await runs.cancel(run.id, thread_id=run.thread_id))
+    return _reason(run)
+
+
+def _reason(run: Run) -> str:
+    return str((run.model_extra or {}).get("status_reason"))
+
+
+STORIES = (
+    Story(
+        "is answered",
+        _answers,
+        ("queued", "in_progress", "completed"),
+        f"{MODEL} answered: {QUESTION}",
+    ),
+    Story(
+        "needs a tool",
+        _needs_a_tool,
+        ("queued", "in_progress", "requires_action", "queued", "in_progress", "completed"),
+        f"add(2, 2) was called; {MODEL} answered: 4",
+    ),
+    Story(
+        "fails",
+        _fails,
+        ("queued", "in_progress", "failed"),
+        "last_error rate_limit_exceeded: Asked to fail.",
+    ),
+    Story(
+        "expires",
+        _expires,
+        ("queued", "in_progress", "expired"),
+        "Not finished 1 s after its creation; it was in_progress.",
+    ),
+    Story(
+        "is cancelled",
+        _is_cancelled,
+        ("queued", "in_progress", "cancelling", "cancelled"),
+        "Cancelled on request",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a story went: its statuses with milliseconds since creation, and what they cost."""
+
+    story: Story
+    statuses: tuple[tuple[str, int], ...]
+    calls: int
+    outcome: str
+
+    @property
+    def problem(self) -> str:
+        """What is not as the story has it; empty when everything is."""
+        went = tuple(status for status, _ in self.statuses)
+        if went != self.story.statuses:
+            return f"it went {' → '.join(went) or 'nowhere'}, not {' → '.join(self.story.statuses)}"
+        if not self.outcome.startswith(self.story.outcome):
+            return f"it says {self.outcome!r}, not {self.story.outcome!r}"
+        return ""
+
+
+def demo() -> None:
+    """Start a service, await five runs with the stock openai SDK, and show how each went.
+
+    Needs no model and no key: the service keeps everything in a temporary file, and the model
+    `echo`, which is built in, answers with what it was asked. The exit code is 0 when every run
+    ended as it should.
+    """
+    # Ended from outside, the demo still ends its service: as on Ctrl-C, which asyncio handles well.
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    began = time.monotonic()
+    with ServedProcess() as service:
+        _introduce(service)
+        told = asyncio.run(_tell(service))
+    _show(told)
+    wrong = [f"  {each.story.name}: {each.problem}" for each in told if each.problem]
+    if wrong:
+        raise RunbellError("\n".join(["the demo did not go as it should. The run that", *wrong]))
+    typer.echo(f"All {len(told)} runs ended as they should, in {time.monotonic() - began:.1f} s.")
+
+
+def _introduce(service: ServedProcess) -> None:
+    import openai
+
+    lines = (
+        f"Service: runbell serve on {service.base_url}, with a temporary SQLite file.",
+        f"Client:  the stock openai SDK {openai.__version__}; given base_url and a key, no more.",
+        f"Model:   {MODEL}, built in. It answers with the text that it was sent, so the answer to",
+        f'         "{QUESTION}" is "{QUESTION}"; lines such as "sleep 60" make it do things.',
+    )
+    typer.echo("\n".join(lines))
+
+
+async def _tell(service: ServedProcess) -> list[Told]:
+    """Play all stories at once, and read from the feed of events how each went."""
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+    calls: Counter[str] = Counter()
+
+    async def count(request: Any) -> None:
+        if request.method == "GET":
+            calls[request.url.path.rpartition("/")[2]] += 1
+
+    # Without the environment, whose proxy would not find our loopback.
+    http_client = DefaultAsyncHttpxClient(event_hooks={"request": [count]}, trust_env=False)
+    async with AsyncOpenAI(
+        base_url=service.base_url, api_key=service.api_key, http_client=http_client
+    ) as client:
+        stages = [Stage(client) for _ in STORIES]
+        outcomes = await asyncio.gather(*map(_play, STORIES, stages))
+        statuses = await _statuses(client)
+    ids = [stage.run.id if stage.run else "" for stage in stages]
+    return [
+        Told(story, tuple(statuses[run_id]), calls[run_id], outcome)
+        for story, run_id, outcome in zip(STORIES, ids, outcomes, strict=True)
+    ]
+
+
+async def _play(story: Story, stage: Stage) -> str:
+    from openai import OpenAIError
+
+    try:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            return await story.play(stage)
+    except TimeoutError:
+        return f"not finished after {LIMIT_SECONDS:.0f} s"
+    except OpenAIError as error:
+        return str(error)
+
+
+async def _statuses(client: AsyncOpenAI) -> dict[str, list[tuple[str, int]]]:
+    """Every run's statuses, each with the milliseconds since the run's creation."""
+    statuses: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    query: dict[str, Any] = {"limit": 100}
+    while True:
+        page: Any = await client.get("/events", cast_to=object, options={"params": query})
+        for event in page["data"]:
+            run = event["data"]
+            since = run["updated_at_ms"] - run["created_at_ms"]
+            statuses[run["id"]].append((run["status"], since))
+        if not page["has_more"]:
+            return statuses
+        query["after"] = page["last_id"]
+
+
+def _show(told: list[Told]) -> None:
+    """A table: with colours and lines on a terminal, plain and aligned anywhere else."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout.isatty()
+    console = Console() if terminal else Console(width=PIPED_WIDTH, color_system=None)
+    table = Table(box=box.ROUNDED if terminal else None, show_lines=terminal, pad_edge=terminal)
+    table.add_column("Run that")
+    table.add_column("Statuses, with the time since its creation", no_wrap=True)
+    table.add_column("Status calls", justify="right", max_width=6)
+    table.add_column("Outcome")
+    for each in told:
+        # Text, since a message may hold what looks like markup.
+        outcome = Text(each.outcome, style="red" if each.problem else "green")
+        table.add_row(each.story.name, _life(each.statuses), str(each.calls), outcome)
+    console.print()
+    console.print(table)
+    console.print()
+
+
+def _life(statuses: tuple[tuple[str, int], ...]) -> str:
+    """`queued 0 ms → in_progress 3 ms → …`, in lines that break at an arrow only."""
+    # textwrap takes a no-break space for a letter.
+    life = " → ".join(f"{status}\u00a0{since}\u00a0ms" for status, since in statuses)
+    return "\n".join(textwrap.wrap(life, STATUSES_WIDTH)).replace("\u00a0", " ")

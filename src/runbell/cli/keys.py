@@ -1,0 +1,118 @@
+"""`runbell keys`: API keys, made and revoked in the database itself, beside a running service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from runbell.errors import ConfigurationError
+from runbell.service.settings import Settings, sqlite_path
+
+if TYPE_CHECKING:
+    from runbell.storage.store import Store
+
+__all__ = ["app"]
+
+T = TypeVar("T")
+
+app = typer.Typer(help="API keys and their projects.", no_args_is_help=True)
+
+Database = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="The service's database. (RUNBELL_DATABASE; default sqlite:///runbell.db)",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def create(
+    database: Database = None,
+    project: Annotated[
+        str, typer.Option(help="Whose objects the key opens; made if there is none of this name.")
+    ] = "default",
+) -> None:
+    """Make a key and print it: it cannot be shown again."""
+    from runbell.clock import SystemClock
+    from runbell.service.operations import access
+
+    if not project.strip():
+        raise typer.BadParameter("a project needs a name", param_hint="--project")
+
+    async def work(store: Store) -> str:
+        clock = SystemClock()
+        owner = await access.ensure_project(store, clock, project)
+        key, _ = await access.create_key(store, clock, owner, "keys")
+        return key
+
+    typer.echo(_with_store(database, work))
+
+
+@app.command("list")
+def list_keys(database: Database = None) -> None:
+    """Show every key: its id, project, beginning and end, and times."""
+    from runbell.storage import projects
+
+    async def work(store: Store) -> list[tuple[str, ...]]:
+        names = {each.id: each.name for each in await store.read(projects.all_projects)}
+        return [
+            (
+                key.id,
+                names[key.project_id],
+                key.hint,
+                _time(key.created_at_ms),
+                _time(key.revoked_at_ms),
+            )
+            for key in await store.read(projects.list_keys)
+        ]
+
+    rows = [("ID", "PROJECT", "KEY", "CREATED", "REVOKED"), *_with_store(database, work)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[
+        str, typer.Argument(metavar="KEY_ID", help="As `runbell keys list` shows it.")
+    ],
+    database: Database = None,
+) -> None:
+    """Close a key: from now on the service refuses it."""
+    from runbell.clock import SystemClock
+    from runbell.storage import projects
+
+    now_ms = SystemClock().now_ms()
+
+    def work(store: Store) -> Awaitable[bool]:
+        return store.write(lambda tx: projects.revoke_key(tx, key_id, now_ms))
+
+    if not _with_store(database, work):
+        raise ConfigurationError(f"no open key has the id {key_id!r}: see runbell keys list")
+    typer.echo(f"revoked {key_id}")
+
+
+def _with_store(database: str | None, work: Callable[[Store], Awaitable[T]]) -> T:
+    path = sqlite_path(Settings.load({"database": database}).database)
+
+    async def run() -> T:
+        from runbell.service.server import open_store
+
+        async with open_store(path) as store:
+            return await work(store)
+
+    return asyncio.run(run())
+
+
+def _time(at_ms: int | None) -> str:
+    if at_ms is None:
+        return ""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -1,0 +1,136 @@
+"""What can go wrong: every error that Runbell raises on purpose, as one tree.
+
+RunbellError
+├── ConfigurationError         a setting, file or installation is not usable; says what to change
+│   └── MissingExtra           a part of Runbell needs packages that are not installed
+├── TransitionNotAllowed       the table of run statuses has no such way
+├── ModelError                 a model did not answer; becomes the run's `last_error`
+├── RequestRefused             a request that the service answers with an error body
+└── StorageError
+    ├── StorageUnavailable     locked, full or gone: nothing was written, trying again can help
+    ├── Conflict               a row with this identity is there already
+    └── StaleWrite             the row changed since it was read; this write did nothing
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = [
+    "ConfigurationError",
+    "Conflict",
+    "MissingExtra",
+    "ModelError",
+    "RequestRefused",
+    "RunbellError",
+    "StaleWrite",
+    "StorageError",
+    "StorageUnavailable",
+    "TransitionNotAllowed",
+    "UnknownCursor",
+]
+
+ErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
+"""The values that `last_error.code` of a run can have."""
+
+
+class RunbellError(Exception):
+    """The root: catch this to catch everything that Runbell raises on purpose."""
+
+
+class ConfigurationError(RunbellError):
+    """A setting, file or installation is not usable; the message says what to change."""
+
+
+class MissingExtra(ConfigurationError):
+    """A part of Runbell needs packages that are not installed.
+
+    Attributes:
+        extra: the name for `pip install 'runbell[extra]'`.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs packages that are missing: pip install 'runbell[{extra}]'")
+        self.extra = extra
+
+
+class TransitionNotAllowed(RunbellError):
+    """The table of run statuses has no way from `source` to `target`."""
+
+    def __init__(self, source: str, target: str) -> None:
+        super().__init__(f"a run cannot go from {source!r} to {target!r}")
+        self.source = source
+        self.target = target
+
+
+class ModelError(RunbellError):
+    """A model did not answer, or refused.
+
+    Attributes:
+        code: becomes `last_error.code` of the run.
+        message: becomes `last_error.message`; never holds a secret.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code: ErrorCode = code
+        self.message = message
+
+
+class RequestRefused(RunbellError):
+    """A request that the service answers with an error body in OpenAI's shape.
+
+    Attributes:
+        status: the HTTP status of the answer.
+        message: the sentence for `error.message`; programs match some of these to the letter.
+        type: `error.type`.
+        param: the field that is wrong, as a path (`tools[0].function.name`), if one is.
+        code: `error.code`, if the error has one.
+        headers: more headers for the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",  # noqa: A002 - the wire's word
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = headers or {}
+
+
+class StorageError(RunbellError):
+    """The root of what the database can answer."""
+
+
+class StorageUnavailable(StorageError):
+    """The database is locked, full or gone. Nothing was written; trying again can help."""
+
+
+class Conflict(StorageError):
+    """A row with this identity is there already."""
+
+
+class UnknownCursor(StorageError):
+    """A list has no row with the id that a page was to begin or end at.
+
+    Attributes:
+        cursor: that id.
+    """
+
+    def __init__(self, cursor: str) -> None:
+        super().__init__(f"the list has no {cursor!r}")
+        self.cursor = cursor
+
+
+class StaleWrite(StorageError):
+    """The row changed since it was read, so this write did nothing."""

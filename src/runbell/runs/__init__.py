@@ -1,0 +1,22 @@
+"""What is a run: its statuses, the table of its transitions, its events. Pure: no I/O, no clock."""
+
+from runbell.runs.events import EVENT_TYPES, MAX_EVENT_BYTES, Event, event_of, event_type
+from runbell.runs.lifecycle import TRANSITIONS, Change, apply, take_over
+from runbell.runs.run import LastError, Run, RunStatus, ToolCall, Usage
+
+__all__ = [
+    "EVENT_TYPES",
+    "MAX_EVENT_BYTES",
+    "TRANSITIONS",
+    "Change",
+    "Event",
+    "LastError",
+    "Run",
+    "RunStatus",
+    "ToolCall",
+    "Usage",
+    "apply",
+    "event_of",
+    "event_type",
+    "take_over",
+]

@@ -1,0 +1,269 @@
+"""Who answers: the ASGI application, from the table of routes.
+
+Every request takes the same way: who is it, what does it ask for, do it, answer. What goes wrong
+on that way ends here as an error body in OpenAI's shape; no traceback leaves the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.routing import compile_path
+from starlette.types import Receive, Scope, Send
+
+from runbell import faults
+from runbell.errors import RequestRefused, StorageUnavailable
+from runbell.service.operations.access import Access
+from runbell.service.operations.context import Context
+from runbell.service.routes import ROUTES, Route
+from runbell.service.routes.routing import Call, RawJson
+from runbell.service.wire.decode import decode
+from runbell.service.wire.objects import encode, error_body
+
+__all__ = ["App"]
+
+logger = logging.getLogger(__name__)
+
+_PREFIXES = ("/openai/v1/", "/openai/")
+"""Where Azure's clients look for the API."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class _ClientLeft(Exception):
+    """Nobody is there any more to be answered."""
+
+
+class _Paths:
+    """Finds what a path names: one regular expression each, tried among those of its depth."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        by_path: dict[str, dict[str, Route]] = {}
+        for route in routes:
+            by_path.setdefault(route.path, {})[route.method] = route
+        self._by_depth: dict[int | None, list[tuple[re.Pattern[str], dict[str, Route]]]] = {}
+        # A fixed word goes before a parameter: /threads/runs is not the thread "runs".
+        for path in sorted(by_path, key=lambda path: path.replace("{", "\x7f")):
+            pattern, _, _ = compile_path(path)
+            # A parameter of the kind `path` holds slashes, so its route has no depth.
+            depth = None if ":path}" in path else path.count("/")
+            self._by_depth.setdefault(depth, []).append((pattern, by_path[path]))
+
+    def find(self, path: str) -> tuple[dict[str, Route], dict[str, str]] | None:
+        """The routes of a path by method, and its parameters."""
+        for depth in (path.count("/"), None):
+            for pattern, routes in self._by_depth.get(depth, ()):
+                match = pattern.match(path)
+                if match is not None:
+                    return routes, match.groupdict()
+        return None
+
+
+class App:
+    """The application."""
+
+    def __init__(self, ctx: Context, access: Access) -> None:
+        self._ctx = ctx
+        self._access = access
+        self._stopping = False
+        self._paths = _Paths(ROUTES)
+
+    def stop(self) -> None:
+        """From now on the service says that it is not ready."""
+        self._stopping = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            for prefix in _PREFIXES:
+                if path.startswith(prefix):
+                    scope["path"] = f"/v1/{path[len(prefix) :]}"
+                    break
+            await self._respond(scope, receive, send)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens."""
+        started = time.perf_counter()
+        request_id = f"req_{os.urandom(16).hex()}"
+        try:
+            answer = await self._answer(scope, receive)
+        except _ClientLeft:
+            return
+        except RequestRefused as refused:
+            answer = _refusal(refused)
+        except StorageUnavailable as error:
+            logger.warning("%s: %s", request_id, error)
+            answer = _refusal(_unavailable())
+        except Exception:
+            logger.exception("%s %s %s failed", request_id, scope["method"], scope["path"])
+            answer = _refusal(_server_error(request_id))
+        milliseconds = round((time.perf_counter() - started) * 1000)
+        logger.debug(
+            "%s %s %s %d %d ms",
+            request_id,
+            scope["method"],
+            scope["path"],
+            answer.status,
+            milliseconds,
+        )
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(answer.body)),
+            (b"x-request-id", request_id.encode()),
+            (b"openai-processing-ms", b"%d" % milliseconds),
+            *((name.encode(), value.encode()) for name, value in answer.headers.items()),
+        ]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> _Answer:
+        method: str = scope["method"]
+        path: str = scope["path"]
+        if path in ("/healthz", "/readyz"):
+            return await self._health(path)
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        project = await self._access.project(_key(headers))
+        found = self._paths.find(path)
+        if found is None:
+            raise RequestRefused(404, f"Invalid URL ({method} {path[:200]})")
+        routes, parameters = found
+        route = routes.get(method)
+        if route is None:
+            raise _wrong_method(method, sorted(routes))
+        query = route.query(_query(scope["query_string"]))
+        body = None
+        if route.body is not None:
+            body = decode(await self._body(headers, receive), route.body)
+        result = await route.handle(Call(self._ctx, project, parameters, body, query))
+        if method != "GET":
+            faults.hit("operations.committed")
+        return _Answer(200, result.body if isinstance(result, RawJson) else encode(result))
+
+    async def _body(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
+        limit = self._ctx.settings.max_body
+        declared = next((value for name, value in headers if name == b"content-length"), b"0")
+        if declared.isdigit() and int(declared[:20]) > limit:
+            raise _too_large(limit)
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._ctx.settings.body_timeout):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _ClientLeft
+                    chunk: bytes = message.get("body", b"")
+                    size += len(chunk)
+                    if size > limit:
+                        raise _too_large(limit)
+                    chunks.append(chunk)
+                    if not message.get("more_body", False):
+                        return b"".join(chunks)
+        except TimeoutError:
+            raise RequestRefused(
+                408, "The request's body did not arrive in time.", headers={"connection": "close"}
+            ) from None
+
+    async def _health(self, path: str) -> _Answer:
+        if path == "/healthz":
+            return _Answer(200, b'{"status":"ok"}')
+        reason = await self._not_ready()
+        if reason is None:
+            return _Answer(200, b'{"status":"ready"}')
+        return _Answer(503, encode({"status": "not ready", "reason": reason}))
+
+    async def _not_ready(self) -> str | None:
+        if self._stopping:
+            return "the service is stopping"
+        if not self._ctx.jobs.alive:
+            return "jobs are not handed out"
+        try:
+            await self._ctx.store.write(_nothing)
+        except StorageUnavailable:
+            return "the database cannot be written"
+        return None
+
+
+async def _nothing(tx: Any) -> None:
+    """A transaction that changes nothing: it shows that one can be had."""
+
+
+def _key(headers: list[tuple[bytes, bytes]]) -> str | None:
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, key = value.decode("latin-1").partition(" ")
+            if scheme.lower() == "bearer":
+                return key.strip()
+        elif name == b"api-key":
+            return value.decode("latin-1").strip()
+    return None
+
+
+def _query(text: bytes) -> list[tuple[str, str]]:
+    if not text:
+        return []
+    try:
+        return parse_qsl(
+            text.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=100,
+        )
+    except ValueError:
+        raise RequestRefused(400, "We could not parse the query of your request.") from None
+
+
+def _refusal(refused: RequestRefused) -> _Answer:
+    return _Answer(refused.status, encode(error_body(refused)), refused.headers)
+
+
+def _wrong_method(method: str, allowed: list[str]) -> RequestRefused:
+    return RequestRefused(
+        405,
+        f"Not allowed to {method} here: use {' or '.join(allowed)}.",
+        code="method_not_supported",
+        headers={"allow": ", ".join(allowed)},
+    )
+
+
+def _too_large(limit: int) -> RequestRefused:
+    return RequestRefused(
+        413,
+        f"The request's body is larger than {limit} bytes.",
+        code="request_too_large",
+        # The rest of the body is not read, so the connection cannot be used again.
+        headers={"connection": "close"},
+    )
+
+
+def _unavailable() -> RequestRefused:
+    return RequestRefused(
+        503,
+        "The database cannot be used at the moment; nothing was changed. Please try again.",
+        type="server_error",
+        code="service_unavailable",
+        headers={"retry-after": "1"},
+    )
+
+
+def _server_error(request_id: str) -> RequestRefused:
+    return RequestRefused(
+        500,
+        f"The server had an error while processing your request (request ID {request_id}).",
+        type="server_error",
+        code="server_error",
+    )

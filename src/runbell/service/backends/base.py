@@ -1,0 +1,81 @@
+"""What a model is to the service: something that streams an answer to a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from runbell.runs import Usage
+from runbell.storage.records import Message, RunConfig, RunStep
+
+__all__ = ["Backend", "Finished", "ModelRequest", "Piece", "TextDelta", "ToolCallDelta"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One turn of a run.
+
+    Attributes:
+        config: what the run was asked to do; names the model.
+        messages: the thread's messages, oldest first.
+        steps: what this run did in earlier turns: calls, each with its output.
+        max_prompt_tokens: what is left of the run's limit; None without one.
+        max_completion_tokens: likewise.
+    """
+
+    config: RunConfig
+    messages: tuple[Message, ...]
+    steps: tuple[RunStep, ...]
+    max_prompt_tokens: int | None
+    max_completion_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """More of a function call: the parts with the same `index` make up one call."""
+
+    index: int
+    name: str = ""
+    arguments: str = ""
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of the turn.
+
+    Attributes:
+        reason: a limit's name where that stopped the answer, else `stop`.
+    """
+
+    reason: Literal["stop", "max_completion_tokens", "max_prompt_tokens"]
+    usage: Usage
+
+
+Piece = TextDelta | ToolCallDelta | Finished
+
+
+class Backend(Protocol):
+    """Serves one or more models."""
+
+    def models(self) -> tuple[str, ...]:
+        """The names under which runs can ask for its models."""
+        ...
+
+    def answer(self, request: ModelRequest) -> AsyncGenerator[Piece, None]:
+        """The pieces of the answer as they come, the last one `Finished`.
+
+        May be closed early, when the run was cancelled or has expired.
+
+        Raises:
+            ModelError: the model failed or refused; what it had said is dropped.
+        """
+        ...

@@ -1,0 +1,68 @@
+"""What has to be done later: the port behind which an engine for jobs stands, and its drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from runbell.storage.store import Transaction
+
+__all__ = ["Handler", "Job", "JobKind", "Jobs"]
+
+
+class JobKind(StrEnum):
+    """Every kind of job; the key of each is a run's id."""
+
+    RUN = "run"
+    """Call the model for a queued run; due at once."""
+
+    EXPIRE = "expire"
+    """End a run whose time is over; put once a run, when it is created."""
+
+    FINISH_CANCEL = "finish_cancel"
+    """End a run that is being cancelled and whose worker does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One thing to do.
+
+    Attributes:
+        due_ms: not before this time, in milliseconds since the epoch; None is at once.
+    """
+
+    kind: JobKind
+    key: str
+    due_ms: int | None = None
+
+
+Handler = Callable[[str], Awaitable[None]]
+"""Does a job, given its key. It may be called twice for one job: it looks at the row first."""
+
+
+class Jobs(Protocol):
+    """An engine for jobs.
+
+    The rows are the truth: whatever is enqueued can be derived from them again, and an engine that
+    forgot a job finds it by its sweep.
+    """
+
+    async def enqueue(self, tx: Transaction, job: Job) -> None:
+        """Put a job that becomes visible with the transaction, or not at all."""
+        ...
+
+    def start(self, handlers: Mapping[JobKind, Handler]) -> None:
+        """Begin to hand out jobs, those of an earlier process first."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Jobs are being handed out."""
+        ...
+
+    async def stop(self, grace: float) -> None:
+        """Hand out nothing more, and give running handlers `grace` seconds before they are
+        cancelled. What they did not finish is found again at the next start."""
+        ...

@@ -1,0 +1,31 @@
+"""What every operation needs at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runbell.clock import Clock
+from runbell.service.backends import Backends
+from runbell.service.changes import Changes
+from runbell.service.jobs import Jobs
+from runbell.service.operations.ids import new_id
+from runbell.service.settings import Settings
+from runbell.storage.store import Store
+
+__all__ = ["Context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts of one service process."""
+
+    settings: Settings
+    clock: Clock
+    store: Store
+    jobs: Jobs
+    changes: Changes
+    backends: Backends
+
+    def new_id(self, prefix: str) -> str:
+        """A new id that begins with `prefix`."""
+        return new_id(prefix, self.clock)

@@ -1,0 +1,105 @@
+"""The sentences for what can't be done; programs match several of them to the letter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from runbell.errors import RequestRefused, UnknownCursor
+from runbell.runs import RunStatus
+
+__all__ = [
+    "cannot_cancel",
+    "id_taken",
+    "model_not_found",
+    "model_not_served",
+    "no_message_now",
+    "no_outputs_wanted",
+    "not_found",
+    "thread_busy",
+    "tool_unknown",
+    "tool_unsupported",
+    "unknown_cursor",
+    "wrong_outputs",
+]
+
+
+def not_found(kind: str, key: str) -> RequestRefused:
+    """There is no such thing, or it is another project's: the same answer for both."""
+    return RequestRefused(404, f"No {kind} found with id '{key}'.")
+
+
+def unknown_cursor(kind: str, error: UnknownCursor) -> RequestRefused:
+    return not_found(kind, error.cursor)
+
+
+def id_taken(key: str) -> RequestRefused:
+    # Without the header the stock SDK tries every 409 again.
+    return RequestRefused(
+        409,
+        f"An assistant with id '{key}' exists already: modify it, or choose another id.",
+        param="id",
+        code="id_taken",
+        headers={"x-should-retry": "false"},
+    )
+
+
+def thread_busy(thread_id: str, run_id: str) -> RequestRefused:
+    return RequestRefused(400, f"Thread {thread_id} already has an active run {run_id}.")
+
+
+def no_message_now(thread_id: str, run_id: str) -> RequestRefused:
+    return RequestRefused(400, f"Can't add messages to {thread_id} while a run {run_id} is active.")
+
+
+def cannot_cancel(status: RunStatus) -> RequestRefused:
+    return RequestRefused(400, f"Cannot cancel run with status '{status}'.")
+
+
+def no_outputs_wanted(status: RunStatus) -> RequestRefused:
+    return RequestRefused(400, f'Runs in status "{status}" do not accept tool outputs.')
+
+
+def wrong_outputs(expected: Iterable[str], got: Iterable[str]) -> RequestRefused:
+    return RequestRefused(
+        400,
+        f"Expected tool outputs for call_ids {list(expected)}, got {list(got)}",
+        param="tool_outputs",
+    )
+
+
+def model_not_served(model: str, served: Sequence[str]) -> RequestRefused:
+    return RequestRefused(
+        400,
+        f"The model '{model}' is not served here. Served: {', '.join(served)}. "
+        "Name one of them as the run's or the assistant's model.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def model_not_found(model: str, served: Sequence[str]) -> RequestRefused:
+    return RequestRefused(
+        404,
+        f"The model '{model}' does not exist here. Served: {', '.join(served)}.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def tool_unsupported(kind: str) -> RequestRefused:
+    return RequestRefused(
+        400,
+        f"The tool '{kind}' is not supported. Pass the run's own 'tools' without it, or remove it "
+        "from the assistant.",
+        param="tools",
+        code="unsupported_tool",
+    )
+
+
+def tool_unknown(name: str) -> RequestRefused:
+    return RequestRefused(
+        400,
+        f"The tool_choice names '{name}', which is not among the run's tools.",
+        param="tool_choice",
+        code="invalid_value",
+    )

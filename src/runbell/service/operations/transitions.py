@@ -1,0 +1,110 @@
+"""How a change of a run's status is stored: run, event and jobs, in one transaction.
+
+Every operation that moves a run goes through `move`; nothing else writes a status or an event.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from runbell.runs import Change, Run, RunStatus, apply, event_of
+from runbell.service.jobs import Job, JobKind
+from runbell.service.operations.context import Context
+from runbell.storage import events, messages, runs, steps
+from runbell.storage.records import Message
+from runbell.storage.runs import RunRecord
+from runbell.storage.store import Transaction
+
+__all__ = ["create", "move"]
+
+
+async def create(
+    ctx: Context, tx: Transaction, record: RunRecord, additional: tuple[Message, ...]
+) -> None:
+    """Store a new run with its first event and its jobs.
+
+    Args:
+        additional: messages that the run adds to its thread: now, or when its turn comes.
+
+    Raises:
+        Conflict: the run does not wait its turn, and its thread has an active run.
+    """
+    run = record.run
+    await runs.insert(tx, record, pending=additional if run.waits_turn else ())
+    if not run.waits_turn:
+        for message in additional:
+            await messages.insert(tx, message)
+    await _announce(ctx, tx, run)
+    await ctx.jobs.enqueue(tx, Job(JobKind.EXPIRE, run.id, due_ms=run.expires_at_ms))
+    if not run.waits_turn:
+        await ctx.jobs.enqueue(tx, Job(JobKind.RUN, run.id))
+
+
+async def move(ctx: Context, tx: Transaction, run: Run, change: Change) -> Run:
+    """Apply a change to a run, as it was just read.
+
+    Returns:
+        The run in its new status.
+
+    Raises:
+        TransitionNotAllowed: the table has no such way.
+        StaleWrite: somebody else has moved the run meanwhile.
+    """
+    moved = apply(run, change, now_ms=ctx.clock.now_ms())
+    await runs.change(tx, run, moved)
+    await _announce(ctx, tx, moved)
+    if moved.status is RunStatus.QUEUED:
+        await ctx.jobs.enqueue(tx, Job(JobKind.RUN, moved.id))
+    elif moved.status is RunStatus.CANCELLING:
+        due_ms = moved.updated_at_ms + round(ctx.settings.cancel_grace * 1000)
+        await ctx.jobs.enqueue(tx, Job(JobKind.FINISH_CANCEL, moved.id, due_ms=due_ms))
+    elif moved.status.is_terminal:
+        await _end_steps(tx, moved)
+        if not run.waits_turn:
+            await _pass_turn(ctx, tx, moved.thread_id)
+    return moved
+
+
+async def _announce(ctx: Context, tx: Transaction, run: Run) -> None:
+    await events.append(tx, event_of(run, ctx.new_id("evt")))
+    tx.after_commit(lambda: ctx.changes.publish(run))
+
+
+async def _end_steps(tx: Transaction, run: Run) -> None:
+    """What the run was in the middle of ends as the run did."""
+    status = _STEP_ENDS.get(run.status)
+    if status is None:
+        return
+    for step in await steps.open_of_run(tx, run.id):
+        error = run.last_error
+        ended = msgspec.structs.replace(
+            step,
+            status=status,
+            ended_at_ms=run.updated_at_ms,
+            error_code=error.code if error is not None else None,
+            error_message=error.message if error is not None else None,
+        )
+        await steps.update(tx, ended)
+
+
+_STEP_ENDS: dict[RunStatus, Literal["cancelled", "expired", "failed"]] = {
+    RunStatus.CANCELLED: "cancelled",
+    RunStatus.EXPIRED: "expired",
+    RunStatus.FAILED: "failed",
+}
+
+
+async def _pass_turn(ctx: Context, tx: Transaction, thread_id: str) -> None:
+    """The thread is free: the run that waits longest may start."""
+    waiting = await runs.next_waiting(tx, thread_id)
+    if waiting is None:
+        return
+    now_ms = ctx.clock.now_ms()
+    for message in await runs.pending_messages(tx, waiting.run.id):
+        await messages.insert(
+            tx, msgspec.structs.replace(message, created_at_ms=now_ms, completed_at_ms=now_ms)
+        )
+    await runs.take_turn(tx, waiting.run.id)
+    await ctx.jobs.enqueue(tx, Job(JobKind.RUN, waiting.run.id))

@@ -1,0 +1,55 @@
+"""Routes: assistants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runbell.service.operations import assistants
+from runbell.service.routes.routing import Call, Route, list_page, page
+from runbell.service.wire.objects import (
+    AssistantObject,
+    DeletedObject,
+    ListPage,
+    assistant_object,
+)
+from runbell.service.wire.pages import PageQuery, page_query
+from runbell.service.wire.requests import CreateAssistant, ModifyAssistant
+
+__all__ = ["ROUTES"]
+
+
+async def _create(call: Call[CreateAssistant, None]) -> AssistantObject:
+    return assistant_object(await assistants.create(call.ctx, call.project, call.body))
+
+
+async def _retrieve(call: Call[None, None]) -> AssistantObject:
+    key = call.path["assistant_id"]
+    return assistant_object(await assistants.retrieve(call.ctx, call.project, key))
+
+
+async def _modify(call: Call[ModifyAssistant, None]) -> AssistantObject:
+    key = call.path["assistant_id"]
+    return assistant_object(await assistants.modify(call.ctx, call.project, key, call.body))
+
+
+async def _delete(call: Call[None, None]) -> DeletedObject:
+    key = call.path["assistant_id"]
+    await assistants.delete(call.ctx, call.project, key)
+    return DeletedObject(id=key, object="assistant.deleted")
+
+
+async def _list(call: Call[None, PageQuery]) -> ListPage[Any]:
+    found = await assistants.list_page(call.ctx, call.project, page(call.query))
+    return list_page(found, assistant_object)
+
+
+_ALL = "/v1/assistants"
+_ONE = "/v1/assistants/{assistant_id}"
+
+ROUTES = (
+    Route("GET", _ALL, _list, "List assistants", query=page_query),
+    Route("POST", _ALL, _create, "Create an assistant", body=CreateAssistant),
+    Route("GET", _ONE, _retrieve, "Retrieve an assistant"),
+    Route("POST", _ONE, _modify, "Modify an assistant", body=ModifyAssistant),
+    Route("DELETE", _ONE, _delete, "Delete an assistant"),
+)

@@ -1,0 +1,33 @@
+"""Routes: the models that are served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runbell.service.operations import refusals
+from runbell.service.routes.routing import Call, Route, list_page
+from runbell.service.wire.objects import ListPage, ModelObject
+
+__all__ = ["ROUTES"]
+
+
+async def _list(call: Call[None, None]) -> ListPage[Any]:
+    return list_page((call.ctx.backends.models(), False), _model)
+
+
+async def _retrieve(call: Call[None, None]) -> ModelObject:
+    name = call.path["model"]
+    if call.ctx.backends.find(name) is None:
+        raise refusals.model_not_found(name, call.ctx.backends.models())
+    return _model(name)
+
+
+def _model(name: str) -> ModelObject:
+    # Nobody knows when a model was made; the field may not be missing.
+    return ModelObject(id=name, created=0, owned_by="runbell")
+
+
+ROUTES = (
+    Route("GET", "/v1/models", _list, "List the models that are served"),
+    Route("GET", "/v1/models/{model:path}", _retrieve, "Retrieve a model"),
+)

@@ -1,0 +1,303 @@
+"""How a service process lives: from its settings to the last commit.
+
+uvicorn runs inside our own event loop and owns neither the signals nor the socket, so that a
+second instance is refused before anything is opened, and jobs end together with the requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import ipaddress
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+
+from runbell.clock import SystemClock
+from runbell.errors import ConfigurationError
+from runbell.service.app import App
+from runbell.service.backends import Backends
+from runbell.service.backends.echo import Echo
+from runbell.service.changes import Changes
+from runbell.service.executor import Executor
+from runbell.service.jobs import JobKind
+from runbell.service.jobs.embedded import EmbeddedJobs
+from runbell.service.operations import runs
+from runbell.service.operations.access import (
+    DEFAULT_PROJECT,
+    Access,
+    create_key,
+    ensure_project,
+)
+from runbell.service.operations.context import Context
+from runbell.service.settings import Settings, sqlite_path
+from runbell.storage import projects
+from runbell.storage.lock import InstallationLock
+from runbell.storage.migrate import upgrade_sqlite
+from runbell.storage.sqlite import SQLiteStore
+
+__all__ = ["build", "open_store", "run"]
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep idle connections, so that it is they who close them."""
+
+
+def run(settings: Settings, say: Callable[[str], None] = print) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        say: shows a line to whoever started the process.
+
+    Raises:
+        ConfigurationError: the service cannot start; says why, and what to do.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    # What libraries tell of their own workings is not news of this service.
+    for library in ("alembic", "uvicorn"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings, say))
+
+
+@contextlib.asynccontextmanager
+async def open_store(path: Path) -> AsyncIterator[SQLiteStore]:
+    """The store in a SQLite file, its schema up to date; closed at the end.
+
+    Raises:
+        ConfigurationError: the file can't be used.
+        StorageUnavailable: it is locked.
+    """
+    upgrade_sqlite(path, InstallationLock(path))
+    store = await SQLiteStore.open(path)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def build(settings: Settings, store: SQLiteStore, clock: SystemClock) -> tuple[Context, Executor]:
+    """The parts of one service, put together; its jobs are not started."""
+    jobs = EmbeddedJobs(
+        store,
+        clock,
+        concurrency=settings.max_concurrent_runs,
+        cancel_grace=settings.cancel_grace,
+    )
+    ctx = Context(settings, clock, store, jobs, Changes(), Backends([Echo(clock)]))
+    return ctx, Executor(ctx)
+
+
+async def _serve(settings: Settings, say: Callable[[str], None]) -> None:
+    path = sqlite_path(settings.database)
+    lock = InstallationLock(path)
+    if not lock.acquire():
+        raise ConfigurationError(
+            f"{path} is in use by another runbell service (process {lock.holder()}): "
+            "stop that one, or name another file with --database"
+        )
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        listener, loopback = _bind(settings.host, settings.port)
+        stack.callback(listener.close)
+        _raise_file_limit()
+        upgrade_sqlite(path, lock)
+        store = await SQLiteStore.open(path)
+        try:
+            await _serve_from(settings, store, listener, loopback=loopback, say=say)
+        finally:
+            await store.close()
+
+
+async def _serve_from(
+    settings: Settings,
+    store: SQLiteStore,
+    listener: socket.socket,
+    *,
+    loopback: bool,
+    say: Callable[[str], None],
+) -> None:
+    ctx, executor = build(settings, store, SystemClock())
+    project = await ensure_project(store, ctx.clock, DEFAULT_PROJECT)
+    first_key = await _first_key(ctx, loopback=loopback)
+    app = App(ctx, Access(store, settings.api_key, project.id))
+    server = _Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
+        )
+    )
+    _spare_the_collector()
+    ctx.jobs.start(
+        {
+            JobKind.RUN: executor.execute,
+            JobKind.EXPIRE: lambda run_id: runs.expire(ctx, run_id),
+            JobKind.FINISH_CANCEL: lambda run_id: runs.finish_cancel(ctx, run_id),
+        }
+    )
+    stop = asyncio.Event()
+    with _signals(stop):
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await server.listening(serving)
+        url = _url(listener)
+        say(f"runbell: listening on {url}")
+        if first_key is not None:
+            first_key.show(url, say)
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        app.stop()
+        server.should_exit = True
+        await asyncio.gather(serving, ctx.jobs.stop(settings.shutdown_grace))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, without its signal handlers: the process has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def listening(self, serving: asyncio.Task[None]) -> None:
+        """Return when requests are taken, or raise what kept that from happening."""
+        while not self.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event
+            await asyncio.sleep(0.001)
+        if serving.done():
+            serving.result()
+            raise ConfigurationError("the server ended before it had begun")
+
+
+class _FirstKey:
+    """The key that the first start makes: shown once on a terminal, else left in a file."""
+
+    def __init__(self, key: str, file: Path | None) -> None:
+        self._key = key
+        self._file = file
+
+    def show(self, url: str, say: Callable[[str], None]) -> None:
+        if self._file is not None:
+            say(f"runbell: the API key that was made for you is in {self._file}")
+            return
+        say("runbell: this is your API key; it is not shown again")
+        say(f"export OPENAI_BASE_URL={url}")
+        say(f"export OPENAI_API_KEY={self._key}")
+
+
+async def _first_key(ctx: Context, *, loopback: bool) -> _FirstKey | None:
+    """Make a key where there is none; beyond loopback, insist on one that somebody chose."""
+    if ctx.settings.api_key is not None:
+        return None
+    keys = [key for key in await ctx.store.read(projects.list_keys) if key.revoked_at_ms is None]
+    if not loopback and not any(key.origin == "keys" for key in keys):
+        raise ConfigurationError(
+            f"{ctx.settings.host} can be reached from other machines: set RUNBELL_API_KEY, or make "
+            f"a key with: runbell keys create --database {ctx.settings.database}"
+        )
+    if keys:
+        return None
+    project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
+    key, _ = await create_key(ctx.store, ctx.clock, project, "serve")
+    if sys.stdout.isatty():
+        return _FirstKey(key, None)
+    path = sqlite_path(ctx.settings.database)
+    file = path.with_name(path.name + ".api-key")
+    _write_secret(file, key)
+    return _FirstKey(key, file)
+
+
+def _write_secret(file: Path, text: str) -> None:
+    """Write a file that nobody but its owner could read at any moment."""
+    file.unlink(missing_ok=True)
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "w") as stream:
+        stream.write(f"{text}\n")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not made for this Python: asyncio's own loop does the same, slower
+        return None
+    return uvloop.new_event_loop
+
+
+def _bind(host: str, port: int) -> tuple[socket.socket, bool]:
+    """A socket that is bound, not listening yet; and whether only this machine can reach it."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise ConfigurationError(f"--host {host} is no address here: {error.strerror}") from error
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        # Listening now, not when uvicorn does: only this refuses a second instance for certain.
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigurationError(
+                f"port {port} on {host} is in use by another process: stop that one, or choose "
+                "another port with --port (0 takes a free one)"
+            ) from error
+        raise ConfigurationError(
+            f"cannot listen on {host} port {port}: {error.strerror}"
+        ) from error
+    return listener, ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+
+def _spare_the_collector() -> None:
+    """Let the cyclic collector pass over what lives as long as the process, and look less often.
+
+    A request makes a few hundred short-lived objects and hardly a cycle; measured, this saves 8 %.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+def _raise_file_limit() -> None:
+    """Every connection is a file: take as many as the system allows without asking for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS caps it below what it reports
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,139 @@
+"""Every setting of the service, in one place: its name, default, environment variable and help."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from runbell.errors import ConfigurationError
+
+__all__ = ["Settings", "environment_name", "sqlite_path"]
+
+
+def _setting(default: Any, help: str, *, option: bool = True, low: float | None = None) -> Any:  # noqa: A002
+    # `low` is the smallest value that makes sense; `option=False` keeps a secret off command lines.
+    return field(default=default, metadata={"help": help, "option": option, "low": low})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one service process behaves. Durations are seconds, sizes bytes."""
+
+    host: str = _setting(
+        "127.0.0.1",
+        "Address to listen on; one that is not loopback needs a key that you made yourself.",
+    )
+    port: int = _setting(8100, "Port to listen on; 0 takes a free one.", low=0)
+    database: str = _setting(
+        "sqlite:///runbell.db",
+        "Where everything is kept: sqlite:///FILE, or sqlite:////FILE from the root.",
+    )
+    run_expiry: float = _setting(
+        600.0,
+        "Seconds from a run's creation to its end as `expired`, where the run does not say.",
+        low=0.001,
+    )
+    max_concurrent_runs: int = _setting(
+        500, "Runs that may call their models at the same time; others stay queued.", low=1
+    )
+    cancel_grace: float = _setting(
+        10.0,
+        "Seconds after which a cancelled run whose worker does not answer is ended.",
+        low=0.001,
+    )
+    max_body: int = _setting(8_388_608, "Largest request body, in bytes.", low=1_024)
+    body_timeout: float = _setting(
+        30.0, "Seconds within which a request's body has to arrive.", low=0.001
+    )
+    shutdown_grace: float = _setting(
+        3.0, "Seconds that open requests and model calls are given when the service stops.", low=0
+    )
+    log_level: str = _setting("info", "debug, info, warning or error.")
+    api_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "help": "A key for the project `default`, beside those made by `runbell keys create`. "
+            "Environment only: command lines are visible to other users.",
+            "option": False,
+            "low": None,
+        },
+    )
+
+    @classmethod
+    def load(
+        cls, given: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
+    ) -> Settings:
+        """The settings from what was given, else the environment, else the defaults.
+
+        Raises:
+            ConfigurationError: a value that makes no sense; names the setting.
+        """
+        values: dict[str, Any] = {}
+        for item in dataclasses.fields(cls):
+            value: Any = (given or {}).get(item.name)
+            if value is None:
+                value = environ.get(environment_name(item.name)) or None
+            if value is not None:
+                values[item.name] = _checked(item, value)
+        settings = cls(**values)
+        if settings.log_level not in ("debug", "info", "warning", "error"):
+            raise ConfigurationError(
+                f"log_level is {settings.log_level!r}: use debug, info, warning or error"
+            )
+        if settings.port > 65_535:
+            raise ConfigurationError(f"port is {settings.port}: the largest is 65535")
+        sqlite_path(settings.database)
+        return settings
+
+
+def environment_name(setting: str) -> str:
+    """The environment variable of a setting."""
+    return f"RUNBELL_{setting.upper()}"
+
+
+def sqlite_path(url: str) -> Path:
+    """The file that a database URL names.
+
+    Raises:
+        ConfigurationError: the URL is not one that this version can use.
+    """
+    scheme, separator, path = url.partition("://")
+    if not separator or scheme != "sqlite" or not path.startswith("/"):
+        raise ConfigurationError(
+            f"database is {_without_password(url)!r}: use sqlite:///runbell.db (beside you) or "
+            "sqlite:////var/lib/runbell.db (from the root)"
+        )
+    name = unquote(path[1:])
+    if not name or name == ":memory:" or name.endswith("/"):
+        raise ConfigurationError(
+            "the database has to be a file, so that runs survive a restart: sqlite:///runbell.db"
+        )
+    return Path(name)
+
+
+def _checked(item: dataclasses.Field[Any], value: Any) -> Any:
+    kind = {"int": int, "float": float}.get(str(item.type), str)
+    try:
+        converted = kind(value)
+    except ValueError:
+        raise ConfigurationError(
+            f"{item.name} is {value!r}: a number is needed "
+            f"(--{item.name.replace('_', '-')} or {environment_name(item.name)})"
+        ) from None
+    low = item.metadata["low"]
+    # Written so that NaN, which is neither below nor above anything, is refused too.
+    if low is not None and not low <= converted < float("inf"):
+        raise ConfigurationError(f"{item.name} is {value}: the smallest value is {low:g}")
+    return converted
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{'***@' if at and credentials else ''}{host}"

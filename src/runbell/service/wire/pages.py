@@ -1,0 +1,226 @@
+"""What a request's query string may say, and how rows become one page of a list.
+
+A page is read from the rows of a list in the requested order. `after` gives those that follow the
+cursor. `before` gives those that immediately precede it, still in the requested order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Literal, TypeVar
+
+from runbell.service.wire import refusals
+from runbell.service.wire.objects import ListPage
+
+__all__ = [
+    "EventQuery",
+    "PageQuery",
+    "check_no_query",
+    "event_query",
+    "include_query",
+    "page_of",
+    "page_query",
+]
+
+DEFAULT_LIMIT = 20
+MAX_LIMIT = 100
+
+Order = Literal["asc", "desc"]
+Params = Iterable[tuple[str, str]]
+
+INCLUDABLE = "step_details.tool_calls[*].file_search.results[*].content"
+"""The one thing that `include` can ask for. No run has it, since no run searches files."""
+
+_PAGING = frozenset({"limit", "order", "after", "before"})
+_LISTS = frozenset({"include", "types"})
+"""Parameters that may be repeated, also with brackets after the name, as SDKs write them."""
+
+Row = TypeVar("Row")
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """Which part of a list is asked for, in which order.
+
+    Attributes:
+        run_id: of messages, only those that this run made.
+        include: what else to answer; see `INCLUDABLE`.
+    """
+
+    limit: int = DEFAULT_LIMIT
+    order: Order = "desc"
+    after: str | None = None
+    before: str | None = None
+    run_id: str | None = None
+    include: tuple[str, ...] = ()
+
+    @property
+    def backwards(self) -> bool:
+        """Rows are read against the requested order, walking away from the `before` cursor."""
+        return self.before is not None and self.after is None
+
+
+@dataclass(frozen=True, slots=True)
+class EventQuery:
+    """Which events are asked for, from the oldest on.
+
+    Attributes:
+        types: the exact types that are wanted; None is all.
+    """
+
+    limit: int = DEFAULT_LIMIT
+    after: str | None = None
+    types: frozenset[str] | None = None
+
+
+def page_query(params: Params, also: Collection[str] = ()) -> PageQuery:
+    """The page that a list's query asks for. `also` names what this list knows besides paging:
+    "run_id", "include" or both.
+
+    Raises:
+        RequestRefused: (400) a parameter is unknown, repeated or not usable.
+    """
+    values = _values(params, _PAGING.union(also))
+    return PageQuery(
+        limit=_limit(values),
+        order=_order(values),
+        after=_text(values, "after"),
+        before=_text(values, "before"),
+        run_id=_text(values, "run_id"),
+        include=_include(values),
+    )
+
+
+def event_query(params: Params, known_types: Collection[str]) -> EventQuery:
+    """The events that a query asks for.
+
+    `types` names types, separated by commas, repeated or both; `thread.run.*` names all that begin
+    so.
+
+    Raises:
+        RequestRefused: (400) a parameter is unknown, repeated or not usable, or no such type is
+            among `known_types`.
+    """
+    values = _values(params, {"limit", "after", "types"})
+    return EventQuery(
+        limit=_limit(values),
+        after=_text(values, "after"),
+        types=_types(values["types"], known_types) if "types" in values else None,
+    )
+
+
+def include_query(params: Params) -> tuple[str, ...]:
+    """What the query of a request that has `include` and nothing else asks for.
+
+    Raises:
+        RequestRefused: (400) a parameter or a value is unknown.
+    """
+    return _include(_values(params, {"include"}))
+
+
+def check_no_query(params: Params) -> None:
+    """For requests that know no parameter.
+
+    Raises:
+        RequestRefused: (400) there is one.
+    """
+    _values(params, ())
+
+
+def page_of(
+    rows: Sequence[Row],
+    limit: int,
+    make: Callable[[Row], Item],
+    *,
+    backwards: bool = False,
+    id_of: Callable[[Row], str] = attrgetter("id"),
+) -> ListPage[Item]:
+    """The page that `rows` make.
+
+    `rows` are the first `limit` + 1 as they were read; one more than `limit` says that there are
+    more. With `backwards` (`PageQuery.backwards`) they were read against the requested order, and
+    are turned round here.
+    """
+    kept = list(rows[:limit])
+    if backwards:
+        kept.reverse()
+    return ListPage(
+        data=[make(row) for row in kept],
+        first_id=id_of(kept[0]) if kept else None,
+        last_id=id_of(kept[-1]) if kept else None,
+        has_more=len(rows) > limit,
+    )
+
+
+def _values(params: Params, known: Collection[str]) -> dict[str, list[str]]:
+    """The values by name. `api-version` is Azure's; it says nothing that is not known already."""
+    values: dict[str, list[str]] = {}
+    for given, value in params:
+        if given == "api-version":
+            continue
+        name = given.removesuffix("[]")
+        if name not in known or (given != name and name not in _LISTS):
+            raise refusals.unknown_query_parameter(given)
+        if name in values and name not in _LISTS:
+            raise refusals.invalid_value(name, "query parameter given more than once")
+        values.setdefault(name, []).append(value)
+    return values
+
+
+def _limit(values: dict[str, list[str]]) -> int:
+    if "limit" not in values:
+        return DEFAULT_LIMIT
+    text = values["limit"][0]
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise refusals.invalid_type("limit", ["integer"], "string")
+    limit = int(text)
+    if limit > MAX_LIMIT:
+        raise refusals.above_maximum("limit", "integer", MAX_LIMIT, limit)
+    if limit < 1:
+        raise refusals.below_minimum("limit", "integer", 1, limit)
+    return limit
+
+
+def _order(values: dict[str, list[str]]) -> Order:
+    match values.get("order"):
+        case None | ["desc"]:
+            return "desc"
+        case ["asc"]:
+            return "asc"
+        case given:
+            raise refusals.unsupported_value("order", given[0], ["asc", "desc"])
+
+
+def _text(values: dict[str, list[str]], name: str) -> str | None:
+    """An empty cursor is a mistake: taken for none, it would give the first page again."""
+    if name not in values:
+        return None
+    text = values[name][0]
+    if not text:
+        raise refusals.too_short(name, "string", 1, 0)
+    return text
+
+
+def _include(values: dict[str, list[str]]) -> tuple[str, ...]:
+    for value in values.get("include", ()):
+        if value != INCLUDABLE:
+            raise refusals.unsupported_value("include", value, [INCLUDABLE])
+    return tuple(dict.fromkeys(values.get("include", ())))
+
+
+def _types(given: list[str], known: Collection[str]) -> frozenset[str]:
+    types: set[str] = set()
+    for name in ",".join(given).split(","):
+        name = name.strip()
+        if name.endswith(".*"):
+            named = {each for each in known if each.startswith(name[:-1])}
+        else:
+            named = {name} & set(known)
+        if not named:
+            raise refusals.unsupported_value("types", name, [*known, "thread.run.*"])
+        types |= named
+    return frozenset(types)

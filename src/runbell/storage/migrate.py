@@ -1,0 +1,96 @@
+"""How a database gets its schema: Alembic's migrations, forward only, inside one transaction."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+from runbell.errors import ConfigurationError, StorageUnavailable
+from runbell.storage.lock import InstallationLock
+
+__all__ = ["HEAD", "upgrade_sqlite"]
+
+HEAD = "0001"
+"""The revision that this version of Runbell works with."""
+
+
+def upgrade_sqlite(path: Path, lock: InstallationLock) -> None:
+    """Create the file's schema or bring it up to `HEAD`.
+
+    Args:
+        path: the SQLite file; made, readable for its owner alone, where it is missing.
+        lock: of this installation. It is taken for the time of a change where it isn't held, so
+            that no schema changes under a running service.
+
+    Raises:
+        ConfigurationError: the file is newer than this version, no database, or in use.
+        StorageUnavailable: it is locked.
+    """
+    current = _revision(path)
+    if current == HEAD:
+        return
+    if current is not None and current > HEAD:
+        raise ConfigurationError(
+            f"{path} was written by a newer version of Runbell (schema {current}, this version "
+            f"has {HEAD}): upgrade with pip install -U runbell"
+        )
+    with lock.held() as held:
+        if not held:
+            raise ConfigurationError(
+                f"{path} has an older schema and is in use by process {lock.holder()}: "
+                "stop that service first"
+            )
+        path.touch(mode=0o600)
+        _migrate(path)
+
+
+def _migrate(path: Path) -> None:
+    # Imported here: a database that is up to date starts without Alembic.
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import URL, create_engine, event
+
+    engine = create_engine(URL.create("sqlite", database=str(path)))
+
+    # The driver would otherwise commit before each change of the schema.
+    @event.listens_for(engine, "connect")
+    def _no_implicit_transactions(connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: object) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # type: ignore[attr-defined] # a Connection
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    finally:
+        engine.dispose()
+
+
+def _revision(path: Path) -> str | None:
+    """The schema's revision; None for a file that is missing or empty."""
+    if not path.exists():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=2.0)) as connection:
+            tables = {
+                row[0]
+                for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+            }
+            if "alembic_version" not in tables:
+                if tables:
+                    raise ConfigurationError(
+                        f"{path} is a SQLite file of another program; name another with --database"
+                    )
+                return None
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            return row[0] if row is not None else None
+    except sqlite3.OperationalError as error:
+        raise StorageUnavailable(f"cannot open {path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise ConfigurationError(f"{path} is not a SQLite database: {error}") from error

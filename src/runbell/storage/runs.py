@@ -1,0 +1,398 @@
+"""Runs: their rows, the guard on every change of status, and what is due."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import bindparam, func, literal_column, select, text
+from sqlalchemy.sql.elements import ColumnElement
+
+from runbell.errors import StaleWrite
+from runbell.runs import LastError, Run, RunStatus, ToolCall, Usage
+from runbell.storage import schema
+from runbell.storage.codec import JsonColumn, to_json
+from runbell.storage.paging import Page, PagedList
+from runbell.storage.records import Message, RunConfig
+from runbell.storage.statements import (
+    Statement,
+    insert_row,
+    limited,
+    select_row,
+    update_row,
+)
+from runbell.storage.store import Row, Transaction
+
+__all__ = [
+    "RunRecord",
+    "active",
+    "cancelling_since",
+    "change",
+    "expiring",
+    "find",
+    "get",
+    "in_progress",
+    "insert",
+    "live",
+    "next_waiting",
+    "page",
+    "pending_messages",
+    "ready",
+    "set_metadata",
+    "take_turn",
+]
+
+_r = schema.runs.c
+_in_thread = (_r.project_id == bindparam("project"), _r.thread_id == bindparam("thread"))
+_live = text(schema.LIVE)
+_active = text(schema.ACTIVE)
+# A status as text, not as a parameter: only then can the partial indexes be used.
+_STATUS: dict[RunStatus, ColumnElement[str]] = {
+    status: literal_column(f"'{status}'") for status in RunStatus
+}
+
+_CHANGING = (
+    "status",
+    "sequence",
+    "attempt",
+    "takeovers",
+    "waits_turn",
+    "updated_at_ms",
+    "started_at_ms",
+    "cancelling_at_ms",
+    "cancelled_at_ms",
+    "failed_at_ms",
+    "completed_at_ms",
+    "incomplete_at_ms",
+    "expired_at_ms",
+    "tool_calls",
+    "error_code",
+    "error_message",
+    "incomplete_reason",
+    "status_reason",
+    "prompt_tokens",
+    "completion_tokens",
+)
+
+INSERT = Statement("runs.insert", "A new run.", insert_row(schema.runs))
+_ROW = select_row(schema.runs, "pending_messages")
+GET = Statement(
+    "runs.get", "One run of a thread.", _ROW.where(*_in_thread, _r.id == bindparam("key"))
+)
+FIND = Statement("runs.find", "A run by its id alone.", _ROW.where(_r.id == bindparam("key")))
+CHANGE = Statement(
+    "runs.change",
+    "Move a run on, if nobody has moved it since it was read.",
+    update_row(schema.runs, *_CHANGING).where(
+        _r.id == bindparam("key"),
+        _r.status == bindparam("was_status"),
+        _r.attempt == bindparam("was_attempt"),
+        _r.sequence == bindparam("was_sequence"),
+    ),
+)
+SET_METADATA = Statement(
+    "runs.set_metadata",
+    "Replace a run's metadata.",
+    update_row(schema.runs, "metadata").where(*_in_thread, _r.id == bindparam("key")),
+)
+ACTIVE = Statement(
+    "runs.active",
+    "The run that holds a thread.",
+    select(_r.id).where(_r.thread_id == bindparam("thread"), _active),
+)
+NEXT_WAITING = Statement(
+    "runs.next_waiting",
+    "The run whose turn comes when the thread's active run ends.",
+    _ROW.where(_r.thread_id == bindparam("thread"), _r.waits_turn, _live)
+    .order_by(_r.position)
+    .limit(literal_column("1"))
+    .offset(literal_column("0")),
+)
+TAKE_TURN = Statement(
+    "runs.take_turn",
+    "Let a waiting run hold its thread.",
+    update_row(schema.runs, "waits_turn", "pending_messages").where(_r.id == bindparam("key")),
+)
+PENDING_MESSAGES = Statement(
+    "runs.pending_messages",
+    "The messages that a waiting run will add.",
+    select(_r.pending_messages).where(_r.id == bindparam("key")),
+)
+LIVE_OF_THREAD = Statement(
+    "runs.live",
+    "A thread's runs that have not ended, the waiting ones first.",
+    _ROW.where(_r.thread_id == bindparam("thread"), _live).order_by(
+        _r.waits_turn.desc(), _r.position
+    ),
+)
+READY = Statement(
+    "runs.ready",
+    "Queued runs that may start, oldest first.",
+    limited(
+        select(_r.id)
+        .where(_r.status == _STATUS[RunStatus.QUEUED], _live, ~_r.waits_turn)
+        .order_by(_r.position)
+    ),
+)
+IN_PROGRESS = Statement(
+    "runs.in_progress",
+    "Runs that a worker holds, or held when it was lost.",
+    limited(
+        select(_r.id)
+        .where(_r.status == _STATUS[RunStatus.IN_PROGRESS], _live)
+        .order_by(_r.position)
+    ),
+)
+EXPIRING = Statement(
+    "runs.expiring",
+    "Runs that have not ended, in the order in which their time is over.",
+    limited(select(_r.id, _r.expires_at_ms).where(_live).order_by(_r.expires_at_ms, _r.position)),
+)
+CANCELLING = Statement(
+    "runs.cancelling",
+    "Runs whose cancel has begun, oldest first.",
+    limited(
+        select(_r.id, _r.cancelling_at_ms)
+        .where(_r.status == _STATUS[RunStatus.CANCELLING], _live)
+        .order_by(_r.position)
+    ),
+)
+COUNT = Statement(
+    "runs.count_live",
+    "How many runs have not ended.",
+    select(func.count()).select_from(schema.runs).where(_live),
+)
+PAGES = PagedList("runs.list", schema.runs, *_in_thread)
+
+_calls = JsonColumn(tuple[ToolCall, ...])
+_config = JsonColumn(RunConfig)
+_metadata = JsonColumn(dict[str, str])
+_messages = JsonColumn(tuple[Message, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run and what it was asked to do."""
+
+    run: Run
+    config: RunConfig
+
+
+async def insert(tx: Transaction, record: RunRecord, pending: tuple[Message, ...] = ()) -> None:
+    """Add a run.
+
+    Args:
+        pending: messages that it adds to its thread when its turn comes.
+
+    Raises:
+        Conflict: the thread has an active run, and this one would be another.
+    """
+    run = record.run
+    params = {
+        "project_id": run.project_id,
+        "thread_id": run.thread_id,
+        "id": run.id,
+        "assistant_id": run.assistant_id,
+        "created_at_ms": run.created_at_ms,
+        "expires_at_ms": run.expires_at_ms,
+        "metadata": to_json(run.metadata),
+        "config": to_json(record.config),
+        "pending_messages": to_json(pending) if pending else None,
+    }
+    await tx.execute(INSERT, params | _changing(run))
+
+
+async def get(tx: Transaction, project: str, thread_id: str, run_id: str) -> RunRecord | None:
+    """One run of a thread."""
+    row = await tx.fetch_one(GET, {"project": project, "thread": thread_id, "key": run_id})
+    return _record(row) if row is not None else None
+
+
+async def find(tx: Transaction, run_id: str) -> RunRecord | None:
+    """A run by its id alone: for workers, never for a request."""
+    row = await tx.fetch_one(FIND, {"key": run_id})
+    return _record(row) if row is not None else None
+
+
+async def change(tx: Transaction, before: Run, after: Run) -> None:
+    """Store what `lifecycle.apply` or `take_over` made of a run.
+
+    Raises:
+        StaleWrite: the run is not any more as `before` says; nothing was written.
+    """
+    guard = {
+        "key": before.id,
+        "was_status": before.status,
+        "was_attempt": before.attempt,
+        "was_sequence": before.sequence,
+    }
+    if await tx.execute(CHANGE, _changing(after) | guard) != 1:
+        raise StaleWrite(f"{before.id} is not {before.status} any more")
+
+
+async def set_metadata(tx: Transaction, run: Run) -> None:
+    """Store the run's metadata; its status is not touched."""
+    await tx.execute(
+        SET_METADATA,
+        {
+            "project": run.project_id,
+            "thread": run.thread_id,
+            "key": run.id,
+            "metadata": to_json(run.metadata),
+        },
+    )
+
+
+async def active(tx: Transaction, thread_id: str) -> str | None:
+    """The id of the run that holds the thread."""
+    row = await tx.fetch_one(ACTIVE, {"thread": thread_id})
+    return row[0] if row is not None else None
+
+
+async def next_waiting(tx: Transaction, thread_id: str) -> RunRecord | None:
+    """The run whose turn it is when the thread becomes free."""
+    row = await tx.fetch_one(NEXT_WAITING, {"thread": thread_id})
+    return _record(row) if row is not None else None
+
+
+async def pending_messages(tx: Transaction, run_id: str) -> tuple[Message, ...]:
+    """The messages that a waiting run adds when its turn comes."""
+    row = await tx.fetch_one(PENDING_MESSAGES, {"key": run_id})
+    if row is None or row[0] is None:
+        return ()
+    messages: tuple[Message, ...] = _messages.decode(row[0])
+    return messages
+
+
+async def take_turn(tx: Transaction, run_id: str) -> None:
+    """Let a waiting run hold its thread. Raises Conflict where the thread is held."""
+    await tx.execute(TAKE_TURN, {"key": run_id, "waits_turn": False, "pending_messages": None})
+
+
+async def live(tx: Transaction, thread_id: str) -> list[RunRecord]:
+    """A thread's runs that have not ended, the waiting ones first."""
+    return [_record(row) for row in await tx.fetch_all(LIVE_OF_THREAD, {"thread": thread_id})]
+
+
+async def page(
+    tx: Transaction, project: str, thread_id: str, page: Page
+) -> tuple[list[RunRecord], bool]:
+    """A page of a thread's runs, and whether there are more."""
+    rows, more = await PAGES.fetch(tx, page, {"project": project, "thread": thread_id})
+    return [_record(row[:-1]) for row in rows], more
+
+
+async def ready(tx: Transaction, limit: int) -> list[str]:
+    """Ids of queued runs that may start, oldest first."""
+    return [row[0] for row in await tx.fetch_all(READY, {"limit": limit})]
+
+
+async def in_progress(tx: Transaction, limit: int) -> list[str]:
+    """Ids of runs that are in progress, oldest first."""
+    return [row[0] for row in await tx.fetch_all(IN_PROGRESS, {"limit": limit})]
+
+
+async def expiring(tx: Transaction, limit: int) -> list[tuple[str, int]]:
+    """The next runs to expire: their ids, and when (milliseconds since the epoch)."""
+    return [(row[0], row[1]) for row in await tx.fetch_all(EXPIRING, {"limit": limit})]
+
+
+async def cancelling_since(tx: Transaction, limit: int) -> list[tuple[str, int]]:
+    """Runs being cancelled: their ids, and since when (milliseconds since the epoch)."""
+    return [(row[0], row[1]) for row in await tx.fetch_all(CANCELLING, {"limit": limit})]
+
+
+async def count_live(tx: Transaction) -> int:
+    """How many runs have not ended."""
+    row = await tx.fetch_one(COUNT, {})
+    return int(row[0]) if row is not None else 0
+
+
+def _changing(run: Run) -> dict[str, Any]:
+    error = run.last_error
+    return {
+        "status": run.status,
+        "sequence": run.sequence,
+        "attempt": run.attempt,
+        "takeovers": run.takeovers,
+        "waits_turn": run.waits_turn,
+        "updated_at_ms": run.updated_at_ms,
+        "started_at_ms": run.started_at_ms,
+        "cancelling_at_ms": run.cancelling_at_ms,
+        "cancelled_at_ms": run.cancelled_at_ms,
+        "failed_at_ms": run.failed_at_ms,
+        "completed_at_ms": run.completed_at_ms,
+        "incomplete_at_ms": run.incomplete_at_ms,
+        "expired_at_ms": run.expired_at_ms,
+        "tool_calls": to_json(run.tool_calls) if run.tool_calls else None,
+        "error_code": error.code if error is not None else None,
+        "error_message": error.message if error is not None else None,
+        "incomplete_reason": run.incomplete_reason,
+        "status_reason": run.status_reason,
+        "prompt_tokens": run.usage.prompt_tokens,
+        "completion_tokens": run.usage.completion_tokens,
+    }
+
+
+def _record(row: Row) -> RunRecord:
+    (
+        project_id,
+        thread_id,
+        run_id,
+        assistant_id,
+        status,
+        sequence,
+        attempt,
+        takeovers,
+        waits_turn,
+        created_at_ms,
+        expires_at_ms,
+        updated_at_ms,
+        started_at_ms,
+        cancelling_at_ms,
+        cancelled_at_ms,
+        failed_at_ms,
+        completed_at_ms,
+        incomplete_at_ms,
+        expired_at_ms,
+        tool_calls,
+        error_code,
+        error_message,
+        incomplete_reason,
+        status_reason,
+        prompt_tokens,
+        completion_tokens,
+        metadata,
+        config,
+    ) = row
+    run = Run(
+        id=run_id,
+        project_id=project_id,
+        thread_id=thread_id,
+        assistant_id=assistant_id,
+        status=_STATUSES[status],
+        created_at_ms=created_at_ms,
+        expires_at_ms=expires_at_ms,
+        updated_at_ms=updated_at_ms,
+        sequence=sequence,
+        attempt=attempt,
+        takeovers=takeovers,
+        waits_turn=bool(waits_turn),
+        started_at_ms=started_at_ms,
+        cancelling_at_ms=cancelling_at_ms,
+        cancelled_at_ms=cancelled_at_ms,
+        failed_at_ms=failed_at_ms,
+        completed_at_ms=completed_at_ms,
+        incomplete_at_ms=incomplete_at_ms,
+        expired_at_ms=expired_at_ms,
+        tool_calls=_calls.decode(tool_calls) if tool_calls is not None else (),
+        last_error=LastError(error_code, error_message) if error_code is not None else None,
+        incomplete_reason=incomplete_reason,
+        status_reason=status_reason,
+        usage=Usage(prompt_tokens, completion_tokens),
+        metadata=_metadata.decode(metadata),
+    )
+    return RunRecord(run, _config.decode(config))
+
+
+_STATUSES = {str(status): status for status in RunStatus}

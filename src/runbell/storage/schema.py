@@ -1,0 +1,231 @@
+"""Where it is kept: the tables, their keys and their indexes, for every database.
+
+The migrations are what builds a database; a test holds this module and their result together.
+
+Rules that hold throughout:
+
+- `position` is the order of insertion, from the database itself. Lists are sorted by it, since
+  stamps tie. Only the feed's positions are never given twice, which costs a write more.
+- Times are milliseconds since the epoch. JSON is text, encoded and decoded by us: the databases
+  never look inside.
+- An id is unique for the whole installation, except an assistant's, which its maker may choose: a
+  chosen id must not tell one project what another has.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+__all__ = [
+    "ACTIVE",
+    "LIVE",
+    "api_keys",
+    "assistants",
+    "events",
+    "messages",
+    "metadata",
+    "projects",
+    "run_steps",
+    "runs",
+    "threads",
+]
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+LIVE = "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
+"""Not terminal: what partial indexes and the queries that use them have to say alike."""
+
+ACTIVE = f"{LIVE} AND NOT waits_turn"
+"""Holding its thread: the database itself keeps this to one run a thread."""
+
+
+def _position() -> Column[int]:
+    # SQLite numbers rows by itself only where the key is exactly INTEGER.
+    return Column(
+        "position",
+        BigInteger().with_variant(Integer, "sqlite"),
+        primary_key=True,
+        autoincrement=True,
+    )
+
+
+def _project() -> Column[str]:
+    return Column("project_id", Text, ForeignKey("projects.id"), nullable=False)
+
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _project(),
+    Column("digest", Text, nullable=False, unique=True),
+    Column("hint", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("revoked_at_ms", BigInteger),
+)
+
+assistants = Table(
+    "assistants",
+    metadata,
+    _position(),
+    _project(),
+    Column("id", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("config", Text, nullable=False),
+    UniqueConstraint("project_id", "id"),
+    Index(None, "project_id", "position"),
+)
+
+threads = Table(
+    "threads",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _project(),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("tool_resources", Text, nullable=False),
+    Column("metadata", Text, nullable=False),
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    _position(),
+    _project(),
+    Column("thread_id", Text, nullable=False),
+    Column("id", Text, nullable=False, unique=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("incomplete_reason", Text),
+    Column("completed_at_ms", BigInteger),
+    Column("incomplete_at_ms", BigInteger),
+    Column("assistant_id", Text),
+    Column("run_id", Text),
+    Column("metadata", Text, nullable=False),
+    Index(None, "thread_id", "position"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    _position(),
+    _project(),
+    Column("thread_id", Text, nullable=False),
+    Column("id", Text, nullable=False, unique=True),
+    Column("assistant_id", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("takeovers", Integer, nullable=False),
+    Column("waits_turn", Boolean, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    Column("started_at_ms", BigInteger),
+    Column("cancelling_at_ms", BigInteger),
+    Column("cancelled_at_ms", BigInteger),
+    Column("failed_at_ms", BigInteger),
+    Column("completed_at_ms", BigInteger),
+    Column("incomplete_at_ms", BigInteger),
+    Column("expired_at_ms", BigInteger),
+    Column("tool_calls", Text),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Column("incomplete_reason", Text),
+    Column("status_reason", Text),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("metadata", Text, nullable=False),
+    Column("config", Text, nullable=False),
+    # Messages that a run which waits its turn adds to the thread when that comes.
+    Column("pending_messages", Text),
+    Index(None, "thread_id", "position"),
+    Index(
+        "uq_runs_active_thread",
+        "thread_id",
+        unique=True,
+        sqlite_where=text(ACTIVE),
+        postgresql_where=text(ACTIVE),
+    ),
+    Index(
+        "ix_runs_live_expiry",
+        "expires_at_ms",
+        sqlite_where=text(LIVE),
+        postgresql_where=text(LIVE),
+    ),
+    Index(
+        "ix_runs_live_status",
+        "status",
+        "position",
+        sqlite_where=text(LIVE),
+        postgresql_where=text(LIVE),
+    ),
+)
+
+run_steps = Table(
+    "run_steps",
+    metadata,
+    _position(),
+    _project(),
+    Column("thread_id", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("assistant_id", Text, nullable=False),
+    Column("id", Text, nullable=False, unique=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("message_id", Text),
+    Column("tool_calls", Text),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Column("ended_at_ms", BigInteger),
+    Column("usage", Text),
+    Column("metadata", Text, nullable=False),
+    Index(None, "run_id", "position"),
+    Index(None, "thread_id"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    _position(),
+    _project(),
+    Column("id", Text, nullable=False, unique=True),
+    Column("run_id", Text, nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    UniqueConstraint("run_id", "sequence"),
+    Index(None, "project_id", "position"),
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,1 @@
+"""The tests; `served.py` is the running service that many of them talk to."""

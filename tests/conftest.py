@@ -1,0 +1,36 @@
+"""What every test can have: a served instance, shared by all tests of one worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from openai import OpenAI
+
+from tests.protocol.wire import inspect
+from tests.served import Api, Served
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The SDK marks all of the Assistants API as deprecated, which is what this product is about.
+    for message in ("deprecated$", "The Assistants API is deprecated"):
+        config.addinivalue_line("filterwarnings", f"ignore:{message}:DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A service; whatever it answers, to whomever, is held against the types of the wire."""
+    with Served(tmp_path_factory.mktemp("served"), watch=inspect) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def client(served: Served) -> OpenAI:
+    """The stock SDK in the project `default`, which many tests use at a time."""
+    return served.client()
+
+
+@pytest.fixture(scope="session")
+def api(served: Served) -> Api:
+    """Plain HTTP in the project `default`."""
+    return served.api()

@@ -1,0 +1,86 @@
+"""The process behind the protocol: health, models, and what a restart leaves as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from tests.protocol.scenario import (
+    answer_of,
+    ask,
+    fields,
+    function_tool,
+    messages_of,
+    outputs_for,
+    until,
+)
+from tests.protocol.wire import inspect
+from tests.served import Api, Served, eventually
+
+
+def test_models_are_those_that_are_served(client: OpenAI) -> None:
+    (model,) = client.models.list()
+    assert (model.id, model.object) == ("echo", "model")
+    assert fields(client.models.retrieve("echo")) == fields(model)
+
+
+def test_the_service_is_alive_and_ready(served: Served) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert served.request("GET", path).status == 200
+        assert served.request("HEAD", path).status == 200
+
+
+def test_the_line_that_says_that_it_listens_is_printed_once(served: Served) -> None:
+    assert served.stdout().count("runbell: listening on ") == 1
+    assert f"runbell: listening on {served.base_url}\n" in served.stdout()
+
+
+def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+    """Objects, events and keys; a run that waits still waits, one that works goes on."""
+    with Served(tmp_path, watch=inspect) as service:
+        client = service.client()
+        key = service.create_key("other")
+        service.api(key).post("/v1/threads", {}).ok()
+        assistant = client.beta.assistants.create(model="echo", tools=[function_tool("f")])
+        completed = until(client, ask(client, assistant, "hello"), "completed")
+        waiting = until(client, ask(client, assistant, "call f {}"), "requires_action")
+        working = until(client, ask(client, assistant, "sleep 1"), "in_progress")
+        events = service.api().get("/v1/events?limit=100").ok()["data"]
+
+        service.restart()
+
+        client = service.client()
+        assert fields(client.beta.assistants.retrieve(assistant.id)) == fields(assistant)
+        again = client.beta.threads.runs.retrieve(completed.id, thread_id=completed.thread_id)
+        assert fields(again) == fields(completed)
+        assert service.api(key).get("/v1/events").ok()["data"] == []
+        later = service.api().get("/v1/events?limit=100").ok()["data"]
+        assert later[: len(events)] == events
+        client.beta.threads.runs.submit_tool_outputs(
+            waiting.id, thread_id=waiting.thread_id, tool_outputs=outputs_for(waiting, ["x"])
+        )
+        assert answer_of(client, until(client, waiting, "completed")) == "x"
+        until(client, working, "completed")
+        assert messages_of(client, working.thread_id) == ["sleep 1", "sleep 1"]
+
+
+def test_a_restart_on_the_same_port_serves_clients_that_stayed(tmp_path: Path) -> None:
+    with Served(tmp_path, watch=inspect) as service:
+        client = service.client()
+        made = client.beta.assistants.create(model="echo")
+        service.restart(same_port=True)
+        found = eventually(lambda: client.beta.assistants.list().data, "the list answers")
+        assert [assistant.id for assistant in found] == [made.id]
+
+
+@pytest.mark.parametrize("prefix", ["/openai", "/openai/v1"])
+def test_the_same_routes_answer_under_another_prefix(api: Api, prefix: str) -> None:
+    made = api.post(f"{prefix}/assistants?api-version=2024-05-01-preview", {"model": "echo"}).ok()
+    assert api.get(f"/v1/assistants/{made['id']}").ok() == made
+    assert api.get(f"{prefix}/assistants/{made['id']}").ok() == made
+    assert api.get(f"{prefix}/events?limit=1").status == 200
+    assert api.get(f"{prefix}/models").ok() == api.get("/v1/models").ok()
+    answer = api.get(f"{prefix}/threads/thread_X")
+    assert answer.error["message"] == "No thread found with id 'thread_X'."
