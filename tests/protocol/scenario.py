@@ -10,7 +10,7 @@ from openai import OpenAI
 from openai.types.beta import Assistant
 from openai.types.beta.threads import Message, Run
 
-from tests.served import Api, eventually
+from tests.served import eventually
 
 __all__ = [
     "SETTLED",
@@ -27,7 +27,6 @@ __all__ = [
     "say",
     "text_of",
     "until",
-    "walk",
 ]
 
 TERMINAL = ("completed", "failed", "cancelled", "expired", "incomplete")
@@ -82,8 +81,10 @@ def occupied(client: OpenAI, assistant: Assistant, thread_id: str | None = None)
     try:
         yield until(client, run, "in_progress")
     finally:
-        if client.beta.threads.runs.retrieve(run.id, thread_id=thread_id).status not in TERMINAL:
+        seen = client.beta.threads.runs.retrieve(run.id, thread_id=thread_id)
+        if seen.status not in (*TERMINAL, "cancelling"):
             client.beta.threads.runs.cancel(run.id, thread_id=thread_id)
+        until(client, run, *TERMINAL)
 
 
 def fields(item: Any) -> dict[str, Any]:
@@ -123,15 +124,3 @@ def outputs_for(run: Run, outputs: Sequence[str]) -> list[Any]:
         {"tool_call_id": call[0], "output": output}
         for call, output in zip(calls_of(run), outputs, strict=True)
     ]
-
-
-def walk(api: Api, run_id: str) -> list[dict[str, Any]]:
-    """Every event of a run, in the order of the feed."""
-    found: list[dict[str, Any]] = []
-    cursor = ""
-    while True:
-        page = api.get(f"/v1/events?limit=100{cursor}").ok()
-        found += [event for event in page["data"] if event["data"]["id"] == run_id]
-        if not page["has_more"]:
-            return found
-        cursor = f"&after={page['last_id']}"

@@ -69,7 +69,13 @@ def many_runs(project: Project) -> Listing:
     assistant = client.beta.assistants.create(model="echo")
     with occupied(client, assistant) as first:
         runs = [
-            create_run(client, assistant, first.thread_id, on_active_run="enqueue")
+            create_run(
+                client,
+                assistant,
+                first.thread_id,
+                on_active_run="enqueue",
+                additional_messages=[{"role": "user", "content": "next"}],
+            )
             for _ in range(COUNT - 1)
         ]
     for run in runs:
@@ -99,9 +105,14 @@ def many_steps(project: Project) -> Listing:
 
 @pytest.fixture(scope="module")
 def listings(new_project: Callable[[], Project]) -> dict[str, Listing]:
-    makers = (many_assistants, many_messages, many_runs, many_steps)
-    project = new_project()
-    return {kind: make(project) for kind, make in zip(KINDS, makers, strict=True)}
+    """The lists, filled. The other makers need assistants, so that list has its own project."""
+    first, second = new_project(), new_project()
+    return {
+        "assistants": many_assistants(first),
+        "messages": many_messages(second),
+        "runs": many_runs(second),
+        "steps": many_steps(second),
+    }
 
 
 @pytest.fixture(params=KINDS)
@@ -197,14 +208,14 @@ def test_what_no_page_can_be_is_refused(
     assert (answer.status, answer.error["param"]) == (400, param)
 
 
-def test_a_cursor_survives_what_is_created_meanwhile(project: Project) -> None:
+def test_a_cursor_survives_what_is_created_meanwhile(api: Api, client: OpenAI) -> None:
     """Newest first, a new row is in front of the cursor and changes nothing behind it."""
-    threads = project.client.beta.threads
-    thread_id = say(project.client, "0")
+    threads = client.beta.threads
+    thread_id = say(client, "0")
     ids: Sequence[str] = [m.id for m in threads.messages.list(thread_id)] + [
         threads.messages.create(thread_id, role="user", content="x").id for _ in range(5)
     ]
-    listing = Listing(project.api, f"/v1/threads/{thread_id}/messages", tuple(ids), "message")
+    listing = Listing(api, f"/v1/threads/{thread_id}/messages", tuple(ids), "message")
     page, _ = listing.page(limit=3)
     threads.messages.create(thread_id, role="user", content="new")
     assert page + listing.page(after=page[-1])[0] == listing.ordered("desc")

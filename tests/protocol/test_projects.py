@@ -60,7 +60,7 @@ UNNAMED = {
     ("POST", "/v1/threads/runs"): "test_no_run_uses_a_strangers_assistant",
     ("GET", "/v1/events"): "test_the_feed_shows_ones_own_alone",
     ("GET", "/v1/models"): "test_models_are_for_all",
-    ("GET", "/v1/models/{model}"): "test_models_are_for_all",
+    ("GET", "/v1/models/{model:path}"): "test_models_are_for_all",
 }
 """Routes that name none, with the test that is about them."""
 

@@ -406,10 +406,12 @@ def test_a_missing_run_of_a_missing_thread_is_a_404(api: Api) -> None:
     assert "_X" in answer.error["message"]
 
 
-def test_a_missing_model_is_a_404(api: Api) -> None:
-    answer = api.get("/v1/models/not-served")
+@pytest.mark.parametrize("model", ["not-served", "org/not-served", "ft:not-served:a::b"])
+def test_a_missing_model_is_a_404(api: Api, model: str) -> None:
+    """Names of models may hold slashes and colons."""
+    answer = api.get(f"/v1/models/{model}")
     assert answer.status == 404
-    assert "not-served" in answer.error["message"]
+    assert model in answer.error["message"]
 
 
 @pytest.mark.parametrize("wild", ["%00", "%ff", "a" * 5_000, "%2e%2e%2f", "'; drop table runs"])

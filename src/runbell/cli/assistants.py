@@ -151,7 +151,7 @@ def _oldest_first(entries: list[Entry]) -> tuple[Entry, ...]:
         return tuple(entries)
     if entries and (entries[0].created_at or 0) > (entries[-1].created_at or 0):
         # Newest first, as lists are by default: so are those of the same second.
-        entries = entries[::-1]
+        entries.reverse()
     return tuple(sorted(entries, key=lambda entry: entry.created_at or 0))
 
 
@@ -190,6 +190,10 @@ def _entry(line: int, item: Any) -> Entry:
     }
     if not isinstance(fields.get("id", ""), str):
         raise _unreadable(line, "the id of an assistant must be a string")
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _unreadable(line, "half of a surrogate pair is no text that can be sent") from error
     created_at = item.get("created_at")
     return Entry(line, created_at if isinstance(created_at, int) else None, fields)
 

@@ -25,6 +25,7 @@ from runbell.errors import RunbellError
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.beta.threads import Run
+    from rich.console import Console
 
 __all__ = ["demo"]
 
@@ -32,8 +33,8 @@ MODEL = "echo"
 QUESTION = "What is 2+2?"
 POLL_MS = 100
 LIMIT_SECONDS = 20.0
-PIPED_WIDTH = 100
-STATUSES_WIDTH = 44
+FULL_WIDTH = 100
+"""Columns of the table where nobody says how many there are."""
 
 
 def add(a: float, b: float) -> float:
@@ -210,10 +211,11 @@ def demo() -> None:
         signal.signal(ending, lambda *_: signal.raise_signal(signal.SIGINT))
 
     began = time.monotonic()
+    console = _console()
     with ServedProcess() as service:
         _introduce(service)
         told = asyncio.run(_tell(service))
-    _show(told)
+    _show(console, told)
     wrong = [f"  {each.story.name}: {each.problem}" for each in told if each.problem]
     if wrong:
         raise RunbellError("\n".join(["the demo did not go as it should. The run that", *wrong]))
@@ -284,31 +286,41 @@ async def _statuses(client: AsyncOpenAI) -> dict[str, list[tuple[str, int]]]:
         query["after"] = page["last_id"]
 
 
-def _show(told: list[Told]) -> None:
+def _console() -> Console:
+    """What a table is printed with: plain, and of a fixed width, unless it is a terminal."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        return Console()
+    return Console(width=FULL_WIDTH, color_system=None, force_terminal=False)
+
+
+def _show(console: Console, told: list[Told]) -> None:
     """A table: with colours and lines on a terminal, plain and aligned anywhere else."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    terminal = sys.stdout.isatty()
-    console = Console() if terminal else Console(width=PIPED_WIDTH, color_system=None)
+    terminal = console.is_terminal
+    statuses_width = 44 if console.width >= FULL_WIDTH else 24
     table = Table(box=box.ROUNDED if terminal else None, show_lines=terminal, pad_edge=terminal)
     table.add_column("Run that")
-    table.add_column("Statuses, with the time since its creation", no_wrap=True)
+    table.add_column("Statuses, with the time since its creation", min_width=statuses_width)
     table.add_column("Status calls", justify="right", max_width=6)
     table.add_column("Outcome")
     for each in told:
         # Text, since a message may hold what looks like markup.
         outcome = Text(each.outcome, style="red" if each.problem else "green")
-        table.add_row(each.story.name, _life(each.statuses), str(each.calls), outcome)
+        table.add_row(
+            each.story.name, _life(each.statuses, statuses_width), str(each.calls), outcome
+        )
     console.print()
     console.print(table)
     console.print()
 
 
-def _life(statuses: tuple[tuple[str, int], ...]) -> str:
+def _life(statuses: tuple[tuple[str, int], ...], width: int) -> str:
     """`queued 0 ms → in_progress 3 ms → …`, in lines that break at an arrow only."""
     # textwrap takes a no-break space for a letter.
     life = " → ".join(f"{status}\u00a0{since}\u00a0ms" for status, since in statuses)
-    return "\n".join(textwrap.wrap(life, STATUSES_WIDTH)).replace("\u00a0", " ")
+    return "\n".join(textwrap.wrap(life, width)).replace("\u00a0", " ")

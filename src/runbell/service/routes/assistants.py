@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from runbell.service.operations import assistants
-from runbell.service.routes.routing import Call, Route, list_page, page
+from runbell.service.routes.routing import Call, Route
 from runbell.service.wire.objects import (
     AssistantObject,
     DeletedObject,
     ListPage,
     assistant_object,
 )
-from runbell.service.wire.pages import PageQuery, page_query
+from runbell.service.wire.pages import PageQuery, page_of, page_query
 from runbell.service.wire.requests import CreateAssistant, ModifyAssistant
 
 __all__ = ["ROUTES"]
@@ -39,8 +40,8 @@ async def _delete(call: Call[None, None]) -> DeletedObject:
 
 
 async def _list(call: Call[None, PageQuery]) -> ListPage[Any]:
-    found = await assistants.list_page(call.ctx, call.project, page(call.query))
-    return list_page(found, assistant_object)
+    found = await assistants.list_page(call.ctx, call.project, call.query.page)
+    return page_of(found, assistant_object, id_of=attrgetter("id"))
 
 
 _ALL = "/v1/assistants"

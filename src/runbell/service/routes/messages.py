@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from runbell.service.operations import threads
-from runbell.service.routes.routing import Call, Route, list_page, page
+from runbell.service.routes.routing import Call, Route
 from runbell.service.wire.objects import (
     DeletedObject,
     ListPage,
     MessageObject,
     message_object,
 )
-from runbell.service.wire.pages import PageQuery, page_query
+from runbell.service.wire.pages import PageQuery, page_of, page_query
 from runbell.service.wire.requests import CreateMessage, ModifyMessage
 
 __all__ = ["ROUTES"]
@@ -46,10 +47,10 @@ async def _list(call: Call[None, PageQuery]) -> ListPage[Any]:
         call.ctx,
         call.project,
         call.path["thread_id"],
-        page(call.query),
+        call.query.page,
         run_id=call.query.run_id,
     )
-    return list_page(found, message_object)
+    return page_of(found, message_object, id_of=attrgetter("id"))
 
 
 _ALL = "/v1/threads/{thread_id}/messages"

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from runbell.service.operations import refusals
-from runbell.service.routes.routing import Call, Route, list_page
+from runbell.service.routes.routing import Call, Route
 from runbell.service.wire.objects import ListPage, ModelObject
+from runbell.service.wire.pages import page_of
 
 __all__ = ["ROUTES"]
 
 
 async def _list(call: Call[None, None]) -> ListPage[Any]:
-    return list_page((call.ctx.backends.models(), False), _model)
+    return page_of((call.ctx.backends.models(), False), _model, id_of=str)
 
 
 async def _retrieve(call: Call[None, None]) -> ModelObject:

@@ -11,17 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from runbell.service.operations.context import Context
-from runbell.service.wire.objects import ListPage
-from runbell.service.wire.pages import PageQuery, check_no_query
+from runbell.service.wire.pages import check_no_query
 from runbell.service.wire.requests import Request
-from runbell.storage.paging import Page
 
-__all__ = ["Call", "RawJson", "Route", "list_page", "no_query", "page"]
+__all__ = ["Call", "RawJson", "Route", "no_query"]
 
 Body = TypeVar("Body")
 Query = TypeVar("Query")
-Record = TypeVar("Record")
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,6 @@ class Route:
         summary: what it does, in a few words.
         body: the type of the request's body; None where it has none.
         query: decodes the query; refuses what it does not know.
-        known: names of path parameters that are looked up by `handle`.
     """
 
     method: str
@@ -71,20 +66,3 @@ class Route:
     summary: str
     body: type[Request] | None = None
     query: Callable[[Sequence[tuple[str, str]]], Any] = field(default=no_query)
-
-
-def page(query: PageQuery) -> Page:
-    """What storage is asked for."""
-    return Page(query.limit, query.order, query.after, query.before)
-
-
-def list_page(found: tuple[Sequence[Record], bool], make: Callable[[Record], Any]) -> ListPage[Any]:
-    """The answer for a page of records."""
-    records, more = found
-    data = [make(record) for record in records]
-    return ListPage(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=more,
-    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from runbell.service.operations import runs
-from runbell.service.routes.routing import Call, Route, list_page, page
+from runbell.service.routes.routing import Call, Route
 from runbell.service.wire.objects import (
     ListPage,
     RunObject,
@@ -13,7 +14,7 @@ from runbell.service.wire.objects import (
     run_object,
     step_object,
 )
-from runbell.service.wire.pages import PageQuery, include_query, page_query
+from runbell.service.wire.pages import PageQuery, include_query, page_of, page_query
 from runbell.service.wire.requests import (
     CreateRun,
     CreateThreadAndRun,
@@ -45,8 +46,8 @@ async def _modify(call: Call[ModifyRun, None]) -> RunObject:
 
 async def _list(call: Call[None, PageQuery]) -> ListPage[Any]:
     thread = call.path["thread_id"]
-    found = await runs.list_page(call.ctx, call.project, thread, page(call.query))
-    return list_page(found, run_object)
+    found = await runs.list_page(call.ctx, call.project, thread, call.query.page)
+    return page_of(found, run_object, id_of=lambda record: record.run.id)
 
 
 async def _cancel(call: Call[None, None]) -> RunObject:
@@ -62,8 +63,8 @@ async def _submit(call: Call[SubmitToolOutputs, None]) -> RunObject:
 
 async def _list_steps(call: Call[None, PageQuery]) -> ListPage[Any]:
     thread, run = call.path["thread_id"], call.path["run_id"]
-    found = await runs.list_steps(call.ctx, call.project, thread, run, page(call.query))
-    return list_page(found, step_object)
+    found = await runs.list_steps(call.ctx, call.project, thread, run, call.query.page)
+    return page_of(found, step_object, id_of=attrgetter("id"))
 
 
 async def _retrieve_step(call: Call[None, Any]) -> RunStepObject:

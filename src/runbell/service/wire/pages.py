@@ -1,7 +1,7 @@
 """What a request's query string may say, and how rows become one page of a list.
 
-A page is read from the rows of a list in the requested order. `after` gives those that follow the
-cursor. `before` gives those that immediately precede it, still in the requested order.
+`after` asks for the rows behind the cursor, `before` for those that immediately precede it, still
+in the requested order.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Literal, TypeVar
 
 from runbell.service.wire import refusals
 from runbell.service.wire.objects import ListPage
+from runbell.storage.paging import Page
 
 __all__ = [
     "EventQuery",
@@ -25,7 +25,8 @@ __all__ = [
     "page_query",
 ]
 
-DEFAULT_LIMIT = 20
+FIRST_PAGE = Page()
+DEFAULT_LIMIT = FIRST_PAGE.limit
 MAX_LIMIT = 100
 
 Order = Literal["asc", "desc"]
@@ -44,24 +45,16 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class PageQuery:
-    """Which part of a list is asked for, in which order.
+    """Which part of a list is asked for.
 
     Attributes:
         run_id: of messages, only those that this run made.
         include: what else to answer; see `INCLUDABLE`.
     """
 
-    limit: int = DEFAULT_LIMIT
-    order: Order = "desc"
-    after: str | None = None
-    before: str | None = None
+    page: Page = FIRST_PAGE
     run_id: str | None = None
     include: tuple[str, ...] = ()
-
-    @property
-    def backwards(self) -> bool:
-        """Rows are read against the requested order, walking away from the `before` cursor."""
-        return self.before is not None and self.after is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +78,14 @@ def page_query(params: Params, also: Collection[str] = ()) -> PageQuery:
         RequestRefused: (400) a parameter is unknown, repeated or not usable.
     """
     values = _values(params, _PAGING.union(also))
-    return PageQuery(
+    page = Page(
         limit=_limit(values),
         order=_order(values),
         after=_text(values, "after"),
         before=_text(values, "before"),
+    )
+    return PageQuery(
+        page=page,
         run_id=_text(values, "run_id"),
         include=_include(values),
     )
@@ -132,27 +128,18 @@ def check_no_query(params: Params) -> None:
 
 
 def page_of(
-    rows: Sequence[Row],
-    limit: int,
-    make: Callable[[Row], Item],
-    *,
-    backwards: bool = False,
-    id_of: Callable[[Row], str] = attrgetter("id"),
+    found: tuple[Sequence[Row], bool], make: Callable[[Row], Item], *, id_of: Callable[[Row], str]
 ) -> ListPage[Item]:
-    """The page that `rows` make.
+    """The answer for a page of rows, in the order of the rows.
 
-    `rows` are the first `limit` + 1 as they were read; one more than `limit` says that there are
-    more. With `backwards` (`PageQuery.backwards`) they were read against the requested order, and
-    are turned round here.
+    `found` is what storage gives for a page: its rows, and whether the list goes on behind them.
     """
-    kept = list(rows[:limit])
-    if backwards:
-        kept.reverse()
+    rows, more = found
     return ListPage(
-        data=[make(row) for row in kept],
-        first_id=id_of(kept[0]) if kept else None,
-        last_id=id_of(kept[-1]) if kept else None,
-        has_more=len(rows) > limit,
+        data=[make(row) for row in rows],
+        first_id=id_of(rows[0]) if rows else None,
+        last_id=id_of(rows[-1]) if rows else None,
+        has_more=more,
     )
 
 

@@ -1,0 +1,119 @@
+"""The command line as a whole: quick, and every error a sentence with the right exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from runbell import __version__
+from tests.cli.conftest import Command
+from tests.served import Served
+
+HEAVY = (
+    "openai",
+    "sqlalchemy",
+    "alembic",
+    "starlette",
+    "uvicorn",
+    "msgspec",
+    "aiohttp",
+)
+
+WITHOUT = """
+import sys
+for name in sys.argv.pop(1).split(","):
+    sys.modules[name] = None
+from runbell.cli import main
+main()
+"""
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["assistants", "--help"]])
+def test_help_and_version_need_none_of_the_large_packages(arguments: list[str]) -> None:
+    done = python("-c", WITHOUT, ",".join(HEAVY), *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"runbell {__version__}" or "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra", "arguments"),
+    [
+        ("typer", "cli", ["--version"]),
+        ("rich", "cli", ["demo"]),
+        ("uvicorn", "serve", ["serve"]),
+        ("sqlalchemy", "serve", ["keys", "list"]),
+    ],
+)
+def test_a_missing_package_names_the_extra(missing: str, extra: str, arguments: list[str]) -> None:
+    done = python("-c", WITHOUT, missing, *arguments)
+    assert done.returncode == 1
+    assert f"pip install 'runbell[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_module_is_the_command() -> None:
+    assert python("-m", "runbell", "--version").stdout == f"runbell {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["no-such-command"], ["assistants", "import"], ["assistants", "import", "no/such/file"]],
+)
+def test_wrong_arguments_end_with_2(runbell: Command, arguments: list[str]) -> None:
+    assert runbell(*arguments).code == 2
+
+
+def test_a_client_needs_to_know_where_and_with_which_key(
+    runbell: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = runbell("assistants", "export")
+    assert (done.code, done.err) == (
+        1,
+        "runbell: no base URL: set --base-url or OPENAI_BASE_URL\n",
+    )
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    done = runbell("assistants", "export")
+    assert (done.code, done.err) == (1, "runbell: no API key: set --api-key or OPENAI_API_KEY\n")
+
+
+@pytest.mark.parametrize(
+    ("base_url", "key", "complaint"),
+    [
+        ("127.0.0.1:8100/v1", "sk-1", "must start with http:// or https://"),
+        ("http://127.0.0.1:9/v1", "sk-1", "is the service running, and is --base-url right?"),
+        ("http://127.0.0.1:9/v1", "sk-\u00e9", "from --api-key holds characters that no key has"),
+    ],
+)
+def test_a_client_that_cannot_work_says_what_to_change(
+    runbell: Command, base_url: str, key: str, complaint: str
+) -> None:
+    done = runbell("assistants", "export", "--base-url", base_url, "--api-key", key)
+    assert done.code == 1
+    assert complaint in done.err
+    assert key not in done.err
+
+
+def test_an_error_names_where_the_wrong_value_came_from(
+    runbell: Command, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-a-key-of-this-service")
+    done = runbell("assistants", "export", "--base-url", served.base_url)
+    assert "refused the key from OPENAI_API_KEY: Incorrect API key provided" in done.err
+    monkeypatch.setenv("OPENAI_API_KEY", served.key or "")
+    monkeypatch.setenv("OPENAI_BASE_URL", served.root)
+    assert "a base URL mostly ends in /v1" in runbell("assistants", "export").err
