@@ -305,7 +305,7 @@ def _show(console: Console, told: list[Told]) -> None:
     statuses_width = 44 if console.width >= FULL_WIDTH else 24
     table = Table(box=box.ROUNDED if terminal else None, show_lines=terminal, pad_edge=terminal)
     table.add_column("Run that")
-    table.add_column("Statuses, with the time since its creation", min_width=statuses_width)
+    table.add_column("Statuses since creation", no_wrap=True)
     table.add_column("Status calls", justify="right", max_width=6)
     table.add_column("Outcome")
     for each in told:

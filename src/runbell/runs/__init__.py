@@ -1,6 +1,14 @@
 """What is a run: its statuses, the table of its transitions, its events. Pure: no I/O, no clock."""
 
-from runbell.runs.events import EVENT_TYPES, MAX_EVENT_BYTES, Event, event_of, event_type
+from runbell.runs.events import (
+    EVENT_TYPES,
+    MAX_EVENT_BYTES,
+    Event,
+    RunEvent,
+    RunEventData,
+    event_of,
+    event_type,
+)
 from runbell.runs.lifecycle import TRANSITIONS, Change, apply, take_over
 from runbell.runs.run import LastError, Run, RunStatus, ToolCall, Usage
 
@@ -12,6 +20,8 @@ __all__ = [
     "Event",
     "LastError",
     "Run",
+    "RunEvent",
+    "RunEventData",
     "RunStatus",
     "ToolCall",
     "Usage",

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from runbell.runs.run import Run
 
-__all__ = ["EVENT_TYPES", "MAX_EVENT_BYTES", "Event", "event_of", "event_type"]
+__all__ = [
+    "EVENT_TYPES",
+    "MAX_EVENT_BYTES",
+    "Event",
+    "RunEvent",
+    "RunEventData",
+    "event_of",
+    "event_type",
+]
 
 MAX_EVENT_BYTES = 20_000
 """Standard Webhooks asks for payloads under 20 kB; a larger event leaves its large parts out."""
@@ -44,6 +52,55 @@ STAMPS = (
     "updated_at",
 )
 """The stamps of a run: each stands in an event in seconds and, with `_ms`, in milliseconds."""
+
+
+class RunEventData(TypedDict):
+    """A run, as it was right after the change. `docs/events.md` says what each field means."""
+
+    id: str
+    object: Literal["thread.run"]
+    thread_id: str
+    assistant_id: str
+    status: str
+    sequence: int
+    required_action: NotRequired[dict[str, Any] | None]
+    last_error: dict[str, str] | None
+    incomplete_details: dict[str, str] | None
+    status_reason: str | None
+    usage: dict[str, int] | None
+    metadata: NotRequired[dict[str, str]]
+    truncated: NotRequired[Literal[True]]
+    created_at: int
+    created_at_ms: int
+    expires_at: int
+    expires_at_ms: int
+    started_at: int | None
+    started_at_ms: int | None
+    cancelling_at: int | None
+    cancelling_at_ms: int | None
+    cancelled_at: int | None
+    cancelled_at_ms: int | None
+    failed_at: int | None
+    failed_at_ms: int | None
+    completed_at: int | None
+    completed_at_ms: int | None
+    incomplete_at: int | None
+    incomplete_at_ms: int | None
+    expired_at: int | None
+    expired_at_ms: int | None
+    updated_at: int
+    updated_at_ms: int
+
+
+class RunEvent(TypedDict):
+    """An event, as it is in the feed: what its bytes decode to."""
+
+    object: Literal["event"]
+    id: str
+    type: str
+    created_at: int
+    data: RunEventData
+
 
 _LARGE_PARTS = ("required_action", "metadata")
 """What an event leaves out when it is too large, one after the other."""

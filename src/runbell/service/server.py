@@ -22,14 +22,14 @@ from pathlib import Path
 
 import uvicorn
 
-from runbell.clock import SystemClock
+from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError
 from runbell.service.app import App
 from runbell.service.backends import Backends
 from runbell.service.backends.echo import Echo
 from runbell.service.changes import Changes
 from runbell.service.executor import Executor
-from runbell.service.jobs import JobKind
+from runbell.service.jobs import Handler, JobKind
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.operations import runs
 from runbell.service.operations.access import (
@@ -45,7 +45,7 @@ from runbell.storage.lock import InstallationLock
 from runbell.storage.migrate import upgrade_sqlite
 from runbell.storage.sqlite import SQLiteStore
 
-__all__ = ["build", "open_store", "run"]
+__all__ = ["build", "handlers", "open_store", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ async def open_store(path: Path) -> AsyncIterator[SQLiteStore]:
         await store.close()
 
 
-def build(settings: Settings, store: SQLiteStore, clock: SystemClock) -> tuple[Context, Executor]:
+def build(settings: Settings, store: SQLiteStore, clock: Clock) -> tuple[Context, Executor]:
     """The parts of one service, put together; its jobs are not started."""
     jobs = EmbeddedJobs(
         store,
@@ -100,6 +100,15 @@ def build(settings: Settings, store: SQLiteStore, clock: SystemClock) -> tuple[C
     )
     ctx = Context(settings, clock, store, jobs, Changes(), Backends([Echo(clock)]))
     return ctx, Executor(ctx)
+
+
+def handlers(ctx: Context, executor: Executor) -> dict[JobKind, Handler]:
+    """Who does each kind of job."""
+    return {
+        JobKind.RUN: executor.execute,
+        JobKind.EXPIRE: lambda run_id: runs.expire(ctx, run_id),
+        JobKind.FINISH_CANCEL: lambda run_id: runs.finish_cancel(ctx, run_id),
+    }
 
 
 async def _serve(settings: Settings, say: Callable[[str], None]) -> None:
@@ -148,13 +157,7 @@ async def _serve_from(
         )
     )
     _spare_the_collector()
-    ctx.jobs.start(
-        {
-            JobKind.RUN: executor.execute,
-            JobKind.EXPIRE: lambda run_id: runs.expire(ctx, run_id),
-            JobKind.FINISH_CANCEL: lambda run_id: runs.finish_cancel(ctx, run_id),
-        }
-    )
+    ctx.jobs.start(handlers(ctx, executor))
     stop = asyncio.Event()
     with _signals(stop):
         serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -1,0 +1,11 @@
+"""The toolbox for tests of Runbell and of programs around it. Public; needs the extra `serve`.
+
+    faults            kill this process at a named fault point, or watch which ones are reached
+    faulty            `python -m runbell.testing.faulty`: any command, killed at a fault point
+    databases         migrated SQLite files in no time, stores that fail and writers that pause
+    backends          a model whose turns the test ends by hand
+    embedded          the whole service but its HTTP, under a clock that the test moves
+    storage_contract  what every database driver has to pass (needs `pytest` and `hypothesis`)
+
+Import what you need from its module; nothing here is imported by production code.
+"""

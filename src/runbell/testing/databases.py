@@ -1,0 +1,127 @@
+"""Databases for tests: made fast, failing on request, paused in the middle of things."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import threading
+from collections.abc import AsyncIterator
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from runbell.errors import StorageUnavailable
+from runbell.storage.lock import InstallationLock
+from runbell.storage.migrate import upgrade_sqlite
+from runbell.storage.sqlite import SQLiteStore
+from runbell.storage.store import Store, Transaction, Work
+
+__all__ = ["ObservedStore", "migrated_sqlite", "opened", "writer_held"]
+
+T = TypeVar("T")
+
+
+def migrated_sqlite(path: Path) -> Path:
+    """A SQLite file at `path` with today's schema and no rows; as the migrations make it.
+
+    The migrations run once a process; every further file is a copy.
+    """
+    path.write_bytes(_template())
+    return path
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[SQLiteStore]:
+    """The store in a SQLite file that `migrated_sqlite` made; closed at the end."""
+    store = await SQLiteStore.open(path)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def writer_held(store: Store) -> AsyncIterator[None]:
+    """Keep the store's only writer busy for the length of the block.
+
+    What is written inside the block waits, and is then committed as one group, in the order in
+    which it came.
+    """
+    begun, release = threading.Event(), threading.Event()
+
+    async def wait(tx: Transaction) -> None:
+        begun.set()
+        assert release.wait(30), "the block never ended"
+
+    holding = asyncio.create_task(store.write(wait))
+    assert await asyncio.to_thread(begun.wait, 30), "the writer never came to it"
+    try:
+        yield
+    finally:
+        release.set()
+        await holding
+
+
+class ObservedStore:
+    """A store that counts what goes through it, and that can be away.
+
+    Attributes:
+        away: while this is set, every write is refused with StorageUnavailable.
+        calls: how many units of work have been asked for.
+        under_way: how many of these have not returned yet.
+        refused: how many writes were turned away.
+    """
+
+    def __init__(self, inner: Store) -> None:
+        self._inner = inner
+        self.away = False
+        self.calls = 0
+        self.under_way = 0
+        self.refused = 0
+
+    async def write(self, work: Work[T]) -> T:
+        if self.away:
+            self.calls += 1
+            self.refused += 1
+            raise StorageUnavailable("the test took the database away")
+        with self._counted():
+            return await self._inner.write(work)
+
+    async def read(self, work: Work[T]) -> T:
+        with self._counted():
+            return await self._inner.read(work)
+
+    async def scan(self, work: Work[T]) -> T:
+        with self._counted():
+            return await self._inner.scan(work)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    async def drain(self) -> None:
+        """Return when all units have ended that were asked for before."""
+        await self._inner.write(_nothing)
+        await self._inner.scan(_nothing)
+
+    def _counted(self) -> contextlib.ExitStack:
+        self.calls += 1
+        self.under_way += 1
+        stack = contextlib.ExitStack()
+        stack.callback(self._returned)
+        return stack
+
+    def _returned(self) -> None:
+        self.under_way -= 1
+
+
+async def _nothing(tx: Transaction) -> None:
+    """A unit that is only waited for."""
+
+
+@cache
+def _template() -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "template.db"
+        upgrade_sqlite(path, InstallationLock(path))
+        return path.read_bytes()

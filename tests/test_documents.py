@@ -1,0 +1,80 @@
+"""Every setting, route, command and event is documented, and no document promises another."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import NotRequired, get_origin, get_type_hints
+
+import typer
+
+from runbell.cli.commands import app
+from runbell.runs import EVENT_TYPES, RunEventData
+from runbell.runs.run import RunStatus
+from runbell.service.routes import ROUTES
+from runbell.service.settings import Settings, environment_name
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def text(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+def test_the_table_of_settings_is_what_the_settings_are():
+    rows = []
+    for item in dataclasses.fields(Settings):
+        option = f"`--{item.name.replace('_', '-')}`" if item.metadata["option"] else ""
+        default = f"`{item.default}`" if item.default is not None else ""
+        cells = (option, f"`{environment_name(item.name)}`", default, item.metadata["help"])
+        rows.append("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|")
+    table = [
+        line for line in text("running.md").splitlines() if "`RUNBELL_" in line and line[0] == "|"
+    ]
+    assert table == rows
+
+
+def test_every_route_is_documented_and_none_that_is_not_there():
+    documented = set()
+    for line in text("api.md").splitlines():
+        if line.startswith("| `") and "/v1/" in line:
+            cells = re.findall(r"`([^`]+)`", line.split("|")[1])
+            *methods, path = cells
+            documented |= {(method, path) for method in methods}
+    assert documented == {(r.method, r.path.replace(":path", "")) for r in ROUTES}
+
+
+def test_every_command_is_documented_and_none_that_is_not_there():
+    def commands(group, prefix):
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from commands(command, f"{prefix} {name}")
+            else:
+                yield f"{prefix} {name}"
+
+    documented = re.findall(r"^\| `(runbell [a-z ]*[a-z])", text("running.md"), re.MULTILINE)
+    assert sorted(documented) == sorted(commands(typer.main.get_command(app), "runbell"))
+
+
+def test_the_schema_of_events_names_what_events_have():
+    schema = json.loads(text("event.schema.json"))
+    assert schema["properties"]["type"]["enum"] == list(EVENT_TYPES)
+    data = schema["properties"]["data"]
+    assert set(data["properties"]) == set(RunEventData.__annotations__)
+    hints = get_type_hints(RunEventData, include_extras=True)
+    assert set(data["required"]) == {
+        n for n, h in hints.items() if get_origin(h) is not NotRequired
+    }
+    assert set(data["properties"]["status"]["enum"]) == set(RunStatus)
+
+
+def test_every_event_type_is_explained():
+    explained = text("events.md")
+    for name in EVENT_TYPES:
+        assert f"`{name}`" in explained or f"`{name.removeprefix('thread.run.')}`" in explained
+
+
+def test_links_between_documents_lead_somewhere():
+    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
