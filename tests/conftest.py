@@ -20,7 +20,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A service; whatever it answers, to whomever, is held against the types of the wire."""
-    with Served(tmp_path_factory.mktemp("served"), watch=inspect) as served:
+    # A cancel has to reach its worker by itself: nothing ends it by force within a test's time.
+    env = {"RUNBELL_CANCEL_GRACE": "3600"}
+    with Served(tmp_path_factory.mktemp("served"), env=env, watch=inspect) as served:
         yield served
 
 

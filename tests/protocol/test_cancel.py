@@ -17,7 +17,7 @@ from tests.protocol.scenario import (
     occupied,
     until,
 )
-from tests.served import Api
+from tests.served import Api, eventually
 
 
 def test_a_run_in_progress_is_cancelled(client: OpenAI, echo: Assistant) -> None:
@@ -112,3 +112,26 @@ def test_a_cancel_that_comes_at_any_moment_leads_to_one_end(
         assert ended.status in ("cancelled", "completed")
         texts = messages_of(client, run.thread_id)
         assert texts == ["hello"] * (2 if ended.status == "completed" else 1)
+
+
+def test_a_cancel_in_the_moment_of_the_start_reaches_the_worker(
+    api: Api, client: OpenAI, echo: Assistant
+) -> None:
+    """Between "taken up" and "the model is called" nobody must miss it: the run would go on."""
+
+    def start_and_cancel(_: int) -> str:
+        body = {
+            "assistant_id": echo.id,
+            "thread": {"messages": [{"role": "user", "content": "sleep 600"}]},
+        }
+        run = api.post("/v1/threads/runs", body).ok()
+        path = f"/v1/threads/{run['thread_id']}/runs/{run['id']}"
+        api.post(f"{path}/cancel").ok()
+        return path
+
+    with ThreadPoolExecutor(16) as pool:
+        paths = list(pool.map(start_and_cancel, range(64)))
+    eventually(
+        lambda: all(api.get(path).ok()["status"] == "cancelled" for path in paths),
+        "every run is cancelled",
+    )

@@ -67,7 +67,7 @@ class Feed:
     def page(self, query: str) -> Any:
         """A page; `query` may have a cursor of its own."""
         after = "" if "after=" in query or not self.mark else f"&after={self.mark}"
-        return self.api.get(f"/v1/events?{query}{after}").ok()
+        return self.api.get(f"/v1/events?{query}{after}".replace("?&", "?")).ok()
 
     def read(self, query: str = "") -> list[dict[str, Any]]:
         """All that came since, which has to fit into one page."""

@@ -27,11 +27,17 @@ MAX_ANSWER_CHARS = 4_000_000
 
 
 @dataclass(slots=True)
-class _Call:
-    """A model call under way, so that it can be stopped."""
+class _Hold:
+    """A run that this process is taking up or executing, so that its model call can be stopped."""
 
-    task: asyncio.Task[Answer]
-    attempt: int
+    attempt: int | None = None
+    call: asyncio.Task[Answer] | None = None
+    stopped: bool = False
+
+    def stop(self) -> None:
+        self.stopped = True
+        if self.call is not None:
+            self.call.cancel()
 
 
 class Executor:
@@ -41,30 +47,35 @@ class Executor:
         self._ctx = ctx
         self._rng = rng or random.Random()
         self._backoff = RetryBackoff(start=0.05, cap=2.0)
-        self._calls: dict[str, _Call] = {}
-        ctx.changes.subscribe(self._stop_call)
+        self._holds: dict[str, _Hold] = {}
+        ctx.changes.subscribe(self._hear)
 
     async def execute(self, run_id: str) -> None:
         """Do one turn of a run, if there is one to do. The handler of `run` jobs."""
-        turn = await turns.claim(self._ctx, run_id)
-        if turn is None:
-            return
-        faults.hit("executor.claimed")
-        outcome = await self._call_model(turn)
-        faults.hit(
-            "executor.cancelling" if isinstance(outcome, Interrupted) else "executor.answered"
-        )
+        # Held before it is claimed: a cancel that is committed together with the claim is heard.
+        hold = self._holds[run_id] = _Hold()
+        try:
+            turn = await turns.claim(self._ctx, run_id)
+            if turn is None:
+                return
+            hold.attempt = turn.run.attempt
+            faults.hit("executor.claimed")
+            outcome = await self._call_model(turn, hold)
+        finally:
+            del self._holds[run_id]
+        interrupted = isinstance(outcome, Interrupted)
+        faults.hit("executor.cancelling" if interrupted else "executor.answered")
         await self._settle(turn, outcome)
         faults.hit("executor.settled")
 
-    async def _call_model(self, turn: Turn) -> Outcome:
+    async def _call_model(self, turn: Turn, hold: _Hold) -> Outcome:
+        if hold.stopped:
+            return Interrupted()
         # A task of its own: what stops the model call must never hit the settling behind it.
-        listening = asyncio.create_task(self._listen(turn))
-        self._calls[turn.run.id] = _Call(listening, turn.run.attempt)
+        listening = hold.call = asyncio.create_task(self._listen(turn))
         try:
             await asyncio.wait([listening])
         finally:
-            del self._calls[turn.run.id]
             listening.cancel()
         if listening.cancelled():
             return Interrupted()
@@ -101,12 +112,14 @@ class Executor:
                 return
             await self._ctx.clock.sleep(self._backoff.delay(failures, self._rng))
 
-    def _stop_call(self, run: Run) -> None:
-        call = self._calls.get(run.id)
-        if call is None:
+    def _hear(self, run: Run) -> None:
+        """Stop the model call of a run that is not to go on, or that another worker has now."""
+        hold = self._holds.get(run.id)
+        if hold is None:
             return
-        if run.attempt != call.attempt or run.status is not RunStatus.IN_PROGRESS:
-            call.task.cancel()
+        ending = run.status.is_terminal or run.status is RunStatus.CANCELLING
+        if ending or (hold.attempt is not None and run.attempt != hold.attempt):
+            hold.stop()
 
 
 class _Collector:

@@ -17,7 +17,7 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +81,7 @@ class SQLiteStore:
         Raises:
             StorageUnavailable: it can't be opened, or is locked.
         """
-        with _unavailable():
+        with _unavailable:
             writer = _connect(path, WRITER_BUSY_MS, reads_only=False)
             return cls(path, writer)
 
@@ -102,7 +102,7 @@ class SQLiteStore:
     async def read(self, work: Work[T]) -> T:
         if self._closed:
             raise StorageUnavailable("the database is closed")
-        with _unavailable():
+        with _unavailable:
             return _drive(work(self._reader))
 
     async def scan(self, work: Work[T]) -> T:
@@ -110,7 +110,7 @@ class SQLiteStore:
             raise StorageUnavailable("the database is closed")
 
         def drive() -> T:
-            with _unavailable():
+            with _unavailable:
                 return _drive(work(self._scanning))
 
         return await self._loop.run_in_executor(self._scanner, drive)
@@ -147,8 +147,8 @@ class SQLiteStore:
                 try:
                     self._commit(group)
                 except Exception as error:  # noqa: BLE001 - every caller gets it; the thread goes on
-                    for unit_ in group:
-                        unit_.fail(error)
+                    for failed in group:
+                        failed.fail(error)
                 self._loop.call_soon_threadsafe(_deliver, group)
 
     def _commit(self, group: list[_Unit]) -> None:
@@ -157,7 +157,7 @@ class SQLiteStore:
             # An earlier rollback failed, as it can on a disk that gives errors.
             connection.execute("ROLLBACK")
         try:
-            with _unavailable():
+            with _unavailable:
                 connection.execute("BEGIN IMMEDIATE")
                 if len(group) == 1:
                     self._execute(group[0])
@@ -176,7 +176,7 @@ class SQLiteStore:
 
     def _execute(self, unit: _Unit) -> None:
         transaction = _View(self._writer)
-        with _unavailable():
+        with _unavailable:
             unit.result = _drive(unit.work(transaction))
         unit.callbacks = transaction.callbacks
 
@@ -285,16 +285,19 @@ def _connect(path: Path, busy_ms: int, *, reads_only: bool) -> sqlite3.Connectio
     return connection
 
 
-@contextlib.contextmanager
-def _unavailable() -> Iterator[None]:
-    """Turn what SQLite says of a locked, full or missing database into our own error."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is not None and code & 0xFF in _UNAVAILABLE:
-            name = getattr(error, "sqlite_errorname", "")
-            raise StorageUnavailable(
-                f"the database cannot be used now: {error} ({name})"
-            ) from error
-        raise
+class _Unavailable:
+    """Turns what SQLite says of a locked, full or missing database into our own error."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, sqlite3.Error):
+            code = getattr(error, "sqlite_errorcode", None)
+            if code is not None and code & 0xFF in _UNAVAILABLE:
+                raise StorageUnavailable(
+                    f"the database cannot be used now: {error} ({error.sqlite_errorname})"
+                ) from error
+
+
+_unavailable = _Unavailable()

@@ -1,4 +1,4 @@
-"""Arming the named fault points of `runbell.faults`: to die there, or to do something else there."""
+"""Arming the named fault points of `runbell.faults`: to die there, or to look."""
 
 from __future__ import annotations
 

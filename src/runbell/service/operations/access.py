@@ -90,6 +90,7 @@ class Access:
                 401,
                 "You didn't provide an API key. Send it as 'Authorization: Bearer KEY' or "
                 "'api-key: KEY'.",
+                code="invalid_api_key",
             )
         digest = _digest(key)
         if self._settings_digest is not None and hmac.compare_digest(digest, self._settings_digest):

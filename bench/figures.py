@@ -1,0 +1,65 @@
+"""What a measurement says: a number beside its target, on a machine that is described."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+__all__ = ["Figure", "machine", "percentile", "within"]
+
+PACKAGES = ("runbell", "starlette", "uvicorn", "uvloop", "msgspec", "sqlalchemy", "aiohttp")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number.
+
+    Attributes:
+        name: which, in snake case, with its unit at the end.
+        value: the number.
+        target: what it should be, such as `<= 1.5`; None for a number that only explains.
+        met: whether it is; None without a target.
+        how: what was counted.
+        detail: what the number was made from.
+    """
+
+    name: str
+    value: float
+    target: str | None = None
+    met: bool | None = None
+    how: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value not in ("", {})}
+
+
+def within(name: str, value: float, limit: float, how: str, **detail: Any) -> Figure:
+    """A figure that must not be above a limit."""
+    return Figure(name, round(value, 4), f"<= {limit:g}", value <= limit, how, detail)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that `percent` of the values do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    rank = max(1, -(-len(ordered) * percent // 100))
+    return ordered[int(rank) - 1]
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    return {
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "packages": {name: version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,209 @@
+"""The load client: one job, read as JSON from stdin; its answer is JSON on stdout.
+
+A process of its own, so that its CPU is nobody else's; and aiohttp, so that it is never what is
+slow. A job talks to loopback only, and does a number of things that it was told; then it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import aiohttp
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TERMINAL = ("completed", "failed", "incomplete", "cancelled", "expired")
+QUESTION = {"role": "user", "content": "What is 2+2?"}
+REREAD_SECONDS = 0.02
+RUN_SECONDS = 60.0
+"""How long a run may take until the job gives up."""
+
+
+class Client:
+    """Keep-alive connections to the service."""
+
+    def __init__(self, session: aiohttp.ClientSession, base_url: str) -> None:
+        self._session = session
+        self._base_url = base_url
+
+    async def post(self, path: str, body: Any) -> Any:
+        async with self._session.post(self._base_url + path, json=body) as response:
+            return await _success(response)
+
+    async def get(self, path: str) -> Any:
+        async with self._session.get(self._base_url + path) as response:
+            return await _success(response)
+
+    async def assistant(self) -> str:
+        return str((await self.post("/assistants", {"model": "echo"}))["id"])
+
+    async def thread(self) -> str:
+        return str((await self.post("/threads", {"messages": [QUESTION]}))["id"])
+
+    async def create_run(self, thread: str, assistant: str) -> str:
+        """Create a run; the path under which it can be read."""
+        runs = f"/threads/{thread}/runs"
+        run = await self.post(runs, {"assistant_id": assistant})
+        return f"{runs}/{run['id']}"
+
+    async def read_until_completed(self, path: str, pause: float) -> int:
+        """Read a run until it is completed; how many reads that took."""
+        deadline = time.monotonic() + RUN_SECONDS
+        reads = 1
+        while (status := (await self.get(path))["status"]) not in TERMINAL:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{path} is still {status} after {RUN_SECONDS} s")
+            await asyncio.sleep(pause)
+            reads += 1
+        if status != "completed":
+            raise RuntimeError(f"{path} is {status}, not completed")
+        return reads
+
+
+async def _success(response: aiohttp.ClientResponse) -> Any:
+    body = await response.read()
+    if response.status != 200:
+        raise RuntimeError(f"{response.method} {response.url.path}: {response.status} {body!r}")
+    return json.loads(body)
+
+
+async def _spread(
+    items: Sequence[T], work: Callable[[T], Awaitable[R]], clients: int
+) -> tuple[R, ...]:
+    """Do the work for every item with so many clients at a time; results in the items' order."""
+    results: dict[int, R] = {}
+    remaining = iter(enumerate(items))
+
+    async def client() -> None:
+        for index, item in remaining:
+            results[index] = await work(item)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(clients):
+            group.create_task(client())
+    return tuple(results[index] for index in range(len(items)))
+
+
+async def prepare_threads(client: Client, count: int, clients: int) -> Any:
+    """Make threads with one message each, and an assistant."""
+
+    async def prepare(_: int) -> str:
+        return await client.thread()
+
+    return {
+        "assistant": await client.assistant(),
+        "threads": await _spread(range(count), prepare, clients),
+    }
+
+
+async def create_and_read(
+    client: Client, assistant: str, threads: Sequence[str], clients: int
+) -> Any:
+    """Create a run on each thread; when the last ones have ended, read every run once."""
+    began = time.monotonic()
+
+    async def create(thread: str) -> str:
+        return await client.create_run(thread, assistant)
+
+    async def read(path: str) -> int:
+        return await client.read_until_completed(path, REREAD_SECONDS)
+
+    paths = await _spread(threads, create, clients)
+    # Runs end about in the order of their creation: after these, a read finds its run completed.
+    reads = sum([await read(path) for path in paths[-clients:]])
+    reads += sum(await _spread(paths, read, clients))
+    return {"seconds": time.monotonic() - began, "reads": reads, "paths": paths}
+
+
+async def read_runs(client: Client, paths: Sequence[str], count: int, clients: int) -> Any:
+    """Read finished runs, one after the other and over again."""
+    await _spread([paths[n % len(paths)] for n in range(count)], client.get, clients)
+
+
+async def fill(client: Client, count: int, clients: int) -> Any:
+    """Make finished runs, each on a thread of its own."""
+    assistant = await client.assistant()
+    body = {"assistant_id": assistant, "thread": {"messages": [QUESTION]}}
+
+    async def create(_: int) -> str:
+        run = await client.post("/threads/runs", body)
+        return f"/threads/{run['thread_id']}/runs/{run['id']}"
+
+    paths = await _spread(range(count), create, clients)
+    for path in paths[-clients:]:
+        await client.read_until_completed(path, REREAD_SECONDS)
+
+
+async def one_at_a_time(
+    client: Client, assistant: str, threads: Sequence[str], pause: float
+) -> Any:
+    """Create runs on an idle service, and touch none until all have ended; their ids."""
+    paths = []
+    for thread in threads:
+        paths.append(await client.create_run(thread, assistant))
+        await asyncio.sleep(pause)
+    for path in paths:
+        await client.read_until_completed(path, REREAD_SECONDS)
+    return [path.rpartition("/")[2] for path in paths]
+
+
+async def watched(client: Client, assistant: str, threads: Sequence[str], pause: float) -> Any:
+    """Create runs on an idle service, and read each without a pause until it is completed.
+
+    The answer has, for each run, the milliseconds until it was created, those until the answer
+    that says `completed` had been read, and how many reads there were.
+    """
+    creates, delays, reads = [], [], []
+    for thread in threads:
+        began = time.perf_counter()
+        path = await client.create_run(thread, assistant)
+        creates.append((time.perf_counter() - began) * 1000)
+        reads.append(await client.read_until_completed(path, 0))
+        delays.append((time.perf_counter() - began) * 1000)
+        await asyncio.sleep(pause)
+    return {"creates_ms": creates, "delays_ms": delays, "reads": reads}
+
+
+async def completed_events(client: Client) -> Any:
+    """Of every completed run in the feed: milliseconds from its creation to its completion."""
+    delays = {}
+    page = await client.get("/events?types=thread.run.completed&limit=100")
+    while page["data"]:
+        for event in page["data"]:
+            run = event["data"]
+            delays[run["id"]] = run["completed_at_ms"] - run["created_at_ms"]
+        after = page["last_id"]
+        page = await client.get(f"/events?types=thread.run.completed&limit=100&after={after}")
+    return delays
+
+
+JOBS = {
+    job.__name__: job
+    for job in (
+        prepare_threads,
+        create_and_read,
+        read_runs,
+        fill,
+        one_at_a_time,
+        watched,
+        completed_events,
+    )
+}
+
+
+async def _work(order: dict[str, Any]) -> Any:
+    headers = {"Authorization": f"Bearer {order['api_key']}"}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
+        client = Client(session, order["base_url"])
+        return await JOBS[order["job"]](client, **order["arguments"])
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(_work(json.load(sys.stdin)))))

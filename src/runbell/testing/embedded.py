@@ -1,0 +1,244 @@
+"""The service without its HTTP: real operations, jobs, executor and storage, in the test's time.
+
+    async with embedded(path) as service:
+        thread = await service.thread("Hello")
+        run = await service.run(thread)
+        await service.settle()
+        service.backend.turn.say("Hi")
+        await service.settle()
+        assert await service.status(run) == "completed"
+
+Nothing here sleeps: time moves when `advance` is called, and `settle` waits for work, not for time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from runbell.clock import VirtualClock
+from runbell.runs import Run, RunEvent, RunStatus
+from runbell.service.backends import Backends
+from runbell.service.backends.echo import Echo
+from runbell.service.changes import Changes
+from runbell.service.executor import Executor
+from runbell.service.jobs import JobKind
+from runbell.service.jobs.embedded import EmbeddedJobs
+from runbell.service.operations import assistants, runs, threads
+from runbell.service.operations.access import DEFAULT_PROJECT, ensure_project
+from runbell.service.operations.context import Context
+from runbell.service.settings import Settings
+from runbell.service.wire.requests import (
+    CreateAssistant,
+    CreateMessage,
+    CreateRun,
+    CreateThread,
+    ToolOutput,
+)
+from runbell.storage import events
+from runbell.storage import messages as message_rows
+from runbell.storage import runs as run_rows
+from runbell.storage.paging import Page
+from runbell.storage.records import FunctionDefinition, FunctionTool, Message
+from runbell.storage.store import Store
+from runbell.testing.backends import ScriptedBackend
+from runbell.testing.databases import ObservedStore, migrated_sqlite, opened
+
+__all__ = ["EmbeddedService", "embedded"]
+
+QUIET_TURNS = 25
+"""Turns of the event loop without a unit of work after which nothing is on its way any more."""
+
+FEED_PAGE = 100
+
+
+class EmbeddedService:
+    """One service process without its sockets, made anew by `restart` on the same store.
+
+    Attributes:
+        clock: moves when `advance` is called, and at no other time.
+        store: counts what goes through it, and can be away.
+        backend: serves the model `scripted`; `echo` is served too.
+        project: the id of the one project.
+    """
+
+    def __init__(
+        self, store: Store, clock: VirtualClock, settings: Settings, backend: ScriptedBackend
+    ) -> None:
+        self.store = ObservedStore(store)
+        self.clock = clock
+        self.settings = settings
+        self.backend = backend
+        self.project = ""
+        self.assistant = ""
+        self._build()
+
+    def _build(self) -> None:
+        self.jobs = EmbeddedJobs(
+            self.store,
+            self.clock,
+            concurrency=self.settings.max_concurrent_runs,
+            cancel_grace=self.settings.cancel_grace,
+            rng=random.Random(0),
+        )
+        backends = Backends([self.backend, Echo(self.clock)])
+        self.ctx = Context(self.settings, self.clock, self.store, self.jobs, Changes(), backends)
+        self.executor = Executor(self.ctx, random.Random(0))
+
+    # The process.
+
+    async def prepare(self) -> None:
+        """Make what every test needs: a project, and an assistant of the model `scripted`."""
+        self.project = (await ensure_project(self.store, self.clock, DEFAULT_PROJECT)).id
+        tools = tuple(FunctionTool(FunctionDefinition(name)) for name in ("f", "g-2"))
+        created = await assistants.create(
+            self.ctx, self.project, CreateAssistant(model="scripted", tools=tools)
+        )
+        self.assistant = created.id
+
+    def start(self) -> None:
+        """Begin to hand out jobs."""
+        self.jobs.start(
+            {
+                JobKind.RUN: self.executor.execute,
+                JobKind.EXPIRE: lambda run_id: runs.expire(self.ctx, run_id),
+                JobKind.FINISH_CANCEL: lambda run_id: runs.finish_cancel(self.ctx, run_id),
+            }
+        )
+
+    async def crash(self) -> None:
+        """Lose everything that is not in the store, as a killed process does."""
+        for turn in self.backend.turns:
+            turn.stubborn = False
+        await self.jobs.stop(0)
+        await self.store.drain()
+
+    async def restart(self) -> None:
+        """Begin again with what the store has."""
+        await self.crash()
+        self._build()
+        self.start()
+
+    # Time.
+
+    async def settle(self) -> None:
+        """Return when nothing happens any more until the test moves time or ends a turn."""
+        while True:
+            seen = self.store.calls
+            await self.store.drain()
+            for _ in range(QUIET_TURNS):
+                await asyncio.sleep(0)
+            if self.store.calls == seen and not self.store.under_way:
+                return
+
+    async def advance(self, seconds: float) -> None:
+        """Let this much time pass: at each moment for which somebody waits, all of it happens."""
+        await self.settle()
+        while (wake := self.clock.next_wake()) is not None and wake <= seconds:
+            seconds -= wake
+            self.clock.advance(wake)
+            await self.settle()
+        self.clock.advance(seconds)
+        await self.settle()
+
+    # What clients do.
+
+    async def thread(self, *texts: str) -> str:
+        """A thread with these messages of the user: its id."""
+        said = tuple(CreateMessage(role="user", content=text) for text in texts)
+        created = await threads.create(self.ctx, self.project, CreateThread(messages=said))
+        return created.id
+
+    async def run(self, thread_id: str, label: str = "", **fields: Any) -> str:
+        """Create a run: its id.
+
+        Args:
+            label: its instructions, by which the test knows the model's turns.
+            fields: more of the request.
+        """
+        request = CreateRun(assistant_id=self.assistant, instructions=label, **fields)
+        record = await runs.create(self.ctx, self.project, thread_id, request)
+        return record.run.id
+
+    async def submit(self, run_id: str, outputs: dict[str, str]) -> None:
+        """Give a run the outputs of its calls, by call id."""
+        run = await self.find(run_id)
+        given = [ToolOutput(call, output) for call, output in outputs.items()]
+        await runs.submit_tool_outputs(self.ctx, self.project, run.thread_id, run_id, given)
+
+    async def cancel(self, run_id: str) -> None:
+        """Cancel a run."""
+        run = await self.find(run_id)
+        await runs.cancel(self.ctx, self.project, run.thread_id, run_id)
+
+    # What is there.
+
+    async def find(self, run_id: str) -> Run:
+        """A run, as it is stored."""
+        record = await self.store.read(lambda tx: run_rows.find(tx, run_id))
+        assert record is not None, f"{run_id} is not there"
+        return record.run
+
+    async def status(self, run_id: str) -> RunStatus:
+        """A run's status."""
+        return (await self.find(run_id)).status
+
+    async def messages(self, thread_id: str) -> list[Message]:
+        """A thread's messages, the oldest first; at most 100."""
+        page = Page(limit=100, order="asc")
+        found, more = await self.store.scan(
+            lambda tx: message_rows.page(tx, self.project, thread_id, page)
+        )
+        assert not more
+        return found
+
+    async def feed(self) -> list[RunEvent]:
+        """All events, in the order of the feed, read page by page."""
+        found: list[RunEvent] = []
+        after, more = None, True
+        while more:
+            rows, more = await self._feed_behind(after)
+            found += [json.loads(body) for _, body in rows]
+            after = rows[-1][0] if rows else None
+        return found
+
+    async def _feed_behind(self, after: str | None) -> tuple[list[tuple[str, bytes]], bool]:
+        return await self.store.scan(
+            lambda tx: events.page(tx, self.project, after=after, types=None, limit=FEED_PAGE)
+        )
+
+    async def history(self, run_id: str) -> list[str]:
+        """The types of a run's events in order, without `thread.run.`."""
+        return [
+            event["type"].removeprefix("thread.run.")
+            for event in await self.feed()
+            if event["data"]["id"] == run_id
+        ]
+
+
+@contextlib.asynccontextmanager
+async def embedded(
+    path: Path, *, started: bool = True, clock: VirtualClock | None = None, **settings: Any
+) -> AsyncIterator[EmbeddedService]:
+    """A service on a new SQLite file at `path`.
+
+    Args:
+        started: hand out jobs at once; else the test calls `start`.
+        settings: of `Settings`, where they are to differ from the defaults.
+    """
+    async with opened(migrated_sqlite(path)) as store:
+        service = EmbeddedService(
+            store, clock or VirtualClock(), Settings(**settings), ScriptedBackend()
+        )
+        await service.prepare()
+        if started:
+            service.start()
+        try:
+            yield service
+        finally:
+            await service.crash()

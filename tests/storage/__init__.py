@@ -1,0 +1,1 @@
+"""Databases: the contract that every driver passes, and what is peculiar to one."""
