@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+from runbell import __version__
+
 __all__ = ["Figure", "machine", "percentile", "within"]
 
-PACKAGES = ("runbell", "starlette", "uvicorn", "uvloop", "msgspec", "sqlalchemy", "aiohttp")
+PACKAGES = ("starlette", "uvicorn", "uvloop", "msgspec", "sqlalchemy", "aiohttp")
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     return {
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": os.cpu_count(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "platform": platform.platform(),
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
+        "runbell": __version__,
         "packages": {name: version(name) for name in PACKAGES},
     }

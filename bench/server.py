@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,6 +16,7 @@ from runbell.cli.served import ServedProcess
 
 __all__ = ["Server", "served"]
 
+ROOT = Path(__file__).parents[1]
 LOAD_SECONDS = 600.0
 """How long one job of the load client may take at the most."""
 
@@ -49,6 +51,7 @@ class Server:
             stdout=subprocess.PIPE,
             text=True,
             timeout=LOAD_SECONDS,
+            cwd=ROOT,
             check=True,
         )
         return json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""An event's bytes: never too large, always a run as it stood, stamps in seconds and milliseconds."""
+"""An event's bytes: never too large, a run as it stood, stamps in seconds and milliseconds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from runbell.runs import EVENT_TYPES, Run, RunStatus, ToolCall, event_of, event_type
 from runbell.runs import lifecycle as lc
 from runbell.runs.run import LastError, Usage
-
-from .test_lifecycle import new_run
+from tests.lifecycle.values import new_run
 
 MAX_BYTES = 20_000
 LARGE = ("required_action", "metadata")

@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 from runbell.errors import TransitionNotAllowed
 from runbell.runs import TRANSITIONS, Change, Run, RunStatus, ToolCall, Usage, apply, take_over
 from runbell.runs import lifecycle as lc
+from tests.lifecycle.values import new_run
 
 S = RunStatus
 
@@ -60,20 +61,6 @@ changes = st.one_of(
     st.just(Change(S.CANCELLING)),
     st.builds(Change, st.sampled_from(S), usage=usages),
 )
-
-
-def new_run(**fields: object) -> Run:
-    base = Run(
-        id="run_1",
-        project_id="proj_1",
-        thread_id="thread_1",
-        assistant_id="asst_1",
-        status=S.QUEUED,
-        created_at_ms=1_000_000,
-        expires_at_ms=1_600_000,
-        updated_at_ms=1_000_000,
-    )
-    return dataclasses.replace(base, **fields)  # type: ignore[arg-type]
 
 
 def test_the_table_is_the_one_of_the_api() -> None:

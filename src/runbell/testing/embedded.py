@@ -27,11 +27,11 @@ from runbell.service.backends import Backends
 from runbell.service.backends.echo import Echo
 from runbell.service.changes import Changes
 from runbell.service.executor import Executor
-from runbell.service.jobs import JobKind
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.operations import assistants, runs, threads
 from runbell.service.operations.access import DEFAULT_PROJECT, ensure_project
 from runbell.service.operations.context import Context
+from runbell.service.server import handlers
 from runbell.service.settings import Settings
 from runbell.service.wire.requests import (
     CreateAssistant,
@@ -103,13 +103,7 @@ class EmbeddedService:
 
     def start(self) -> None:
         """Begin to hand out jobs."""
-        self.jobs.start(
-            {
-                JobKind.RUN: self.executor.execute,
-                JobKind.EXPIRE: lambda run_id: runs.expire(self.ctx, run_id),
-                JobKind.FINISH_CANCEL: lambda run_id: runs.finish_cancel(self.ctx, run_id),
-            }
-        )
+        self.jobs.start(handlers(self.ctx, self.executor))
 
     async def crash(self) -> None:
         """Lose everything that is not in the store, as a killed process does."""

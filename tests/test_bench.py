@@ -1,0 +1,51 @@
+"""The measurements work, on numbers too small to say anything about speed."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import memory, runs
+from bench.figures import percentile, within
+from bench.server import served
+
+
+@pytest.mark.parametrize(
+    ("percent", "value"), [(1, 10), (25, 10), (26, 20), (50, 20), (75, 30), (99, 40), (100, 40)]
+)
+def test_percentile_is_the_nearest_rank(percent: float, value: float) -> None:
+    assert percentile([40, 10, 30, 20], percent) == value
+
+
+def test_a_figure_knows_whether_it_met_its_target() -> None:
+    assert within("a", 1.5, 1.5, "").met
+    assert not within("a", 1.51, 1.5, "").met
+
+
+def test_everything_is_measured() -> None:
+    with served() as server:
+        idle = server.cpu_ms()
+        figures = [
+            *runs.measure(server, runs.Sizes(runs=40, reads=80, idle=4)),
+            *memory.measure(server, few=20, many=60),
+        ]
+        assert server.cpu_ms() > idle
+    values = {figure.name: figure.value for figure in figures}
+    assert set(values) == {
+        "idle_created_to_completed_p50_ms",
+        "idle_created_to_completed_p99_ms",
+        "idle_seen_by_client_p50_ms",
+        "cpu_a_run_ms",
+        "cpu_a_read_ms",
+        "rss_at_20_runs_mb",
+        "rss_at_60_runs_mb",
+        "rss_ratio",
+    }
+    assert values["idle_seen_by_client_p50_ms"] > 0
+    assert 10 < values["rss_at_60_runs_mb"] < 1000
+    details = {figure.name: figure.detail for figure in figures}
+    assert details["cpu_a_run_ms"]["reads_a_run"] >= 1
+
+
+def test_a_job_that_fails_ends_the_measurement() -> None:
+    with served() as server, pytest.raises(Exception, match="exit status 1"):
+        server.load("read_runs", paths=["/threads/thread_none/runs/run_none"], count=1, clients=1)
