@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small numbers, in half a minute")
     quick = parser.parse_args().quick
 
+    # Ended from outside, as on Ctrl-C, it still ends the service.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     before = machine()
     figures = []

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
+
+import psutil
 
 from runbell import __version__
 
@@ -61,6 +64,18 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
+        "database_filesystem": _filesystem(tempfile.gettempdir()),
         "runbell": __version__,
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def _filesystem(directory: str) -> str:
+    """What the database is on: one in memory makes every commit look free."""
+    path = os.path.realpath(directory)
+    mounts = [
+        mount
+        for mount in psutil.disk_partitions(all=True)
+        if os.path.commonpath([path, mount.mountpoint]) == mount.mountpoint
+    ]
+    return max(mounts, key=lambda mount: len(mount.mountpoint)).fstype if mounts else "unknown"

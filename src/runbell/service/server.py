@@ -28,6 +28,7 @@ from runbell.service.app import App
 from runbell.service.backends import Backends
 from runbell.service.backends.echo import Echo
 from runbell.service.changes import Changes
+from runbell.service.connection import Connection
 from runbell.service.executor import Executor
 from runbell.service.jobs import Handler, JobKind
 from runbell.service.jobs.embedded import EmbeddedJobs
@@ -147,6 +148,8 @@ async def _serve_from(
     server = _Server(
         uvicorn.Config(
             app,
+            http=Connection,
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -68,32 +68,30 @@ class ObservedStore:
 
     Attributes:
         away: while this is set, every write is refused with StorageUnavailable.
+        unreadable: likewise every read.
         calls: how many units of work have been asked for.
         under_way: how many of these have not returned yet.
-        refused: how many writes were turned away.
+        refused: how many of them were turned away.
     """
 
     def __init__(self, inner: Store) -> None:
         self._inner = inner
         self.away = False
+        self.unreadable = False
         self.calls = 0
         self.under_way = 0
         self.refused = 0
 
     async def write(self, work: Work[T]) -> T:
-        if self.away:
-            self.calls += 1
-            self.refused += 1
-            raise StorageUnavailable("the test took the database away")
-        with self._counted():
+        with self._counted(refuse=self.away):
             return await self._inner.write(work)
 
     async def read(self, work: Work[T]) -> T:
-        with self._counted():
+        with self._counted(refuse=self.unreadable):
             return await self._inner.read(work)
 
     async def scan(self, work: Work[T]) -> T:
-        with self._counted():
+        with self._counted(refuse=self.unreadable):
             return await self._inner.scan(work)
 
     async def close(self) -> None:
@@ -104,15 +102,17 @@ class ObservedStore:
         await self._inner.write(_nothing)
         await self._inner.scan(_nothing)
 
-    def _counted(self) -> contextlib.ExitStack:
+    @contextlib.contextmanager
+    def _counted(self, *, refuse: bool) -> Iterator[None]:
         self.calls += 1
+        if refuse:
+            self.refused += 1
+            raise StorageUnavailable("the test took the database away")
         self.under_way += 1
-        stack = contextlib.ExitStack()
-        stack.callback(self._returned)
-        return stack
-
-    def _returned(self) -> None:
-        self.under_way -= 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
 
 
 async def _nothing(tx: Transaction) -> None:

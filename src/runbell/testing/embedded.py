@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,9 @@ from runbell.storage.store import Store
 from runbell.testing.backends import ScriptedBackend
 from runbell.testing.databases import ObservedStore, migrated_sqlite, opened
 
-__all__ = ["EmbeddedService", "embedded"]
+__all__ = ["EmbeddedService", "embedded", "on_a_service"]
 
-QUIET_TURNS = 25
+QUIET_TURNS = 12
 """Turns of the event loop without a unit of work after which nothing is on its way any more."""
 
 FEED_PAGE = 100
@@ -76,9 +76,10 @@ class EmbeddedService:
         self.backend = backend
         self.project = ""
         self.assistant = ""
-        self._build()
+        self.build()
 
-    def _build(self) -> None:
+    def build(self) -> None:
+        """Put the parts together on what the store has, as a process does before it serves."""
         self.jobs = EmbeddedJobs(
             self.store,
             self.clock,
@@ -115,7 +116,7 @@ class EmbeddedService:
     async def restart(self) -> None:
         """Begin again with what the store has."""
         await self.crash()
-        self._build()
+        self.build()
         self.start()
 
     # Time.
@@ -182,6 +183,10 @@ class EmbeddedService:
         """A run's status."""
         return (await self.find(run_id)).status
 
+    async def holder(self, thread_id: str) -> str | None:
+        """The id of the run that holds a thread."""
+        return await self.store.read(lambda tx: run_rows.active(tx, thread_id))
+
     async def messages(self, thread_id: str) -> list[Message]:
         """A thread's messages, the oldest first; at most 100."""
         page = Page(limit=100, order="asc")
@@ -236,3 +241,29 @@ async def embedded(
             yield service
         finally:
             await service.crash()
+
+
+def on_a_service(
+    **options: Any,
+) -> Callable[[Callable[[EmbeddedService], Awaitable[None]]], Callable[[Path], None]]:
+    """Make a test of an async function that is given a service; `options` are `embedded`'s.
+
+    @on_a_service(started=False)
+    async def test_what_it_promises(service): ...
+    """
+
+    def decorate(test: Callable[[EmbeddedService], Awaitable[None]]) -> Callable[[Path], None]:
+        async def story(path: Path) -> None:
+            async with embedded(path, **options) as service:
+                await test(service)
+
+        # Not `functools.wraps`: pytest would look for a fixture of the wrapped signature's name.
+        def run(tmp_path: Path) -> None:
+            asyncio.run(story(tmp_path / "runbell.db"))
+
+        run.__doc__ = test.__doc__
+        run.__name__ = run.__qualname__ = getattr(test, "__name__", "test")
+        run.__module__ = test.__module__
+        return run
+
+    return decorate

@@ -148,15 +148,18 @@ class EmbeddedJobs:
 
     async def _look_for_ready(self) -> None:
         limit = self._concurrency + MAX_HINTS
+        # Said before the look, since hints that overflow while it lasts are not in what it finds.
+        self._more_ready = False
         try:
             ready = await self._store.scan(lambda tx: runs.ready(tx, limit))
             held = await self._store.scan(lambda tx: runs.in_progress(tx, limit))
-        except StorageUnavailable:
+        except Exception:
+            self._more_ready = True
             self._ready_wake.set()
             raise
         # In this engine nobody else executes runs: one in progress that is not ours was lost.
         found = [run_id for run_id in (*held, *ready) if run_id not in self._running]
-        self._more_ready = len(ready) == limit or len(held) == limit
+        self._more_ready |= len(ready) == limit or len(held) == limit
         known = set(self._hints)
         self._hints.extend(run_id for run_id in found if run_id not in known)
 
