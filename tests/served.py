@@ -45,6 +45,9 @@ AZURE_API_VERSION = "2024-05-01-preview"
 START_LIMIT_S = 30.0
 """A start on a busy machine; a process that ends instead is reported at once."""
 
+REQUEST_LIMIT_S = 30.0
+"""A service that does not answer at all fails a test with a clear message, before its own limit."""
+
 STOP_LIMIT_S = 15.0
 """Three times what the service promises, for busy machines."""
 
@@ -252,6 +255,7 @@ class Served:
                 base_url=base_url or self.base_url,
                 api_key=key or self.key,
                 max_retries=max_retries,
+                timeout=REQUEST_LIMIT_S,
                 http_client=self._http(watch),
             )
         )
@@ -264,6 +268,7 @@ class Served:
             base_url=base_url or self.base_url,
             api_key=key or self.key,
             max_retries=0,
+            timeout=REQUEST_LIMIT_S,
             http_client=self._async_http(watch),
         )
 
@@ -275,6 +280,7 @@ class Served:
                 api_version=AZURE_API_VERSION,
                 api_key=key or self.key,
                 max_retries=0,
+                timeout=REQUEST_LIMIT_S,
                 http_client=self._http(None),
             )
         )
@@ -286,6 +292,7 @@ class Served:
             api_version=AZURE_API_VERSION,
             api_key=key or self.key,
             max_retries=0,
+            timeout=REQUEST_LIMIT_S,
             http_client=self._async_http(None),
         )
 
@@ -308,7 +315,7 @@ class Served:
         if json is not None:
             body = jsonlib.dumps(json).encode()
             sent["Content-Type"] = "application/json"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_LIMIT_S)
         try:
             connection.request(method, path, body=body, headers={**sent, **(headers or {})})
             response = connection.getresponse()

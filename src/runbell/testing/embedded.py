@@ -43,8 +43,9 @@ from runbell.service.wire.requests import (
 from runbell.storage import events
 from runbell.storage import messages as message_rows
 from runbell.storage import runs as run_rows
+from runbell.storage import steps as step_rows
 from runbell.storage.paging import Page
-from runbell.storage.records import FunctionDefinition, FunctionTool, Message
+from runbell.storage.records import FunctionDefinition, FunctionTool, Message, RunStep
 from runbell.storage.store import Store
 from runbell.testing.backends import ScriptedBackend
 from runbell.testing.databases import ObservedStore, migrated_sqlite, opened
@@ -195,6 +196,10 @@ class EmbeddedService:
         )
         assert not more
         return found
+
+    async def steps(self, run_id: str) -> list[RunStep]:
+        """A run's steps, in order."""
+        return await self.store.read(lambda tx: step_rows.of_run(tx, run_id))
 
     async def feed(self) -> list[RunEvent]:
         """All events, in the order of the feed, read page by page."""
