@@ -28,6 +28,7 @@ from runbell.service.backends.echo import Echo
 from runbell.service.changes import Changes
 from runbell.service.executor import Executor
 from runbell.service.jobs.embedded import EmbeddedJobs
+from runbell.service.live import Live
 from runbell.service.operations import assistants, runs, threads
 from runbell.service.operations.access import DEFAULT_PROJECT, ensure_project
 from runbell.service.operations.context import Context
@@ -89,7 +90,9 @@ class EmbeddedService:
             rng=random.Random(0),
         )
         backends = Backends([self.backend, Echo(self.clock)])
-        self.ctx = Context(self.settings, self.clock, self.store, self.jobs, Changes(), backends)
+        self.ctx = Context(
+            self.settings, self.clock, self.store, self.jobs, Changes(), Live(), backends
+        )
         self.executor = Executor(self.ctx, random.Random(0))
 
     # The process.
