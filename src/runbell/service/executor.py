@@ -12,18 +12,15 @@ from itertools import count
 from runbell import faults
 from runbell.errors import ModelError, StorageUnavailable
 from runbell.pacing import RetryBackoff
-from runbell.runs import Run, RunStatus, ToolCall, Usage
-from runbell.service.backends import Finished, TextDelta, ToolCallDelta
+from runbell.runs import Run, RunStatus
+from runbell.service.draft import Draft
 from runbell.service.operations import turns
 from runbell.service.operations.context import Context
-from runbell.service.operations.turns import Answer, Interrupted, Outcome, Turn
+from runbell.service.operations.turns import Answer, Failed, Interrupted, Outcome, Turn
 
 __all__ = ["Executor"]
 
 logger = logging.getLogger(__name__)
-
-MAX_ANSWER_CHARS = 4_000_000
-"""Text and arguments of one turn; a model that says more is stopped, to bound memory."""
 
 
 @dataclass(slots=True)
@@ -69,32 +66,33 @@ class Executor:
         faults.hit("executor.settled")
 
     async def _call_model(self, turn: Turn, hold: _Hold) -> Outcome:
+        draft = Draft(self._ctx, turn.run)
         if hold.stopped:
-            return Interrupted()
+            return Interrupted(draft.said)
         # A task of its own: what stops the model call must never hit the settling behind it.
-        listening = hold.call = asyncio.create_task(self._listen(turn))
+        listening = hold.call = asyncio.create_task(self._listen(turn, draft))
         try:
             await asyncio.wait([listening])
         finally:
             listening.cancel()
         if listening.cancelled():
-            return Interrupted()
+            return Interrupted(draft.said)
         error = listening.exception()
         if error is None:
             return listening.result()
         if isinstance(error, ModelError):
-            return error
+            return Failed(error, draft.said)
         # A backend's own mistake ends this run, rather than the run being tried for ever.
         logger.error("the backend of %s failed", turn.request.config.model, exc_info=error)
-        return ModelError("server_error", "The model's backend failed unexpectedly.")
+        unexpected = ModelError("server_error", "The model's backend failed unexpectedly.")
+        return Failed(unexpected, draft.said)
 
-    async def _listen(self, turn: Turn) -> Answer:
+    async def _listen(self, turn: Turn, draft: Draft) -> Answer:
         backend = self._ctx.backends.find(turn.request.config.model)
         assert backend is not None, "claim has looked"
-        collected = _Collector(self._ctx)
         async with aclosing(backend.answer(turn.request)) as pieces:
             async for piece in pieces:
-                answer = collected.add(piece)
+                answer = draft.add(piece)
                 if answer is not None:
                     return answer
         raise ModelError("server_error", "The model's answer broke off.")
@@ -120,42 +118,3 @@ class Executor:
         ending = run.status.is_terminal or run.status is RunStatus.CANCELLING
         if ending or (hold.attempt is not None and run.attempt != hold.attempt):
             hold.stop()
-
-
-class _Collector:
-    """Puts the pieces of an answer together."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-        self._text: list[str] = []
-        self._calls: dict[int, ToolCall] = {}
-        self._size = 0
-
-    def add(self, piece: TextDelta | ToolCallDelta | Finished) -> Answer | None:
-        """Add a piece; the answer, once it is whole."""
-        match piece:
-            case TextDelta(text=text):
-                self._text.append(text)
-                self._size += len(text)
-            case ToolCallDelta():
-                self._add_call(piece)
-            case Finished(reason=reason, usage=usage):
-                return self._answer(reason, usage)
-        if self._size > MAX_ANSWER_CHARS:
-            raise ModelError(
-                "server_error", f"The model's answer has more than {MAX_ANSWER_CHARS} characters."
-            )
-        return None
-
-    def _add_call(self, piece: ToolCallDelta) -> None:
-        call = self._calls.get(piece.index)
-        if call is None:
-            call = ToolCall(piece.id or self._ctx.new_id("call"), "", "")
-        self._calls[piece.index] = ToolCall(
-            call.id, call.name + piece.name, call.arguments + piece.arguments
-        )
-        self._size += len(piece.name) + len(piece.arguments)
-
-    def _answer(self, reason: object, usage: Usage) -> Answer:
-        calls = tuple(self._calls[index] for index in sorted(self._calls))
-        return Answer("".join(self._text), calls, reason, usage)  # type: ignore[arg-type]

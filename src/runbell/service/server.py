@@ -32,6 +32,7 @@ from runbell.service.connection import Connection
 from runbell.service.executor import Executor
 from runbell.service.jobs import Handler, JobKind
 from runbell.service.jobs.embedded import EmbeddedJobs
+from runbell.service.live import Live
 from runbell.service.operations import runs
 from runbell.service.operations.access import (
     DEFAULT_PROJECT,
@@ -99,7 +100,7 @@ def build(settings: Settings, store: SQLiteStore, clock: Clock) -> tuple[Context
         concurrency=settings.max_concurrent_runs,
         cancel_grace=settings.cancel_grace,
     )
-    ctx = Context(settings, clock, store, jobs, Changes(), Backends([Echo(clock)]))
+    ctx = Context(settings, clock, store, jobs, Changes(), Live(), Backends([Echo(clock)]))
     return ctx, Executor(ctx)
 
 

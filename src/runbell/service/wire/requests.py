@@ -253,7 +253,6 @@ class RunOptions(Request, frozen=True, kw_only=True):
     on_active_run: Literal["reject", "enqueue"] | None = "reject"
 
     def check(self) -> None:
-        _check_stream(self.stream)
         _check_tools(self.tools)
         _check_response_format(self.response_format)
         strategy = self.truncation_strategy
@@ -305,9 +304,6 @@ class SubmitToolOutputs(Request, frozen=True, kw_only=True):
     tool_outputs: tuple[ToolOutput, ...]
     stream: bool | None = None
 
-    def check(self) -> None:
-        _check_stream(self.stream)
-
 
 # From a request to what is kept.
 
@@ -345,13 +341,6 @@ def _check_pattern(path: str, value: str, pattern: str) -> None:
     # fullmatch, since `$` alone would let a line feed at the end pass.
     if not re.fullmatch(pattern, value):
         raise refusals.pattern_mismatch(path, pattern)
-
-
-def _check_stream(stream: bool | None) -> None:
-    if stream:
-        raise refusals.unsupported(
-            "stream", "Runs are not streamed: leave it out and retrieve the run until it has ended."
-        )
 
 
 def _check_tools(tools: tuple[Tool, ...] | None) -> None:
