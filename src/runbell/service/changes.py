@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
+from runbell.clock import Clock
 from runbell.runs import Run
 
 __all__ = ["Changes", "Watch"]
@@ -72,12 +73,14 @@ class Watch:
     is not missed.
     """
 
-    __slots__ = ("_changes", "_keys", "_woken")
+    __slots__ = ("_changes", "_keys", "_sleeping", "_woken")
 
     def __init__(self, changes: Changes, keys: frozenset[str]) -> None:
         self._changes = changes
         self._keys = keys
-        self._woken = asyncio.Event()
+        self._woken = False
+        # A future instead of an asyncio.Event, which is ten times as large: thousands are held.
+        self._sleeping: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
         for key in self._keys:
@@ -95,10 +98,30 @@ class Watch:
 
     def wake(self) -> None:
         """Something has changed."""
-        self._woken.set()
+        self._woken = True
+        self._rouse()
 
-    async def changed(self) -> None:
-        """Return when something has changed since the last time that this returned."""
-        if not self._changes.closed:
-            await self._woken.wait()
-            self._woken.clear()
+    async def changed(self, clock: Clock, seconds: float) -> bool:
+        """Return when something has changed since the last time that this returned.
+
+        Args:
+            seconds: how long to wait for that at the most.
+
+        Returns:
+            False where nothing but time has passed.
+        """
+        if not (self._woken or self._changes.closed):
+            self._sleeping = asyncio.get_running_loop().create_future()
+            timer = asyncio.ensure_future(clock.sleep(seconds))
+            timer.add_done_callback(self._rouse)
+            try:
+                await self._sleeping
+            finally:
+                self._sleeping = None
+                timer.cancel()
+        woken, self._woken = self._woken, False
+        return woken or self._changes.closed
+
+    def _rouse(self, _: object = None) -> None:
+        if self._sleeping is not None and not self._sleeping.done():
+            self._sleeping.set_result(None)

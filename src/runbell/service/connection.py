@@ -1,7 +1,8 @@
-"""How bytes leave: what is written in one turn of the event loop goes out in one system call.
+"""How bytes leave, and how it is noticed that nobody takes them any more.
 
 uvicorn writes an answer's headers and its body apart. On loopback and in a data centre a write is
-the dearest part of a small answer, and the second one doubles it.
+the dearest part of a small answer, and the second one doubles it: here, what is written in one turn
+of the event loop goes out in one system call.
 """
 
 from __future__ import annotations
@@ -43,5 +44,31 @@ class _Gathering:
 class Connection(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol, over a gathering transport."""
 
+    _answering: Any = None
+    """The request that is being answered: not the latest one, where requests are pipelined."""
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(_Gathering(transport, self.loop))  # type: ignore[arg-type] # as one
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # uvicorn tells the latest request alone that its client has left. Where another one is
+        # pipelined behind it, the one that waits or streams would go on for nobody.
+        cycle = self._answering
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        grace = self.config.timeout_graceful_shutdown or 0
+        self.loop.call_later(grace / 2, self._leave_behind)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _leave_behind(self) -> None:
+        """The process stops: a client that does not read must not hold it up."""
+        if self in self.connections and self.transport.get_write_buffer_size() > 0:
+            self.transport.abort()
