@@ -398,6 +398,8 @@ class Served:
 
     def _http(self, watch: Watch | None) -> DefaultHttpxClient:
         def seen(response: Any) -> None:
+            if _streams(response):
+                return
             response.read()
             self._watched(_answer(response), watch)
 
@@ -405,10 +407,17 @@ class Served:
 
     def _async_http(self, watch: Watch | None) -> DefaultAsyncHttpxClient:
         async def seen(response: Any) -> None:
+            if _streams(response):
+                return
             await response.aread()
             self._watched(_answer(response), watch)
 
         return DefaultAsyncHttpxClient(event_hooks={"response": [seen]})
+
+
+def _streams(response: Any) -> bool:
+    """It has to be read as it comes, by whoever asked for it."""
+    return str(response.headers.get("content-type", "")).startswith("text/event-stream")
 
 
 def _answer(response: Any) -> Answer:
