@@ -99,7 +99,8 @@ class Watch:
     def wake(self) -> None:
         """Something has changed."""
         self._woken = True
-        self._rouse()
+        if self._sleeping is not None:
+            _rouse(self._sleeping)
 
     async def changed(self, clock: Clock, seconds: float) -> bool:
         """Return when something has changed since the last time that this returned.
@@ -111,17 +112,19 @@ class Watch:
             False where nothing but time has passed.
         """
         if not (self._woken or self._changes.closed):
-            self._sleeping = asyncio.get_running_loop().create_future()
+            sleeping = self._sleeping = asyncio.get_running_loop().create_future()
             timer = asyncio.ensure_future(clock.sleep(seconds))
-            timer.add_done_callback(self._rouse)
+            # This sleep's own future: a timer that was cancelled calls back in the next one's time.
+            timer.add_done_callback(lambda _: _rouse(sleeping))
             try:
-                await self._sleeping
+                await sleeping
             finally:
                 self._sleeping = None
                 timer.cancel()
         woken, self._woken = self._woken, False
         return woken or self._changes.closed
 
-    def _rouse(self, _: object = None) -> None:
-        if self._sleeping is not None and not self._sleeping.done():
-            self._sleeping.set_result(None)
+
+def _rouse(sleeping: asyncio.Future[None]) -> None:
+    if not sleeping.done():
+        sleeping.set_result(None)
