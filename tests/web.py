@@ -20,7 +20,7 @@ from runbell.service.connection import Connection
 from runbell.service.operations.access import Access
 from runbell.testing.embedded import EmbeddedService
 
-__all__ = ["KEY", "Exchange", "Web", "listening", "parsed"]
+__all__ = ["KEY", "Exchange", "Web", "listening", "parsed", "unchunked"]
 
 KEY = "sk-test-0123456789abcdef"
 
@@ -180,6 +180,15 @@ def parsed(body: bytes) -> list[Streamed]:
         data = fields["data"]
         found.append((fields["event"], data if data == "[DONE]" else jsonlib.loads(data)))
     return found
+
+
+def unchunked(body: bytes) -> bytes:
+    """A body as it was, before it was sent in chunks."""
+    whole = b""
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        whole, body = whole + body[: int(size, 16)], body[int(size, 16) + 2 :]
+    return whole
 
 
 @contextlib.asynccontextmanager
