@@ -64,6 +64,11 @@ class Raw(asyncio.Protocol):
                 self._news.clear()
                 await self._news.wait()
 
+    @property
+    def answered(self) -> bool:
+        """Something came, or the connection has ended."""
+        return bool(self._pieces) or self._transport.is_closing()
+
     def forget(self) -> None:
         self._pieces.clear()
 
@@ -267,22 +272,22 @@ async def hold(
     Holds all of that until stdin ends; none of it may have ended by then.
     """
     body = {"assistant_id": assistant, "on_active_run": "enqueue", "stream": True}
-    held = [
-        *[client.hold("GET", path, headers={"Prefer": "wait=60"}) for path in waits],
-        *[client.hold("POST", f"/threads/{thread}/runs", json=body) for thread in streams],
-    ]
-    await _begun(held[len(waits) :])
+    waiting = [await client.raw(path, "Prefer: wait=60") for path in waits]
+    held = [client.hold("POST", f"/threads/{thread}/runs", json=body) for thread in streams]
+    await _begun(held)
     # Last: every event that happens wakes them.
     feed = {"Accept": "text/event-stream"}
     held += [client.hold("GET", "/events", headers=feed) for _ in range(followers)]
-    await _begun(held[len(waits) + len(streams) :])
+    await _begun(held[len(streams) :])
+    # Answered behind all of them: they have been taken in.
+    await client.get("/models")
     print("ready", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    ended = sum(each.task.done() for each in held)
+    ended = sum(wait.answered for wait in waiting) + sum(each.task.done() for each in held)
     for each in held:
         each.task.cancel()
     if ended:
-        raise RuntimeError(f"{ended} of {len(held)} were not held")
+        raise RuntimeError(f"{ended} of {len(waiting) + len(held)} were not held")
 
 
 async def _begun(held: Sequence[Held]) -> None:

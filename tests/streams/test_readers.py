@@ -289,7 +289,10 @@ def test_a_pipelined_request_behind_it_hides_no_leaving(tmp_path: Path, kind: st
 async def test_a_slow_reader_over_a_socket(service: EmbeddedService) -> None:
     """It is held back by the connection, bounded in memory, and gets every word in the end."""
     loop = asyncio.get_running_loop()
-    async with listening(service) as (url, server), connected(url) as raw:
+    async with listening(service) as (url, server), contextlib.AsyncExitStack() as stack:
+        # Connections inherit it: else the system alone would take in megabytes.
+        server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+        raw = await stack.enter_async_context(connected(url))
         thread = await service.thread("Hi")
         await loop.sock_sendall(raw, stream_request(service, thread))
         await eventually(lambda: service.backend.open)
