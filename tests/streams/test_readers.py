@@ -174,6 +174,24 @@ def follows(service: EmbeddedService, run: str) -> list[Follower]:
     return service.ctx.live._followers.get(run, [])
 
 
+@on_a_service()
+async def test_a_service_that_stops_ends_streams(service: EmbeddedService) -> None:
+    """Those that are there, and those whose request was on its way; runs go on being executed."""
+    web = Web(service)
+    stream = web.stream(await service.thread("Hello"))
+    await service.settle()
+    web.app.stop()
+    await stream.answered()
+    assert stream.ended
+    assert stream.names[-1] == "run.in_progress", "nothing says that it is done"
+    late = await web.stream(await service.thread("Hello")).answered()
+    assert late.ended
+    assert late.names == ["run.created", "run.queued"]
+    assert web.nothing_held()
+    await service.settle()
+    assert len(service.backend.open) == 2
+
+
 # The same over sockets.
 
 

@@ -417,8 +417,6 @@ def test_the_sentence_says_what_is_wrong_and_where(type_, body, message, param, 
 @pytest.mark.parametrize(
     ("type_", "body", "param"),
     [
-        (CreateRun, {**RUN, "stream": True}, "stream"),
-        (SubmitToolOutputs, {"tool_outputs": [], "stream": True}, "stream"),
         (
             CreateThread,
             {"messages": [MESSAGE, {**MESSAGE, "attachments": [{"file_id": "file-1"}]}]},
