@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from runbell.runs import RunStatus, Usage
 from runbell.service.backends import Finished, TextDelta, ToolCallDelta
 from runbell.service.operations import runs, threads
+from runbell.testing.databases import writer_held
 from runbell.testing.embedded import EmbeddedService, on_a_service
 from tests.streams.told import put_together, told_is_stored
 from tests.web import Exchange, Web
@@ -298,6 +300,24 @@ def test_expired_in_the_middle(tmp_path: Any, stubborn: bool) -> None:
         assert (said.status, said.incomplete_reason) == ("incomplete", "run_expired")
 
     story(tmp_path)
+
+
+@on_a_service()
+async def test_nothing_is_told_that_came_too_late_to_be_stored(service: EmbeddedService) -> None:
+    """Between the end of the time and its commit, a model that can't be stopped talks on."""
+    stream = await begun(service, expires_after=60)
+    service.backend.turn.stubborn = True
+    service.backend.turn.give(TextDelta("In time."))
+    await service.settle()
+    async with writer_held(service.store):
+        service.clock.advance(60)
+        while not service.backend.turn.stopped:
+            await asyncio.sleep(0)
+        service.backend.turn.give(TextDelta(" Too late."))
+        for _ in range(10):
+            await asyncio.sleep(0)
+    end = ["message.incomplete", "run.step.expired", "run.expired"]
+    await ends(service, stream, *SPEAKING, SAID, *end)
 
 
 @on_a_service()
