@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -164,6 +165,37 @@ def test_texts_that_grow_side_by_side_are_merged_too() -> None:
     asyncio.run(read())
     assert texts == ["".join(f"{n} " for n in range(10_000) if n % 3 == key) for key in range(3)]
     assert live.following == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_text_is_lost_however_telling_and_reading_meet(seed: int) -> None:
+    """Text is added to what was not read yet, never to what is read already."""
+    rng, live = random.Random(seed), Live()
+    follower = live.follow("run_x")
+    told, texts = ["", "", ""], ["", "", ""]
+
+    def tell(number: int) -> None:
+        key = rng.randrange(3)
+        told[key] += f"{number} "
+        live.tell("run_x", "delta", lambda: Delta((key,), [f"{number} "], key_and(key)))
+
+    async def story() -> None:
+        reading = aiter(follower)
+        for number in range(20_000):
+            tell(number)
+            # In bursts: behind for a while, then caught up in part or in full.
+            if number % 500 == 0:
+                for _ in range(rng.randint(0, len(follower._untold))):
+                    key, text = (await anext(reading)).data
+                    texts[key] += text
+        while follower._untold:
+            key, text = (await anext(reading)).data
+            texts[key] += text
+        await reading.aclose()
+        follower.close()
+
+    asyncio.run(story())
+    assert texts == told
 
 
 def key_and(key: int) -> Any:

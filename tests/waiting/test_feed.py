@@ -11,6 +11,7 @@ import pytest
 
 from runbell.service.operations import access
 from runbell.service.routes.events import HEARTBEAT_SECONDS, LIVE_PAGE
+from runbell.storage import events
 from runbell.testing.databases import writer_held
 from runbell.testing.embedded import EmbeddedService, on_a_service
 from runbell.testing.histories import check_histories
@@ -146,20 +147,34 @@ async def test_types(service: EmbeddedService) -> None:
     assert refused.status == 400
 
 
-@on_a_service()
-async def test_events_that_were_passed_over_are_not_read_again(service: EmbeddedService) -> None:
+def test_events_that_were_passed_over_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each look begins behind the last one, whether or not there was anything for this feed."""
-    web = Web(service)
-    exchange = follow(web, "?types=thread.run.failed")
-    await some_runs(service, 3)
-    assert exchange.chunks == [OPEN]
-    # Had it to begin again at its last event, it would break now that there is none left.
-    await service.store.write(_forget_all)
-    await service.run(await service.thread("Hello"))
-    await service.settle()
-    service.backend.turn.fail()
-    await service.settle()
-    assert [name for name, _ in exchange.events] == ["thread.run.failed"]
+    looked: list[int] = []
+    behind = events.behind
+
+    async def seen(tx: Any, *, low: int, **options: Any) -> Any:
+        looked.append(low)
+        return await behind(tx, low=low, **options)
+
+    @on_a_service()
+    async def story(service: EmbeddedService) -> None:
+        exchange = follow(Web(service), "?types=thread.run.failed")
+        await some_runs(service, 3)
+        assert exchange.chunks == [OPEN]
+        # Nor does it matter that the event which it read last is not kept any more.
+        await service.store.write(_forget_all)
+        await service.run(await service.thread("Hello"))
+        await service.settle()
+        service.backend.turn.fail()
+        await service.settle()
+        assert [name for name, _ in exchange.events] == ["thread.run.failed"]
+        assert looked == sorted(looked)
+        assert looked[-1] >= 10
+
+    monkeypatch.setattr(events, "behind", seen)
+    story(tmp_path)
 
 
 async def _forget_all(tx: Any) -> None:
