@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PINNED := --constraint constraints.txt
+SDKS := 1.109 2.54 3.52
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench pins clean
+.PHONY: help setup demo test test-sdks check bench pins clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Create .venv with all extras
 
@@ -31,6 +32,15 @@ demo: setup ## Start the service and await five runs with the stock openai SDK
 
 test: setup ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-sdks: setup $(SDKS:%=.venv-sdk-%/.installed) ## Run the scenarios with every SDK that matters
+	@$(BIN)/python -m tests.sdks $(SDKS)
+
+.venv-sdk-%/.installed: tests/sdks/constraints-%.txt
+	@$(PYTHON) -m venv --clear .venv-sdk-$*
+	@.venv-sdk-$*/bin/python -m pip --disable-pip-version-check --quiet --quiet install \
+		--constraint $< openai
+	@touch $@
 
 check: setup ## Lint, types, import contracts
 	@$(BIN)/ruff check .
@@ -50,4 +60,4 @@ pins: ## Renew constraints.txt with the newest versions of everything
 	@mv build/constraints.txt constraints.txt && rm -rf build/pins
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-sdk-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,4 +1,4 @@
-"""The load client: one job, read as JSON from stdin; its answer is JSON on stdout.
+"""The load client: one job, a line of JSON on stdin; its answer is JSON on stdout.
 
 A process of its own, so that its CPU is nobody else's; and aiohttp, so that it is never what is
 slow. A job talks to loopback only, and does a number of things that it was told; then it ends.
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -25,12 +26,77 @@ RUN_SECONDS = 60.0
 """How long a run may take until the job gives up."""
 
 
+class Held:
+    """A request whose answer is not finished; `begun` is done when some of it has come."""
+
+    def __init__(self, request: Any) -> None:
+        self.begun = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(self._read(request))
+
+    async def _read(self, request: Any) -> None:
+        async with request as response:
+            async for _ in response.content.iter_any():
+                if not self.begun.done():
+                    self.begun.set_result(None)
+
+
+class Raw(asyncio.Protocol):
+    """One answer as it comes in, with the time of each piece: nothing stands before the clock."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[int, bytes]] = []
+        self._news = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._pieces.append((time.monotonic_ns(), data))
+        self._news.set()
+
+    async def received(self, part: bytes) -> int:
+        """When there was a piece with this in it."""
+        async with asyncio.timeout(RUN_SECONDS):
+            while True:
+                for at_ns, data in self._pieces:
+                    if part in data:
+                        return at_ns
+                self._news.clear()
+                await self._news.wait()
+
+    @property
+    def answered(self) -> bool:
+        """Something came, or the connection has ended."""
+        return bool(self._pieces) or self._transport.is_closing()
+
+    def forget(self) -> None:
+        self._pieces.clear()
+
+    def close(self) -> None:
+        self._transport.close()
+
+
 class Client:
     """Keep-alive connections to the service."""
 
     def __init__(self, session: aiohttp.ClientSession, base_url: str) -> None:
         self._session = session
         self._base_url = base_url
+
+    def hold(self, method: str, path: str, **options: Any) -> Held:
+        """Begin a request that is answered late, or for a long time."""
+        return Held(self._session.request(method, self._base_url + path, timeout=None, **options))
+
+    async def raw(self, path: str, header: str) -> Raw:
+        """Send a GET on a connection of its own."""
+        url = urlsplit(self._base_url + path)
+        assert url.hostname, self._base_url
+        loop = asyncio.get_running_loop()
+        transport, raw = await loop.create_connection(Raw, url.hostname, url.port or 80)
+        key = self._session.headers["Authorization"]
+        lines = (f"GET {url.path} HTTP/1.1", "Host: bench", f"Authorization: {key}", header)
+        transport.write("\r\n".join([*lines, "", ""]).encode())
+        return raw
 
     async def post(self, path: str, body: Any) -> Any:
         async with self._session.post(self._base_url + path, json=body) as response:
@@ -183,6 +249,74 @@ async def completed_events(client: Client) -> Any:
     return delays
 
 
+async def enqueue(client: Client, threads: int, runs: int, clients: int) -> Any:
+    """Runs that stay queued: on each of so many threads, so many behind one that sleeps."""
+    assistant = await client.assistant()
+
+    async def prepare(_: int) -> list[str]:
+        sleeping = {"messages": [{"role": "user", "content": "sleep 3000"}]}
+        body = {"assistant_id": assistant, "expires_after": 3600}
+        first = await client.post("/threads/runs", {**body, "thread": sleeping})
+        path = f"/threads/{first['thread_id']}/runs"
+        body["on_active_run"] = "enqueue"
+        return [f"{path}/{(await client.post(path, body))['id']}" for _ in range(runs)]
+
+    return {"assistant": assistant, "paths": await _spread(range(threads), prepare, clients)}
+
+
+async def hold(
+    client: Client, assistant: str, waits: Sequence[str], streams: Sequence[str], followers: int
+) -> None:
+    """Wait for runs at the server, stream further runs on these threads, and follow the feed.
+
+    Holds all of that until stdin ends; none of it may have ended by then.
+    """
+    body = {"assistant_id": assistant, "on_active_run": "enqueue", "stream": True}
+    waiting = [await client.raw(path, "Prefer: wait=60") for path in waits]
+    held = [client.hold("POST", f"/threads/{thread}/runs", json=body) for thread in streams]
+    await _begun(held)
+    # Last: every event that happens wakes them.
+    feed = {"Accept": "text/event-stream"}
+    held += [client.hold("GET", "/events", headers=feed) for _ in range(followers)]
+    await _begun(held[len(streams) :])
+    # Answered behind all of them: they have been taken in.
+    await client.get("/models")
+    print("ready", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    ended = sum(wait.answered for wait in waiting) + sum(each.task.done() for each in held)
+    for each in held:
+        each.task.cancel()
+    if ended:
+        raise RuntimeError(f"{ended} of {len(waiting) + len(held)} were not held")
+
+
+async def _begun(held: Sequence[Held]) -> None:
+    for each in held:
+        await asyncio.wait({each.task, each.begun}, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def wake(client: Client, paths: Sequence[str], pause: float) -> Any:
+    """Cancel queued runs, one after the other, each with a wait for it and one feed for all.
+
+    For each: when the cancel was sent, and when the first bytes came of the wait's answer and of
+    the event; in nanoseconds of the system's monotonic clock.
+    """
+    stamps = []
+    feed = await client.raw("/events", "Accept: text/event-stream")
+    await feed.received(b": open")
+    for path in paths:
+        wait = await client.raw(path, "Prefer: wait=60")
+        await asyncio.sleep(pause)
+        feed.forget()
+        sent = time.monotonic_ns()
+        await client.post(f"{path}/cancel", None)
+        key = path.rpartition("/")[2].encode()
+        stamps.append((sent, await wait.received(b'"cancelled"'), await feed.received(key)))
+        wait.close()
+    feed.close()
+    return stamps
+
+
 JOBS = {
     job.__name__: job
     for job in (
@@ -193,6 +327,9 @@ JOBS = {
         one_at_a_time,
         watched,
         completed_events,
+        enqueue,
+        hold,
+        wake,
     )
 }
 
@@ -206,4 +343,4 @@ async def _work(order: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(_work(json.load(sys.stdin)))))
+    print(json.dumps(asyncio.run(_work(json.loads(sys.stdin.readline())))))

@@ -51,6 +51,9 @@ REQUEST_LIMIT_S = 30.0
 STOP_LIMIT_S = 15.0
 """Three times what the service promises, for busy machines."""
 
+STREAMED = "text/event-stream"
+"""Answers of this kind are looked at by whoever asked for them, event by event."""
+
 RUNBELL = (sys.executable, "-m", "runbell")
 
 _LISTENING = re.compile(r"^runbell: listening on (http://\S+)/v1$", re.MULTILINE)
@@ -208,6 +211,11 @@ class Served:
         assert code == 0, f"ended with {code}:{self.output()}"
         assert "Traceback" not in self.stderr(), self.output()
 
+    def terminate(self) -> None:
+        """Send SIGTERM, without waiting; `stop` then waits for the end."""
+        assert self._process is not None, "not started"
+        self._process.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """End the process with SIGKILL, as a crash does."""
         process = self._taken()
@@ -323,7 +331,8 @@ class Served:
             answer = Answer(method, path, response.status, found, response.read())
         finally:
             connection.close()
-        self._watched(answer)
+        if not answer.headers.get("content-type", "").startswith(STREAMED):
+            self._watched(answer)
         return answer
 
     # Its command line, beside it.
@@ -398,6 +407,8 @@ class Served:
 
     def _http(self, watch: Watch | None) -> DefaultHttpxClient:
         def seen(response: Any) -> None:
+            if _streams(response):
+                return
             response.read()
             self._watched(_answer(response), watch)
 
@@ -405,10 +416,17 @@ class Served:
 
     def _async_http(self, watch: Watch | None) -> DefaultAsyncHttpxClient:
         async def seen(response: Any) -> None:
+            if _streams(response):
+                return
             await response.aread()
             self._watched(_answer(response), watch)
 
         return DefaultAsyncHttpxClient(event_hooks={"response": [seen]})
+
+
+def _streams(response: Any) -> bool:
+    """It has to be read as it comes, by whoever asked for it."""
+    return str(response.headers.get("content-type", "")).startswith(STREAMED)
 
 
 def _answer(response: Any) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import memory, runs
+from bench import memory, runs, waits
 from bench.figures import percentile, within
 from bench.server import served
 
@@ -44,6 +44,33 @@ def test_everything_is_measured() -> None:
     assert 10 < values["rss_at_60_runs_mb"] < 1000
     details = {figure.name: figure.detail for figure in figures}
     assert details["cpu_a_run_ms"]["reads_a_run"] >= 1
+
+
+def test_what_it_costs_to_be_waited_for_is_measured() -> None:
+    figures = {each.name: each for each in waits.measure(waits.Sizes(held=25, changes=5))}
+    assert set(figures) == {
+        "rss_a_wait_kib",
+        "threads_and_files_for_every_wait",
+        "rss_a_wait_stream_or_feed_kib",
+        "threads_and_files_for_every_wait_stream_or_feed",
+        "wake_wait_p99_ms",
+        "wake_feed_p99_ms",
+    }
+    assert figures["threads_and_files_for_every_wait"].value == 0
+    for name in ("wake_wait_p99_ms", "wake_feed_p99_ms"):
+        assert figures[name].detail["changes"] == 5
+        assert figures[name].value > 0
+        # From the commit, which is later than the request.
+        assert figures[name].detail["p50_ms"] < figures[name].detail["from_request_p50_ms"]
+
+
+def test_what_is_not_held_ends_the_measurement() -> None:
+    with served() as server:
+        prepared = server.load("enqueue", threads=1, runs=1, clients=1)
+        path = prepared["paths"][0][0]
+        held = {"assistant": prepared["assistant"], "waits": [path], "streams": [], "followers": 0}
+        with pytest.raises(RuntimeError, match="did not hold"), server.holding("hold", **held):
+            server.load("wake", paths=[path], pause=0.01)
 
 
 def test_a_job_that_fails_ends_the_measurement() -> None:

@@ -297,12 +297,20 @@ class Service(RuleBasedStateMachine):
         for thread in self.house.there:
             said = self.do(self.service.messages(thread.id))
             spoken = [message for message in said if message.role == "assistant"]
-            # What was broken off by a cancel or a failure is kept, and is no answer.
-            broken = ("run_cancelled", "run_failed")
-            answers = [each.run_id for each in spoken if each.incomplete_reason not in broken]
-            assert sorted(map(str, answers)) == sorted(r.id for r in thread.runs if r.answered)
-            assert len(said) - len(spoken) == thread.user_messages
+            # What was broken off is kept, for those who have read it, and is no answer.
+            broken = {
+                "run_cancelled": S.CANCELLED,
+                "run_expired": S.EXPIRED,
+                "run_failed": S.FAILED,
+            }
+            answers = [str(m.run_id) for m in spoken if m.incomplete_reason not in broken]
+            assert sorted(answers) == sorted(r.id for r in thread.runs if r.answered)
+            status = {run.id: run.status for run in thread.runs}
+            for message in spoken:
+                if message.incomplete_reason in broken:
+                    assert status[str(message.run_id)] is broken[message.incomplete_reason]
             assert len({each.run_id for each in spoken}) == len(spoken), "one message a run"
+            assert len(said) - len(spoken) == thread.user_messages
 
     def everything_ends(self) -> None:
         """Once the longest time has passed, every run has ended, and every thread is free."""

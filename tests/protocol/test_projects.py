@@ -58,6 +58,7 @@ UNNAMED = {
     ("POST", "/v1/assistants"): "test_an_id_may_be_taken_in_each_project",
     ("POST", "/v1/threads"): "test_a_new_thread_is_ones_own",
     ("POST", "/v1/threads/runs"): "test_no_run_uses_a_strangers_assistant",
+    ("GET", "/v1/runs"): "test_runs_are_found_by_their_owner_alone",
     ("GET", "/v1/events"): "test_the_feed_shows_ones_own_alone",
     ("GET", "/v1/runs"): "test_runs_across_threads_are_ones_own_alone",
     ("GET", "/v1/models"): "test_models_are_for_all",
@@ -275,6 +276,34 @@ def test_the_feed_shows_ones_own_alone(new_project: Callable[[], Project]) -> No
     answer = stranger.api.get(f"/v1/events?after={events[0]['id']}")
     assert answer.status == 404
     assert answer.error["message"] == f"No event found with id '{events[0]['id']}'."
+
+
+def test_the_live_feed_shows_ones_own_alone(new_project: Callable[[], Project]) -> None:
+    """As the pages do; a stranger's cursor does not open it either."""
+    owner, stranger = new_project(), new_project()
+    assistant = owner.client.beta.assistants.create(model="echo")
+    until(owner.client, ask(owner.client, assistant, "hello"))
+    theirs = owner.api.get("/v1/events").ok()["first_id"]
+    live = {"Accept": "text/event-stream"}
+    for headers in ({**live, "Last-Event-ID": theirs}, live):
+        path = "/v1/events" if "Last-Event-ID" in headers else f"/v1/events?after={theirs}"
+        answer = stranger.api.get(path, headers=headers)
+        assert answer.status == 404
+        assert answer.error["message"] == f"No event found with id '{theirs}'."
+
+
+def test_runs_are_found_by_their_owner_alone(two: Two) -> None:
+    """By id, in pages and as cursors; a run of a stranger is missing like one that is not there."""
+    theirs = two.ids["run_id"]
+    assert two.owner.api.get(f"/v1/runs?ids={theirs}").ok()["missing"] == []
+    found = two.stranger.api.get(f"/v1/runs?ids={theirs},run_nobody").ok()
+    assert (found["data"], found["missing"]) == ([], [theirs, "run_nobody"])
+    listed = [run["id"] for run in two.stranger.api.get("/v1/runs?limit=100").ok()["data"]]
+    assert theirs not in listed
+    for cursor in ("after", "before"):
+        answer = two.stranger.api.get(f"/v1/runs?{cursor}={theirs}")
+        assert answer.status == 404
+        assert answer.error["message"] == f"No run found with id '{theirs}'."
 
 
 def test_cursors_of_a_stranger_are_no_cursors(two: Two) -> None:

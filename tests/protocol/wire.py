@@ -1,8 +1,9 @@
 """What an answer has to look like: the SDK's own types, read strictly, and nothing left out.
 
-`inspect` takes any answer of the service. An object must be of its SDK type without any conversion;
-every field that the type knows must stand in the JSON, null where there is nothing; and there must
-be no field that neither the type nor Runbell's own additions know.
+`inspect` takes any answer of the service, `inspect_streamed` any event of a stream. An object must
+be of its SDK type without any conversion; every field that the type knows must stand in the JSON,
+null where there is nothing; and there must be no field that neither the type nor Runbell's own
+additions know.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema  # type: ignore[import-untyped]
 from openai.types import ErrorObject, Model
 from openai.types.beta import (
     Assistant,
     AssistantDeleted,
+    AssistantStreamEvent,
     AssistantToolChoice,
     FileSearchTool,
     Thread,
@@ -27,19 +29,21 @@ from openai.types.beta import (
 from openai.types.beta.assistant import ToolResources as AssistantResources
 from openai.types.beta.assistant import ToolResourcesCodeInterpreter as AssistantCodeResources
 from openai.types.beta.assistant import ToolResourcesFileSearch as AssistantSearchResources
+from openai.types.beta.assistant_stream_event import ThreadCreated
 from openai.types.beta.file_search_tool import FileSearch
 from openai.types.beta.thread import ToolResources as ThreadResources
 from openai.types.beta.thread import ToolResourcesCodeInterpreter as ThreadCodeResources
 from openai.types.beta.thread import ToolResourcesFileSearch as ThreadSearchResources
 from openai.types.beta.threads import Message, MessageDeleted, Run
-from openai.types.beta.threads.runs import RunStep
+from openai.types.beta.threads.runs import FunctionToolCallDelta, RunStep
+from openai.types.beta.threads.runs.function_tool_call_delta import Function as FunctionDelta
 from openai.types.shared import FunctionDefinition
 from openai.types.shared.response_format_json_schema import JSONSchema
 from pydantic import BaseModel, TypeAdapter
 
 from tests.served import Answer
 
-__all__ = ["EVENT_DATA", "EVENT_SCHEMA", "STAMPS", "inspect"]
+__all__ = ["EVENT_DATA", "EVENT_SCHEMA", "STAMPS", "inspect", "inspect_streamed"]
 
 OBJECTS: dict[str, type[BaseModel]] = {
     "assistant": Assistant,
@@ -77,6 +81,11 @@ OPTIONAL: dict[type[BaseModel], frozenset[str]] = {
     ThreadSearchResources: frozenset({"vector_store_ids"}),
     # Of newer SDKs, for announced shutdowns; OpenAI leaves it out elsewhere.
     Model: frozenset({"shutdown_date"}),
+    # A call's id and name come with the first of its deltas.
+    FunctionDelta: frozenset({"name", "output"}),
+    FunctionToolCallDelta: frozenset({"id"}),
+    # Of another API.
+    ThreadCreated: frozenset({"enabled"}),
     # Of newer SDKs, for another API.
     ErrorObject: frozenset({"misalignment"}),
 }
@@ -135,6 +144,11 @@ def inspect(answer: Answer) -> None:
     assert re.fullmatch(r"\d+", answer.headers.get("openai-processing-ms", "")), answer.headers
     if answer.path.partition("?")[0] in NO_JSON and answer.status < 400:
         return
+    if answer.status == 304:
+        assert answer.headers["etag"], answer.headers
+        assert not answer.body
+        assert not {"content-type", "content-length", "transfer-encoding"} & set(answer.headers)
+        return
     assert answer.headers["content-type"].partition(";")[0] == "application/json", answer.headers
     body = answer.json()
     if answer.status >= 400:
@@ -142,6 +156,18 @@ def inspect(answer: Answer) -> None:
     else:
         assert answer.status == 200, answer
         _inspect_object(body)
+
+
+def inspect_streamed(event: str, data: Any) -> None:
+    """Assert that an event of a stream is one that the protocol knows."""
+    models = {get_args(m.model_fields["event"].annotation)[0]: m for m in _STREAMED}
+    _matches(models[event], {"event": event, "data": data})
+    rule = _RULES.get(data["object"])
+    if rule is not None:
+        rule(data)
+
+
+_STREAMED: tuple[type[BaseModel], ...] = get_args(get_args(AssistantStreamEvent)[0])
 
 
 def _inspect_error(body: Any) -> None:
@@ -167,11 +193,8 @@ def _inspect_object(body: Any) -> None:
 
 def _inspect_list(body: Any) -> None:
     assert isinstance(body["data"], list)
-    assert (
-        {"object", "data"}
-        <= set(body)
-        <= {"object", "data", "first_id", "last_id", "has_more", "missing"}
-    )
+    known = {"object", "data", "first_id", "last_id", "has_more", "missing"}
+    assert {"object", "data"} <= set(body) <= known
     data = body["data"]
     ids = [item["id"] for item in data]
     assert len(set(ids)) == len(ids), "an object stands twice in a page"

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Self
@@ -31,6 +32,10 @@ STOP_SECONDS = 10.0
 class ServedProcess:
     """`runbell serve` on a free loopback port, with a database and a key that only it has.
 
+    Args:
+        options: more of its options.
+        program: what Python runs; anything that takes the arguments of `runbell`.
+
     Entering starts the process and waits until it listens; leaving ends it and removes its
     database. The settings of the environment (`RUNBELL_…`) do not reach it.
 
@@ -44,10 +49,11 @@ class ServedProcess:
             leaving without another exception, it did not end gracefully.
     """
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, program: Sequence[str] = ("-m", "runbell")) -> None:
         self.api_key = f"sk-{secrets.token_urlsafe(24)}"
         self.base_url = ""
         self._options = options
+        self._program = program
 
     def __enter__(self) -> Self:
         self._directory = tempfile.TemporaryDirectory(prefix="runbell-")
@@ -79,7 +85,7 @@ class ServedProcess:
         with self._stderr_path.open("wb") as stderr:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 [
-                    *(sys.executable, "-m", "runbell", "serve", "--port", "0"),
+                    *(sys.executable, *self._program, "serve", "--port", "0"),
                     *("--database", f"sqlite:///{quote(str(directory))}/runbell.db"),
                     *self._options,
                 ],

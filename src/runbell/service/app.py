@@ -12,6 +12,8 @@ import os
 import re
 import time
 from collections.abc import Iterable
+from contextlib import aclosing
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.routing import compile_path
@@ -122,7 +124,7 @@ class App:
             (b"openai-processing-ms", b"%d" % milliseconds),
         ]
         if isinstance(result, EventStream):
-            await _send_stream(result, headers, receive, send)
+            await _send_stream(result, request_id, headers, receive, send)
         else:
             await _send_answer(result, headers, send)
 
@@ -231,9 +233,16 @@ async def _send_answer(result: Answer, headers: list[tuple[bytes, bytes]], send:
 
 
 async def _send_stream(
-    stream: EventStream, headers: list[tuple[bytes, bytes]], receive: Receive, send: Send
+    stream: EventStream,
+    request_id: str,
+    headers: list[tuple[bytes, bytes]],
+    receive: Receive,
+    send: Send,
 ) -> None:
-    """Send a stream; when the client leaves, its frames end, and nothing else does."""
+    """Send a stream; when the client leaves, its frames end, and nothing else does.
+
+    What goes wrong on the way can't be answered any more: it ends the stream.
+    """
     headers += [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-cache"),
@@ -244,8 +253,14 @@ async def _send_stream(
     watching.add_done_callback(lambda _: stream.close())
     try:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        async for frame in stream.frames:
-            await send({"type": "http.response.body", "body": frame, "more_body": True})
+        try:
+            async with aclosing(stream.frames) as frames:
+                async for frame in frames:
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+        except StorageUnavailable as error:
+            logger.warning("%s: the stream was ended: %s", request_id, error)
+        except Exception:
+            logger.exception("%s: the stream was ended", request_id)
         await send({"type": "http.response.body", "body": b""})
     finally:
         watching.cancel()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
+from runbell.clock import Clock
 from runbell.runs import Run
 
 __all__ = ["Changes", "Watch"]
@@ -72,12 +73,14 @@ class Watch:
     is not missed.
     """
 
-    __slots__ = ("_changes", "_keys", "_woken")
+    __slots__ = ("_changes", "_keys", "_sleeping", "_woken")
 
     def __init__(self, changes: Changes, keys: frozenset[str]) -> None:
         self._changes = changes
         self._keys = keys
-        self._woken = asyncio.Event()
+        self._woken = False
+        # A future instead of an asyncio.Event, which is ten times as large: thousands are held.
+        self._sleeping: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
         for key in self._keys:
@@ -95,10 +98,33 @@ class Watch:
 
     def wake(self) -> None:
         """Something has changed."""
-        self._woken.set()
+        self._woken = True
+        if self._sleeping is not None:
+            _rouse(self._sleeping)
 
-    async def changed(self) -> None:
-        """Return when something has changed since the last time that this returned."""
-        if not self._changes.closed:
-            await self._woken.wait()
-            self._woken.clear()
+    async def changed(self, clock: Clock, seconds: float) -> bool:
+        """Return when something has changed since the last time that this returned.
+
+        Args:
+            seconds: how long to wait for that at the most.
+
+        Returns:
+            False where nothing but time has passed.
+        """
+        if not (self._woken or self._changes.closed):
+            sleeping = self._sleeping = asyncio.get_running_loop().create_future()
+            timer = asyncio.ensure_future(clock.sleep(seconds))
+            # This sleep's own future: a timer that was cancelled calls back in the next one's time.
+            timer.add_done_callback(lambda _: _rouse(sleeping))
+            try:
+                await sleeping
+            finally:
+                self._sleeping = None
+                timer.cancel()
+        woken, self._woken = self._woken, False
+        return woken or self._changes.closed
+
+
+def _rouse(sleeping: asyncio.Future[None]) -> None:
+    if not sleeping.done():
+        sleeping.set_result(None)

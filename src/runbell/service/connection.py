@@ -1,4 +1,4 @@
-"""How bytes come in and go out: what uvicorn leaves open about heads, and about writes."""
+"""How bytes come in and go out: what uvicorn leaves open about heads, writes, and clients that left."""
 
 from __future__ import annotations
 
@@ -55,6 +55,9 @@ class Connection(HttpToolsProtocol):
     Without them anybody, with no key, holds connections for ever or fills the memory.
     """
 
+    _answering: Any = None
+    """The request that is being answered: not the latest one, where requests are pipelined."""
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(_Gathering(transport, self.loop))  # type: ignore[arg-type] # as one
         self._head = 0
@@ -90,7 +93,22 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        # uvicorn tells the latest request alone that its client has left. Where another one is
+        # pipelined behind it, the one that waits or streams would go on for nobody.
+        cycle = self._answering
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        grace = self.config.timeout_graceful_shutdown or 0
+        self.loop.call_later(grace / 2, self._leave_behind)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _await_head(self) -> None:
         if self._late is None:
@@ -105,3 +123,8 @@ class Connection(HttpToolsProtocol):
         self._late = None
         if not self.transport.is_closing():
             self.transport.close()
+
+    def _leave_behind(self) -> None:
+        """The process stops: a client that does not read must not hold it up."""
+        if self in self.connections and self.transport.get_write_buffer_size() > 0:
+            self.transport.abort()

@@ -34,6 +34,7 @@ class Draft:
         self._calls: dict[int, ToolCall] = {}
         self._size = 0
         self._speaks = False
+        self._closed = False
         self._answer = Answer(
             text="",
             calls=(),
@@ -43,13 +44,18 @@ class Draft:
             message_id=ctx.new_id("msg"),
             message_step_id=ctx.new_id("step"),
             calls_step_id=ctx.new_id("step"),
+            speaks=False,
         )
 
     @property
     def said(self) -> Answer:
         """What was said so far."""
-        calls = tuple(self._calls[index] for index in sorted(self._calls))
-        return replace(self._answer, text="".join(self._text), calls=calls)
+        calls = tuple(self._calls.values())
+        return replace(self._answer, text="".join(self._text), calls=calls, speaks=self._speaks)
+
+    def close(self) -> None:
+        """Add nothing more, whatever the model goes on to say: what was said is being stored."""
+        self._closed = True
 
     def add(self, piece: Piece) -> Answer | None:
         """Add a piece; the answer, once it is whole.
@@ -57,16 +63,20 @@ class Draft:
         Raises:
             ModelError: the answer is too long.
         """
+        if self._closed:
+            return None
         match piece:
+            case TextDelta(text=""):
+                pass
             case TextDelta(text=text):
                 self._add_text(text)
             case ToolCallDelta():
                 self._add_call(piece)
             case Finished(reason=reason, usage=usage):
-                answer = replace(self.said, reason=reason, usage=usage)
-                if answer.speaks:
+                if reason == "stop" and not self._calls:
+                    # An empty message too, where that is all that the model had to say.
                     self._begin_message()
-                return answer
+                return replace(self.said, reason=reason, usage=usage)
         if self._size > MAX_ANSWER_CHARS:
             raise ModelError(
                 "server_error", f"The model's answer has more than {MAX_ANSWER_CHARS} characters."
@@ -111,13 +121,19 @@ class Draft:
             call.id, call.name + piece.name, call.arguments + piece.arguments
         )
         self._size += len(piece.name) + len(piece.arguments)
-        step, index = self._answer.calls_step_id, sorted(self._calls).index(piece.index)
+        # Calls stand in the order in which they began, whatever numbers the model gives them.
+        step, index = self._answer.calls_step_id, list(self._calls).index(piece.index)
         if first:
             self._tell(
                 "thread.run.step.delta",
                 lambda: tool_call_delta(step, index, piece.arguments, grown.id, grown.name),
             )
-        else:
+            return
+        if piece.name:
+            self._tell(
+                "thread.run.step.delta", lambda: tool_call_delta(step, index, "", name=piece.name)
+            )
+        if piece.arguments:
             self._tell(
                 "thread.run.step.delta",
                 lambda: Delta(

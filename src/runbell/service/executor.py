@@ -16,9 +16,16 @@ from runbell.errors import ModelError, StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.runs import Run, RunStatus
 from runbell.service.draft import Draft
-from runbell.service.operations import turns
+from runbell.service.operations import runs, turns
 from runbell.service.operations.context import Context
-from runbell.service.operations.turns import Answer, Failed, Interrupted, Outcome, Turn
+from runbell.service.operations.turns import (
+    Answer,
+    BrokenOff,
+    Failed,
+    Interrupted,
+    Outcome,
+    Turn,
+)
 
 __all__ = ["Executor"]
 
@@ -31,6 +38,7 @@ class _Hold:
     """A run that this process is taking up or executing, so that its model call can be stopped."""
 
     attempt: int | None = None
+    draft: Draft | None = None
     call: asyncio.Task[Answer] | None = None
     _stopped: bool = False
 
@@ -41,6 +49,14 @@ class _Hold:
         self._stopped = True
         if self.call is not None:
             self.call.cancel()
+
+    def break_off(self) -> BrokenOff | None:
+        """What was said until now; nothing is added to it, also by a call that can't be stopped."""
+        self.stop()
+        if self.attempt is None or self.draft is None:
+            return None
+        self.draft.close()
+        return BrokenOff(self.attempt, self.draft.said)
 
 
 class Executor:
@@ -66,12 +82,25 @@ class Executor:
             faults.hit("executor.claimed")
             turn = await self._stored(record.run, lambda: turns.prepare(self._ctx, record))
             outcome = await self._call_model(turn, hold)
+            interrupted = isinstance(outcome, Interrupted)
+            faults.hit("executor.cancelling" if interrupted else "executor.answered")
+            # Still held: should the run's time be over first, its answer is not lost.
+            await self._settle(turn, outcome)
+            faults.hit("executor.settled")
         finally:
             del self._holds[run_id]
-        interrupted = isinstance(outcome, Interrupted)
-        faults.hit("executor.cancelling" if interrupted else "executor.answered")
-        await self._settle(turn, outcome)
-        faults.hit("executor.settled")
+
+    async def expire(self, run_id: str) -> None:
+        """End a run whose time is over. The handler of `expire` jobs."""
+        await runs.expire(self._ctx, run_id, self._break_off(run_id))
+
+    async def finish_cancel(self, run_id: str) -> None:
+        """End a run that does not let itself be cancelled. The handler of such jobs."""
+        await runs.finish_cancel(self._ctx, run_id, self._break_off(run_id))
+
+    def _break_off(self, run_id: str) -> BrokenOff | None:
+        hold = self._holds.get(run_id)
+        return hold.break_off() if hold is not None else None
 
     async def hand_back(self) -> None:
         """After the last job: tell the database which runs were given up in good order."""
@@ -83,7 +112,7 @@ class Executor:
         self._given_up = []
 
     async def _call_model(self, turn: Turn, hold: _Hold) -> Outcome:
-        draft = Draft(self._ctx, turn.run)
+        draft = hold.draft = Draft(self._ctx, turn.run)
         if hold.was_stopped():
             return Interrupted(draft.said)
         # A task of its own: what stops the model call must never hit the settling behind it.

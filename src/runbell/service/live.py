@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Delta", "Follower", "Live", "Told"]
 
 MAX_BEHIND = 64
-"""Pieces that a follower may be behind before further text is merged into the last of them."""
+"""Pieces that a follower may be behind before further text is merged into what it has not read."""
 
 
 @dataclass(slots=True)
 class Delta:
     """More of a text: of a message, or of the arguments of a function call.
 
-    Deltas with the same `key` follow each other and can be merged; `make` gives what is sent.
+    Deltas with the same `key` can be merged, whatever stands between them: texts that grow side
+    by side do not care in which order. `make` gives what is sent.
     """
 
     key: tuple[object, ...]
@@ -46,6 +47,7 @@ class Follower:
         self._live = live
         self._run_id = run_id
         self._untold: deque[Told] = deque()
+        self._growing: dict[tuple[object, ...], Delta] = {}
         self._news = asyncio.Event()
         self._closed = False
 
@@ -53,28 +55,33 @@ class Follower:
         """Stop following; what was not read yet is dropped."""
         self._closed = True
         self._untold.clear()
+        self._growing.clear()
         self._news.set()
         self._live.forget(self._run_id, self)
 
     def tell(self, event: str, data: Any) -> None:
         """Add what happened behind what was not read yet."""
-        if isinstance(data, Delta) and len(self._untold) > MAX_BEHIND:
-            last = self._untold[-1].data
-            if isinstance(last, Delta) and last.key == data.key:
+        if isinstance(data, Delta):
+            last = self._growing.get(data.key)
+            if last is not None and len(self._untold) > MAX_BEHIND:
                 last.parts.extend(data.parts)
                 return
+            self._growing[data.key] = data
         self._untold.append(Told(event, data))
         self._news.set()
 
-    async def __aiter__(self) -> AsyncIterator[Told]:
+    async def __aiter__(self) -> AsyncGenerator[Told, None]:
         while not self._closed:
             if not self._untold:
                 self._news.clear()
                 await self._news.wait()
                 continue
             told = self._untold.popleft()
-            if isinstance(told.data, Delta):
-                told = Told(told.event, told.data.make("".join(told.data.parts)))
+            delta = told.data
+            if isinstance(delta, Delta):
+                if self._growing.get(delta.key) is delta:
+                    del self._growing[delta.key]
+                told = Told(told.event, delta.make("".join(delta.parts)))
             yield told
 
 
@@ -83,11 +90,19 @@ class Live:
 
     def __init__(self) -> None:
         self._followers: dict[str, list[Follower]] = {}
+        self._closed = False
+
+    @property
+    def following(self) -> int:
+        """Followers at this moment."""
+        return sum(map(len, self._followers.values()))
 
     def follow(self, run_id: str) -> Follower:
         """Begin to follow a run: everything that is told from now on."""
         follower = Follower(self, run_id)
         self._followers.setdefault(run_id, []).append(follower)
+        if self._closed:
+            follower.close()
         return follower
 
     def followed(self, run_id: str) -> bool:
@@ -108,7 +123,8 @@ class Live:
             self._followers.pop(run_id, None)
 
     def close(self) -> None:
-        """End everybody's following: the process stops."""
+        """End everybody's following, also of those who come later: the process stops."""
+        self._closed = True
         for followers in list(self._followers.values()):
             for follower in list(followers):
                 follower.close()

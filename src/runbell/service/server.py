@@ -33,7 +33,6 @@ from runbell.service.executor import Executor
 from runbell.service.jobs import Handler, JobKind
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
-from runbell.service.operations import runs
 from runbell.service.operations.access import (
     DEFAULT_PROJECT,
     Access,
@@ -116,8 +115,8 @@ def handlers(ctx: Context, executor: Executor) -> dict[JobKind, Handler]:
     """Who does each kind of job."""
     return {
         JobKind.RUN: executor.execute,
-        JobKind.EXPIRE: lambda run_id: runs.expire(ctx, run_id),
-        JobKind.FINISH_CANCEL: lambda run_id: runs.finish_cancel(ctx, run_id),
+        JobKind.EXPIRE: executor.expire,
+        JobKind.FINISH_CANCEL: executor.finish_cancel,
     }
 
 

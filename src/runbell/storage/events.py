@@ -10,9 +10,9 @@ from runbell.errors import UnknownCursor
 from runbell.runs import Event
 from runbell.storage import schema
 from runbell.storage.statements import Statement, insert_row, limited
-from runbell.storage.store import Transaction
+from runbell.storage.store import Row, Transaction
 
-__all__ = ["FeedRow", "append", "latest", "page"]
+__all__ = ["FeedRow", "append", "behind", "newest", "page", "position"]
 
 _e = schema.events.c
 
@@ -23,10 +23,10 @@ CURSOR = Statement(
     select(_e.position).where(_e.project_id == bindparam("project"), _e.id == bindparam("key")),
 )
 _after = (_e.project_id == bindparam("project"), _e.position > bindparam("low"))
-LATEST = Statement(
-    "events.latest",
-    "The project's newest event.",
-    select(_e.id)
+NEWEST = Statement(
+    "events.newest",
+    "Where in the feed the project's newest event stands.",
+    select(_e.position)
     .where(_e.project_id == bindparam("project"))
     .order_by(_e.position.desc())
     .limit(literal_column("1"))
@@ -35,13 +35,13 @@ LATEST = Statement(
 PAGE = Statement(
     "events.page",
     "The project's events behind a position, in commit order.",
-    limited(select(_e.id, _e.type, _e.body).where(*_after).order_by(_e.position)),
+    limited(select(_e.id, _e.type, _e.body, _e.position).where(*_after).order_by(_e.position)),
 )
 PAGE_OF_TYPES = Statement(
     "events.page_of_types",
     "The same, of certain types alone.",
     limited(
-        select(_e.id, _e.type, _e.body)
+        select(_e.id, _e.type, _e.body, _e.position)
         .where(
             *_after,
             # A fixed number of slots, so that the text is compiled once; unused slots repeat.
@@ -56,10 +56,18 @@ FeedRow = tuple[str, str, bytes]
 """An event's id, type and bytes."""
 
 
-async def latest(tx: Transaction, project: str) -> str | None:
-    """The id of the project's newest event."""
-    row = await tx.fetch_one(LATEST, {"project": project})
-    return row[0] if row is not None else None
+async def newest(tx: Transaction, project: str) -> int:
+    """The position of the project's newest event; 0 where there is none."""
+    row = await tx.fetch_one(NEWEST, {"project": project})
+    return row[0] if row is not None else 0
+
+
+async def position(tx: Transaction, project: str, event_id: str) -> int:
+    """The position of an event. Raises UnknownCursor where the project's feed has no such event."""
+    row = await tx.fetch_one(CURSOR, {"project": project, "key": event_id})
+    if row is None:
+        raise UnknownCursor(event_id)
+    return int(row[0])
 
 
 async def append(tx: Transaction, event: Event) -> None:
@@ -96,17 +104,39 @@ async def page(
     Raises:
         UnknownCursor: the project's feed has no such event.
     """
-    low = 0
-    if after is not None:
-        row = await tx.fetch_one(CURSOR, {"project": project, "key": after})
-        if row is None:
-            raise UnknownCursor(after)
-        low = row[0]
+    low = 0 if after is None else await position(tx, project, after)
+    rows = await _rows(tx, project, low, types, limit)
+    return [_feed_row(row) for row in rows[:limit]], len(rows) > limit
+
+
+async def behind(
+    tx: Transaction, project: str, *, low: int, types: frozenset[str] | None, limit: int
+) -> tuple[list[FeedRow], int, bool]:
+    """The events behind a position: themselves, up to where they were read, whether there are more.
+
+    Who reads on from that position sees each event once, and does not look again at those of other
+    types; nor does it matter that an event which was read is not kept any more.
+    """
+    # Asked before the rows: what is committed between the two statements is not passed over.
+    seen = await newest(tx, project)
+    rows = await _rows(tx, project, low, types, limit)
+    more = len(rows) > limit
+    rows = rows[:limit]
+    last = rows[-1][3] if rows else low
+    return [_feed_row(row) for row in rows], last if more else max(last, seen), more
+
+
+async def _rows(
+    tx: Transaction, project: str, low: int, types: frozenset[str] | None, limit: int
+) -> list[Row]:
     params: dict[str, Any] = {"project": project, "low": low, "limit": limit + 1}
     statement = PAGE
     if types:
         statement = PAGE_OF_TYPES
         wanted = sorted(types)
         params |= {f"type{slot}": wanted[min(slot, len(wanted) - 1)] for slot in range(10)}
-    rows = await tx.fetch_all(statement, params)
-    return [(row[0], row[1], row[2]) for row in rows[:limit]], len(rows) > limit
+    return await tx.fetch_all(statement, params)
+
+
+def _feed_row(row: Row) -> FeedRow:
+    return (row[0], row[1], row[2])

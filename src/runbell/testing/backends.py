@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Literal
 
 from runbell.errors import ErrorCode, ModelError
@@ -32,9 +34,9 @@ class ScriptedTurn:
         self.stubborn = False
         self.stopped = False
         self.over = False
-        self._script: asyncio.Future[Sequence[Piece] | Exception] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self._given: deque[Piece | Exception] = deque()
+        self._news = asyncio.Event()
+        self._decided = False
 
     @property
     def label(self) -> str:
@@ -59,26 +61,42 @@ class ScriptedTurn:
         self._end(error)
 
     def play(self, *pieces: Piece) -> None:
-        """Answer with exactly these pieces."""
-        self._end(pieces)
+        """Answer with exactly these pieces, behind those that were given."""
+        self._end(*pieces)
 
-    def _end(self, script: Sequence[Piece] | Exception) -> None:
-        if not self._script.done():
-            self._script.set_result(script)
+    def give(self, *pieces: Piece) -> None:
+        """Answer with these pieces so far; the turn goes on."""
+        if not self._decided:
+            self._given.extend(pieces)
+            self._news.set()
 
-    async def script(self) -> Sequence[Piece]:
-        """What the test has decided, once it has."""
-        while not self._script.done():
+    def _end(self, *last: Piece | Exception) -> None:
+        if not self._decided:
+            self._given.extend(last)
+            self._decided = True
+            self._news.set()
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """What the test has decided, as it does so."""
+        while True:
+            while self._given:
+                piece = self._given.popleft()
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+            if self._decided:
+                return
+            self._news.clear()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        while not self._news.is_set():
             try:
-                await asyncio.wait([self._script])
+                await self._news.wait()
             except asyncio.CancelledError:
                 self.stopped = True
                 if not self.stubborn:
                     raise
-        script = self._script.result()
-        if isinstance(script, Exception):
-            raise script
-        return script
 
 
 class ScriptedBackend:
@@ -110,7 +128,8 @@ class ScriptedBackend:
         turn = ScriptedTurn(request)
         self.turns.append(turn)
         try:
-            for piece in await turn.script():
-                yield piece
+            async with aclosing(turn.pieces()) as pieces:
+                async for piece in pieces:
+                    yield piece
         finally:
             turn.over = True

@@ -12,7 +12,7 @@ import msgspec
 
 from runbell.errors import Conflict, TransitionNotAllowed, UnknownCursor
 from runbell.runs import Run, RunStatus, lifecycle
-from runbell.service.operations import refusals
+from runbell.service.operations import refusals, turns
 from runbell.service.operations.context import Context
 from runbell.service.operations.threads import new_message, new_thread
 from runbell.service.operations.transitions import create as store_run
@@ -229,26 +229,38 @@ async def list_steps(
 # What the clock does.
 
 
-async def expire(ctx: Context, run_id: str) -> None:
-    """End a run whose time is over."""
+async def expire(ctx: Context, run_id: str, broken: turns.BrokenOff | None = None) -> None:
+    """End a run whose time is over.
+
+    Args:
+        broken: what its worker's model has said by then.
+    """
 
     async def work(tx: Transaction) -> None:
         record = await runs.find(tx, run_id)
         if record is None or record.run.status.is_terminal:
             return
         if record.run.expires_at_ms <= ctx.clock.now_ms():
+            if broken is not None:
+                await turns.break_off(ctx, tx, record.run, "expiry", broken)
             await move(ctx, tx, record, lifecycle.expired(record.run))
 
     await ctx.store.write(work)
 
 
-async def finish_cancel(ctx: Context, run_id: str) -> None:
-    """End a run that is being cancelled and whose worker did not let go in time."""
+async def finish_cancel(ctx: Context, run_id: str, broken: turns.BrokenOff | None = None) -> None:
+    """End a run that is being cancelled and whose worker did not let go in time.
+
+    Args:
+        broken: what its worker's model has said by then.
+    """
 
     async def work(tx: Transaction) -> None:
         record = await runs.find(tx, run_id)
         if record is None or record.run.status is not RunStatus.CANCELLING:
             return
+        if broken is not None:
+            await turns.break_off(ctx, tx, record.run, "cancel", broken)
         reason = "Cancelled on request; its worker did not answer in time."
         await move(ctx, tx, record, lifecycle.cancelled(reason))
 

@@ -31,10 +31,12 @@ from runbell.storage.store import Transaction
 
 __all__ = [
     "Answer",
+    "BrokenOff",
     "Failed",
     "Interrupted",
     "Outcome",
     "Turn",
+    "break_off",
     "calls_step",
     "claim",
     "hand_back",
@@ -67,6 +69,7 @@ class Answer:
 
     Attributes:
         began_at_ms: when it began, in milliseconds since the epoch.
+        speaks: it has begun a message; that may be empty, where it is all the model had to say.
     """
 
     text: str
@@ -77,11 +80,7 @@ class Answer:
     message_id: str
     message_step_id: str
     calls_step_id: str
-
-    @property
-    def speaks(self) -> bool:
-        """It makes a message; an empty one too, where that is all the model had to say."""
-        return bool(self.text) or (self.reason == "stop" and not self.calls)
+    speaks: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +99,14 @@ class Interrupted:
 
 
 Outcome = Answer | Failed | Interrupted
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenOff:
+    """What a worker's model had said in its attempt when the clock ended the run."""
+
+    attempt: int
+    said: Answer
 
 
 async def claim(ctx: Context, run_id: str) -> RunRecord | None:
@@ -147,17 +154,28 @@ async def settle(ctx: Context, turn: Turn, outcome: Outcome) -> None:
         match record.run.status, outcome:
             case RunStatus.CANCELLING, _:
                 said = outcome if isinstance(outcome, Answer) else outcome.said
-                await _break_off(ctx, tx, record.run, said, _CANCELLED)
+                await _keep(ctx, tx, record.run, said, _CANCELLED)
                 change = lifecycle.cancelled("Cancelled on request.", said.usage)
                 await move(ctx, tx, record, change)
             case RunStatus.IN_PROGRESS, Failed(error=error, said=said):
-                await _break_off(ctx, tx, record.run, said, _FAILED, error)
+                await _keep(ctx, tx, record.run, said, _FAILED, error)
                 change = lifecycle.failed(error.code, error.message, said.usage)
                 await move(ctx, tx, record, change)
             case RunStatus.IN_PROGRESS, Answer():
                 await _accept(ctx, tx, record, outcome)
 
     await ctx.store.write(work)
+
+
+async def break_off(
+    ctx: Context, tx: Transaction, run: Run, by: Literal["cancel", "expiry"], broken: BrokenOff
+) -> None:
+    """Keep what was said in the turn that the clock is about to end."""
+    if run.attempt == broken.attempt and run.status in (
+        RunStatus.IN_PROGRESS,
+        RunStatus.CANCELLING,
+    ):
+        await _keep(ctx, tx, run, broken.said, _CANCELLED if by == "cancel" else _EXPIRED)
 
 
 async def _taken_up(ctx: Context, tx: Transaction, record: RunRecord) -> RunRecord | None:
@@ -210,6 +228,7 @@ async def _accept(ctx: Context, tx: Transaction, record: RunRecord, answer: Answ
         ending = _WHOLE if answer.reason == "stop" else _CUT
         await _say(ctx, tx, run, answer, ending, now_ms)
     if answer.reason != "stop":
+        await _abandon_calls(ctx, tx, run, answer, _CUT_CALLS, now_ms)
         await move(ctx, tx, record, lifecycle.incomplete(answer.reason, answer.usage))
     elif answer.calls:
         await steps.insert(tx, calls_step(run, answer))
@@ -222,17 +241,19 @@ async def _accept(ctx: Context, tx: Transaction, record: RunRecord, answer: Answ
 class _Ending:
     """How a message and its step end."""
 
-    step: Literal["completed", "cancelled", "failed"]
+    step: Literal["completed", "cancelled", "failed", "expired"]
     incomplete_reason: str | None
 
 
 _WHOLE = _Ending("completed", None)
 _CUT = _Ending("completed", "max_tokens")
+_CUT_CALLS = _Ending("cancelled", None)
 _CANCELLED = _Ending("cancelled", "run_cancelled")
 _FAILED = _Ending("failed", "run_failed")
+_EXPIRED = _Ending("expired", "run_expired")
 
 
-async def _break_off(
+async def _keep(
     ctx: Context,
     tx: Transaction,
     run: Run,
@@ -241,9 +262,24 @@ async def _break_off(
     error: ModelError | None = None,
 ) -> None:
     """Keep what was said before the run ended: whoever streams it has read it."""
-    if said.text:
-        now_ms = max(ctx.clock.now_ms(), run.updated_at_ms)
+    now_ms = max(ctx.clock.now_ms(), run.updated_at_ms)
+    if said.speaks:
         await _say(ctx, tx, run, said, ending, now_ms, error)
+    await _abandon_calls(ctx, tx, run, said, ending, now_ms, error)
+
+
+async def _abandon_calls(
+    ctx: Context,
+    tx: Transaction,
+    run: Run,
+    said: Answer,
+    ending: _Ending,
+    now_ms: int,
+    error: ModelError | None = None,
+) -> None:
+    """Keep calls that nobody will answer, as far as they were said."""
+    if said.calls:
+        await _insert_ended(ctx, tx, calls_step(run, said), ending, now_ms, error)
 
 
 async def _say(
@@ -265,24 +301,38 @@ async def _say(
         completed_at_ms=now_ms if whole else None,
         incomplete_at_ms=None if whole else now_ms,
     )
-    step = msgspec.structs.replace(
-        message_step_begun(run, answer),
-        status=ending.step,
-        ended_at_ms=now_ms,
-        error_code=error.code if error is not None else None,
-        error_message=error.message if error is not None else None,
-        # The tokens of a turn stand on one step: on the calls, where there are any.
-        usage=None if answer.calls else _usage(answer),
-    )
     await messages.insert(tx, message)
-    await steps.insert(tx, step)
     tx.after_commit(
         lambda: ctx.live.tell(
             run.id, f"thread.message.{message.status}", lambda: message_object(message)
         )
     )
+    # The tokens of a turn stand on one step: on the calls, where there are any.
+    usage = None if answer.calls else _usage(answer)
+    step = msgspec.structs.replace(message_step_begun(run, answer), usage=usage)
+    await _insert_ended(ctx, tx, step, ending, now_ms, error)
+
+
+async def _insert_ended(
+    ctx: Context,
+    tx: Transaction,
+    begun: RunStep,
+    ending: _Ending,
+    now_ms: int,
+    error: ModelError | None,
+) -> None:
+    """Store a step that nobody goes on with."""
+    run_id = begun.run_id
+    step = msgspec.structs.replace(
+        begun,
+        status=ending.step,
+        ended_at_ms=now_ms,
+        error_code=error.code if error is not None else None,
+        error_message=error.message if error is not None else None,
+    )
+    await steps.insert(tx, step)
     tx.after_commit(
-        lambda: ctx.live.tell(run.id, f"thread.run.step.{step.status}", lambda: step_object(step))
+        lambda: ctx.live.tell(run_id, f"thread.run.step.{step.status}", lambda: step_object(step))
     )
 
 

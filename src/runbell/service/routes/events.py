@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncGenerator
+from functools import partial
 
 from runbell.errors import UnknownCursor
 from runbell.runs import EVENT_TYPES
+from runbell.service.changes import Watch
 from runbell.service.operations import refusals
 from runbell.service.routes.routing import Answer, Call, EventStream, Route
 from runbell.service.wire.objects import encode
@@ -17,7 +17,7 @@ from runbell.storage import events
 __all__ = ["ROUTES"]
 
 HEARTBEAT_SECONDS = 15.0
-"""How often a live feed says that it is still there, where nothing happens."""
+"""After how long without an event a live feed says that it is still there."""
 
 LIVE_PAGE = 100
 """Events that a live feed reads at once: bounds what a slow reader holds."""
@@ -55,42 +55,58 @@ async def _page(
 async def _live(call: Call[None, EventQuery]) -> EventStream:
     """The feed behind a cursor, or from now on, for as long as the client listens."""
     after = call.header(b"last-event-id") or call.query.after
-    if after is None:
-        after = await call.ctx.store.read(lambda tx: events.latest(tx, call.project))
-    else:
-        await _page(call, after, 1)  # an unknown cursor is a 404, not a broken stream
-    ended = asyncio.Event()
-    return EventStream(_frames(call, after, ended), ended.set)
+    try:
+        low = await call.ctx.store.read(
+            lambda tx: (
+                events.newest(tx, call.project)
+                if after is None
+                else events.position(tx, call.project, after)
+            )
+        )
+    except UnknownCursor as error:
+        raise refusals.unknown_cursor("event", error) from None
+    listening = _Listening()
+    return EventStream(_frames(call, low, listening), listening.end)
+
+
+class _Listening:
+    """Whether a live feed is still listened to."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.watch: Watch | None = None
+
+    def end(self) -> None:
+        self.ended = True
+        if self.watch is not None:
+            self.watch.wake()
 
 
 async def _frames(
-    call: Call[None, EventQuery], after: str | None, ended: asyncio.Event
-) -> AsyncIterator[bytes]:
+    call: Call[None, EventQuery], low: int, listening: _Listening
+) -> AsyncGenerator[bytes, None]:
     # At once: a client, and every proxy between, sees that the feed is open.
     yield b": open\n\n"
-    with call.ctx.changes.watch([call.project]) as watch:
-        while not (ended.is_set() or call.ctx.changes.closed):
-            rows, more = await _page(call, after, LIVE_PAGE)
+    ctx, types = call.ctx, call.query.types
+    with ctx.changes.watch([call.project]) as watch:
+        listening.watch = watch
+        quiet_since = ctx.clock.monotonic()
+        while not (listening.ended or ctx.changes.closed):
+            look = partial(
+                events.behind, project=call.project, low=low, types=types, limit=LIVE_PAGE
+            )
+            rows, low, more = await ctx.store.scan(look)
             for key, kind, body in rows:
-                after = key
                 yield b"id: %b\nevent: %b\ndata: %b\n\n" % (key.encode(), kind.encode(), body)
-            if not more and not await _woken(call, watch.changed(), ended):
+            if rows:
+                quiet_since = ctx.clock.monotonic()
+            if more:
+                continue
+            # Events of other types wake this feed too, and don't count: nothing is sent for them.
+            left = quiet_since + HEARTBEAT_SECONDS - ctx.clock.monotonic()
+            if left <= 0 or not await watch.changed(ctx.clock, left):
                 yield b": heartbeat\n\n"
-
-
-async def _woken(
-    call: Call[None, EventQuery], changed: Coroutine[Any, Any, None], ended: asyncio.Event
-) -> bool:
-    """Wait until something has happened; False where only time has passed."""
-    timer = asyncio.ensure_future(call.ctx.clock.sleep(HEARTBEAT_SECONDS))
-    news = asyncio.ensure_future(changed)
-    end = asyncio.ensure_future(ended.wait())
-    try:
-        await asyncio.wait((timer, news, end), return_when=asyncio.FIRST_COMPLETED)
-        return not timer.done() or news.done() or end.done()
-    finally:
-        for task in (timer, news, end):
-            task.cancel()
+                quiet_since = ctx.clock.monotonic()
 
 
 ROUTES = (

@@ -7,7 +7,7 @@ A route is data: its method and path, the types of its body and its query, and a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -44,7 +44,7 @@ class EventStream:
         close: ends `frames`, from wherever that waits; may be called several times.
     """
 
-    frames: AsyncIterator[bytes]
+    frames: AsyncGenerator[bytes, None]
     close: Callable[[], None]
 
 
@@ -73,11 +73,9 @@ class Call(Generic[Body, Query]):
     left: Callable[[], Awaitable[None]]
 
     def header(self, name: bytes) -> str | None:
-        """The value of a header."""
-        for given, value in self.headers:
-            if given == name:
-                return value.decode("latin-1")
-        return None
+        """The value of a header; where it stands several times, its values as one list."""
+        values = [value.decode("latin-1") for given, value in self.headers if given == name]
+        return ", ".join(values) if values else None
 
     async def wait_until(
         self,
@@ -98,23 +96,22 @@ class Call(Generic[Body, Query]):
         seen = await look()
         if enough(seen):
             return seen
+        clock = self.ctx.clock
+        deadline = clock.monotonic() + seconds
         with self.ctx.changes.watch(keys) as watch:
-            timer = asyncio.ensure_future(self.ctx.clock.sleep(seconds))
             left = asyncio.ensure_future(self.left())
-            changed = None
+            left.add_done_callback(lambda _: watch.wake())
             try:
                 while True:
                     seen = await look()
-                    if enough(seen) or timer.done() or self.ctx.changes.closed:
+                    remaining = deadline - clock.monotonic()
+                    if enough(seen) or remaining <= 0 or self.ctx.changes.closed:
                         return seen
-                    changed = asyncio.ensure_future(watch.changed())
-                    await asyncio.wait((changed, timer, left), return_when=asyncio.FIRST_COMPLETED)
+                    await watch.changed(clock, remaining)
                     if left.done():
                         raise ClientLeft
             finally:
-                for task in (changed, timer, left):
-                    if task is not None:
-                        task.cancel()
+                left.cancel()
 
 
 def no_query(params: Sequence[tuple[str, str]]) -> None:

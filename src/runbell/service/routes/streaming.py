@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import Any
 
 from runbell.runs import RunStatus
@@ -24,14 +25,15 @@ def stream_run(follower: Follower, first: Iterable[tuple[str, Any]] = ()) -> Eve
     return EventStream(_frames(follower, list(first)), follower.close)
 
 
-async def _frames(follower: Follower, first: list[tuple[str, Any]]) -> AsyncIterator[bytes]:
+async def _frames(follower: Follower, first: list[tuple[str, Any]]) -> AsyncGenerator[bytes, None]:
     try:
         for event, data in first:
             yield frame(event, data)
-        async for told in follower:
-            yield frame(told.event, told.data)
-            if told.event in _LAST:
-                yield DONE
-                return
+        async with aclosing(aiter(follower)) as events:
+            async for told in events:
+                yield frame(told.event, told.data)
+                if told.event in _LAST:
+                    yield DONE
+                    return
     finally:
         follower.close()

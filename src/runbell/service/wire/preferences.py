@@ -10,7 +10,7 @@ __all__ = ["MAX_WAIT_SECONDS", "entity_tag", "knows", "wait_seconds"]
 MAX_WAIT_SECONDS = 60
 """How long an answer is held at the most: below the time limits of common proxies."""
 
-_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?(?=$|[,;\s])", re.IGNORECASE)
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?0*([0-9]+)\"?(?=$|[,;\s])", re.IGNORECASE)
 
 
 def wait_seconds(prefer: str | None) -> int | None:
@@ -20,7 +20,8 @@ def wait_seconds(prefer: str | None) -> int | None:
     section 2, has servers ignore what they can't honour.
     """
     found = _WAIT.search(prefer) if prefer else None
-    return min(int(found[1]), MAX_WAIT_SECONDS) if found else None
+    # More digits than these are too many seconds, and may be more than `int` takes.
+    return min(int(found[1][:4]), MAX_WAIT_SECONDS) if found else None
 
 
 def entity_tag(body: bytes) -> str:
