@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from runbell import faults
 from runbell.errors import RequestRefused, StorageUnavailable
+from runbell.service.limits import Limits
 from runbell.service.operations.access import Access
 from runbell.service.operations.context import Context
 from runbell.service.routes import ROUTES, Route
@@ -66,6 +67,7 @@ class App:
     def __init__(self, ctx: Context, access: Access) -> None:
         self._ctx = ctx
         self._access = access
+        self._limits = Limits(ctx.clock, ctx.settings.rpm)
         self._stopping = False
         self._paths = _Paths(ROUTES)
 
@@ -88,8 +90,9 @@ class App:
         """Answer one request, whatever happens."""
         started = time.perf_counter()
         request_id = f"req_{os.urandom(16).hex()}"
+        told: list[tuple[bytes, bytes]] = []
         try:
-            result = await self._result(scope, receive)
+            result = await self._result(scope, receive, told)
         except ClientLeft:
             return
         except RequestRefused as refused:
@@ -108,19 +111,24 @@ class App:
         headers = [
             (b"x-request-id", request_id.encode()),
             (b"openai-processing-ms", b"%d" % milliseconds),
+            *told,
         ]
         if isinstance(result, EventStream):
             await _send_stream(result, headers, receive, send)
         else:
             await _send_answer(result, headers, send)
 
-    async def _result(self, scope: Scope, receive: Receive) -> Answer | EventStream:
+    async def _result(
+        self, scope: Scope, receive: Receive, told: list[tuple[bytes, bytes]]
+    ) -> Answer | EventStream:
+        """What to answer; `told` gets headers that go with it, also where it ends in an error."""
         method: str = scope["method"]
         path: str = scope["path"]
         if path in ("/healthz", "/readyz"):
             return await self._health(method, path)
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        project = await self._access.project(_key(headers))
+        caller = await self._access.caller(_key(headers))
+        told += self._limits.count(caller)
         found = self._paths.find(path)
         if found is None:
             raise RequestRefused(404, f"Invalid URL ({method} {path[:200]})")
@@ -135,7 +143,7 @@ class App:
         result = await route.handle(
             Call(
                 self._ctx,
-                project,
+                caller.project,
                 parameters,
                 body,
                 query,
