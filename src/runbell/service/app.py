@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from runbell import faults
 from runbell.errors import RequestRefused, StorageUnavailable
 from runbell.service.limits import Limits
+from runbell.service.once import handle_once, key_of, request_digest
 from runbell.service.operations.access import Access
 from runbell.service.operations.context import Context
 from runbell.service.routes import ROUTES, Route
@@ -137,20 +138,24 @@ class App:
         if route is None:
             raise _wrong_method(method, sorted(routes))
         query = route.query(_query(scope["query_string"]))
-        body = None
+        body, raw = None, b""
         if route.body is not None:
-            body = decode(await self._body(headers, receive), route.body)
-        result = await route.handle(
-            Call(
-                self._ctx,
-                caller.project,
-                parameters,
-                body,
-                query,
-                headers=headers,
-                left=lambda: _left(receive),
-            )
+            raw = await self._body(headers, receive)
+            body = decode(raw, route.body)
+        call = Call(
+            self._ctx,
+            caller.project,
+            parameters,
+            body,
+            query,
+            headers=headers,
+            left=lambda: _left(receive),
         )
+        key = key_of(headers) if method == "POST" else None
+        if key is None:
+            result = await route.handle(call)
+        else:
+            result = await handle_once(route.handle, call, key, request_digest(method, path, raw))
         if method != "GET":
             faults.hit("operations.committed")
         return result if isinstance(result, Answer | EventStream) else answer(result)
@@ -221,6 +226,7 @@ async def _send_stream(
     stream: EventStream, headers: list[tuple[bytes, bytes]], receive: Receive, send: Send
 ) -> None:
     """Send a stream; when the client leaves, its frames end, and nothing else does."""
+    headers += [(name.encode(), value.encode()) for name, value in stream.headers.items()]
     headers += [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-cache"),

@@ -40,11 +40,11 @@ class Told:
 
 
 class Follower:
-    """Follows one run: iterate over it. Made by `Live.follow`, ended by `close`."""
+    """Follows the run `run_id`: iterate over it. Made by `Live.follow`, ended by `close`."""
 
     def __init__(self, live: Live, run_id: str) -> None:
+        self.run_id = run_id
         self._live = live
-        self._run_id = run_id
         self._untold: deque[Told] = deque()
         self._news = asyncio.Event()
         self._closed = False
@@ -54,7 +54,7 @@ class Follower:
         self._closed = True
         self._untold.clear()
         self._news.set()
-        self._live.forget(self._run_id, self)
+        self._live.forget(self.run_id, self)
 
     def tell(self, event: str, data: Any) -> None:
         """Add what happened behind what was not read yet."""
@@ -87,8 +87,12 @@ class Live:
     def follow(self, run_id: str) -> Follower:
         """Begin to follow a run: everything that is told from now on."""
         follower = Follower(self, run_id)
-        self._followers.setdefault(run_id, []).append(follower)
+        self.add(run_id, follower)
         return follower
+
+    def add(self, run_id: str, follower: Follower) -> None:
+        """Tell a follower that was made before what happens from now on."""
+        self._followers.setdefault(run_id, []).append(follower)
 
     def followed(self, run_id: str) -> bool:
         """Somebody follows this run."""
@@ -104,8 +108,8 @@ class Live:
         followers = self._followers.get(run_id, [])
         if follower in followers:
             followers.remove(follower)
-        if not followers:
-            self._followers.pop(run_id, None)
+            if not followers:
+                del self._followers[run_id]
 
     def close(self) -> None:
         """End everybody's following: the process stops."""
