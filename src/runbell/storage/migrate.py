@@ -82,7 +82,8 @@ def _revision(path: Path) -> str | None:
                 row[0]
                 for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
             }
-            if "alembic_version" not in tables:
+            # Other programs use Alembic too: its table alone does not make a file ours.
+            if not {"alembic_version", "runs"} <= tables:
                 if tables:
                     raise ConfigurationError(
                         f"{path} is a SQLite file of another program; name another with --database"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Column, Table, bindparam, select
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.elements import ColumnElement, TextClause
 
 from runbell.errors import UnknownCursor
 from runbell.storage.statements import Statement, limited, select_row
@@ -41,7 +41,7 @@ class PagedList:
         owner: the conditions that make up the list, with their parameters.
     """
 
-    def __init__(self, name: str, table: Table, *owner: ColumnElement[bool]) -> None:
+    def __init__(self, name: str, table: Table, *owner: ColumnElement[bool] | TextClause) -> None:
         position: Column[Any] = table.c.position
         self._cursor = Statement(
             f"{name}.cursor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from runbell.storage.statements import (
 from runbell.storage.store import Row, Transaction
 
 __all__ = [
+    "RunFilter",
     "RunRecord",
     "active",
     "cancelling_since",
@@ -34,8 +36,10 @@ __all__ = [
     "in_progress",
     "insert",
     "live",
+    "many",
     "next_waiting",
     "page",
+    "page_of_project",
     "pending_messages",
     "ready",
     "set_metadata",
@@ -163,6 +167,24 @@ COUNT = Statement(
     select(func.count()).select_from(schema.runs).where(_live),
 )
 PAGES = PagedList("runs.list", schema.runs, *_in_thread)
+_SLOTS = 50
+MANY = Statement(
+    "runs.many",
+    "Runs of a project by their ids.",
+    _ROW.where(
+        _r.project_id == bindparam("project"),
+        # A fixed number of slots, so that the text is compiled once; unused slots repeat.
+        _r.id.in_([bindparam(f"id{slot}") for slot in range(_SLOTS)]),
+    ),
+)
+_of_project = (
+    _r.project_id == bindparam("project"),
+    _r.status.in_([bindparam(f"status{slot}") for slot in range(len(RunStatus))]),
+    _r.created_at_ms >= bindparam("created_from"),
+    _r.created_at_ms < bindparam("created_before"),
+)
+PROJECT_PAGES = PagedList("runs.list_project", schema.runs, *_of_project)
+LIVE_PROJECT_PAGES = PagedList("runs.list_live", schema.runs, *_of_project, _live)
 
 _calls = JsonColumn(tuple[ToolCall, ...])
 _config = JsonColumn(RunConfig)
@@ -280,6 +302,54 @@ async def page(
     """A page of a thread's runs, and whether there are more."""
     rows, more = await PAGES.fetch(tx, page, {"project": project, "thread": thread_id})
     return [_record(row[:-1]) for row in rows], more
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs of a project are wanted.
+
+    Attributes:
+        statuses: those in one of these; empty is all.
+        created_from_ms: created at this moment or later, in milliseconds since the epoch.
+        created_before_ms: created before this moment.
+    """
+
+    statuses: frozenset[RunStatus] = frozenset()
+    created_from_ms: int | None = None
+    created_before_ms: int | None = None
+
+
+async def many(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunRecord]:
+    """The runs of the project among these ids, in the order of the ids."""
+    found: dict[str, RunRecord] = {}
+    for start in range(0, len(ids), _SLOTS):
+        chunk = ids[start : start + _SLOTS]
+        params = {f"id{slot}": chunk[min(slot, len(chunk) - 1)] for slot in range(_SLOTS)}
+        for row in await tx.fetch_all(MANY, params | {"project": project}):
+            record = _record(row)
+            found[record.run.id] = record
+    return [found[run_id] for run_id in dict.fromkeys(ids) if run_id in found]
+
+
+async def page_of_project(
+    tx: Transaction, project: str, page: Page, wanted: RunFilter
+) -> tuple[list[RunRecord], bool]:
+    """A page of a project's runs, across its threads, and whether there are more."""
+    statuses = sorted(wanted.statuses or frozenset(RunStatus))
+    owner: dict[str, Any] = {
+        f"status{slot}": statuses[min(slot, len(statuses) - 1)] for slot in range(len(RunStatus))
+    }
+    owner["project"] = project
+    owner["created_from"] = wanted.created_from_ms or 0
+    latest = wanted.created_before_ms
+    owner["created_before"] = _ALWAYS_MS if latest is None else latest
+    live_alone = not any(status.is_terminal for status in statuses)
+    pages = LIVE_PROJECT_PAGES if live_alone else PROJECT_PAGES
+    rows, more = await pages.fetch(tx, page, owner)
+    return [_record(row[:-1]) for row in rows], more
+
+
+_ALWAYS_MS = 2**62
 
 
 async def ready(tx: Transaction, limit: int) -> list[str]:

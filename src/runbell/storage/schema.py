@@ -185,6 +185,14 @@ runs = Table(
         sqlite_where=text(LIVE),
         postgresql_where=text(LIVE),
     ),
+    Index(None, "project_id", "position"),
+    Index(
+        "ix_runs_live_project",
+        "project_id",
+        "position",
+        sqlite_where=text(LIVE),
+        postgresql_where=text(LIVE),
+    ),
     Index(
         "ix_runs_live_status",
         "status",

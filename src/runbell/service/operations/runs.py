@@ -40,7 +40,7 @@ from runbell.storage.records import (
     ToolChoice,
     TruncationStrategy,
 )
-from runbell.storage.runs import RunRecord
+from runbell.storage.runs import RunFilter, RunRecord
 from runbell.storage.store import Transaction
 
 __all__ = [
@@ -51,9 +51,11 @@ __all__ = [
     "find",
     "finish_cancel",
     "list_page",
+    "list_project",
     "list_steps",
     "modify",
     "retrieve",
+    "retrieve_many",
     "retrieve_step",
     "steps_with_messages",
     "submit_tool_outputs",
@@ -146,6 +148,21 @@ async def list_page(
         return await ctx.store.scan(work)
     except UnknownCursor as error:
         raise refusals.unknown_cursor("run", error) from None
+
+
+async def list_project(
+    ctx: Context, project: str, page: Page, wanted: RunFilter
+) -> tuple[list[RunRecord], bool]:
+    """A page of the project's runs, across its threads."""
+    try:
+        return await ctx.store.scan(lambda tx: runs.page_of_project(tx, project, page, wanted))
+    except UnknownCursor as error:
+        raise refusals.unknown_cursor("run", error) from None
+
+
+async def retrieve_many(ctx: Context, project: str, ids: Sequence[str]) -> list[RunRecord]:
+    """The project's runs among these ids; those that it does not have are left out."""
+    return await ctx.store.read(lambda tx: runs.many(tx, project, ids))
 
 
 async def cancel(ctx: Context, project: str, thread_id: str, run_id: str) -> RunRecord:

@@ -143,7 +143,12 @@ async def settle(ctx: Context, turn: Turn, outcome: Outcome) -> None:
 
 async def _taken_up(ctx: Context, tx: Transaction, record: RunRecord) -> RunRecord | None:
     run, model = record.run, record.config.model
-    if run.status is RunStatus.QUEUED and not run.waits_turn:
+    begins = run.status is RunStatus.QUEUED and not run.waits_turn
+    if (begins or run.status is RunStatus.IN_PROGRESS) and run.expires_at_ms <= ctx.clock.now_ms():
+        # As after a long downtime: no model is asked for an answer that nobody waits for.
+        await move(ctx, tx, run, lifecycle.expired(run))
+        return None
+    if begins:
         if ctx.backends.find(model) is None:
             message = f"The model '{model}' is not served any more."
             await move(ctx, tx, record, lifecycle.failed("server_error", message))

@@ -197,6 +197,18 @@ def upgrade() -> None:
         ),
     )
     op.create_index(
+        "ix_runs_live_project",
+        "runs",
+        ["project_id", "position"],
+        unique=False,
+        sqlite_where=sa.text(
+            "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
+        ),
+        postgresql_where=sa.text(
+            "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
+        ),
+    )
+    op.create_index(
         "ix_runs_live_status",
         "runs",
         ["status", "position"],
@@ -207,6 +219,9 @@ def upgrade() -> None:
         postgresql_where=sa.text(
             "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
         ),
+    )
+    op.create_index(
+        op.f("ix_runs_project_id_position"), "runs", ["project_id", "position"], unique=False
     )
     op.create_index(
         op.f("ix_runs_thread_id_position"), "runs", ["thread_id", "position"], unique=False
