@@ -56,7 +56,7 @@ class Limits:
         if not taken.granted:
             raise _limit_reached(caller, rpm, taken)
         self._full_at[caller.key_id] = taken.full_at
-        return [(name.encode(), value.encode()) for name, value in _headers(rpm, taken).items()]
+        return _headers(rpm, taken)
 
     def _sweep(self, now: float) -> None:
         self._full_at = {key: at for key, at in self._full_at.items() if at > now}
@@ -82,12 +82,12 @@ def _bucket(rpm: int) -> TokenBucket:
     return TokenBucket.per_minute(rpm)
 
 
-def _headers(rpm: int, taken: Taken) -> dict[str, str]:
-    return {
-        "x-ratelimit-limit-requests": str(rpm),
-        "x-ratelimit-remaining-requests": str(taken.left),
-        "x-ratelimit-reset-requests": duration_text(taken.reset_after),
-    }
+def _headers(rpm: int, taken: Taken) -> Headers:
+    return [
+        (b"x-ratelimit-limit-requests", b"%d" % rpm),
+        (b"x-ratelimit-remaining-requests", b"%d" % taken.left),
+        (b"x-ratelimit-reset-requests", duration_text(taken.reset_after).encode()),
+    ]
 
 
 def _limit_reached(caller: Caller, rpm: int, taken: Taken) -> RequestRefused:
@@ -102,6 +102,6 @@ def _limit_reached(caller: Caller, rpm: int, taken: Taken) -> RequestRefused:
         headers={
             "retry-after": str(ceil(ms / 1000)),
             "retry-after-ms": str(ms),
-            **_headers(rpm, taken),
+            **{name.decode(): value.decode() for name, value in _headers(rpm, taken)},
         },
     )
