@@ -64,8 +64,9 @@ def key_of(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
 
 def request_digest(method: str, path: str, body: bytes) -> bytes:
     """What two requests have in common that are the same."""
-    # Neither a method nor a path that has a route holds a line feed.
-    return sha256(b"%b\n%b\n%b" % (method.encode(), path.encode(), body)).digest()
+    place = f"{method} {path}".encode(errors="surrogatepass")
+    # With its length in front, since a path may hold anything, decoded as it is.
+    return sha256(b"%d %b%b" % (len(place), place, body)).digest()
 
 
 async def handle_once(
