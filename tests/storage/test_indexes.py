@@ -16,6 +16,7 @@ from runbell.storage import (
     events,
     idempotency,
     messages,
+    probes,
     projects,
     runs,
     steps,
@@ -25,13 +26,23 @@ from runbell.storage.paging import PagedList
 from runbell.storage.statements import Statement
 from runbell.testing.databases import migrated_sqlite
 
-MODULES = (assistants, events, idempotency, messages, projects, runs, steps, threads)
+MODULES = (
+    assistants,
+    events,
+    idempotency,
+    messages,
+    probes,
+    projects,
+    runs,
+    steps,
+    threads,
+)
 
 WHOLE_TABLES = {"api_keys.list", "projects.list"}
 """These read everything, in tables that have a few rows, for the command line and the start."""
 
-WHOLE_THREADS = {"runs.live"}
-"""This reads the runs of a thread that is about to be deleted with all of them, and sorts a few."""
+WHOLE_THREADS = {"runs.live", "runs.list_live.asc", "runs.list_live.desc"}
+"""These read live runs, of which there are few, and sort them."""
 
 
 def statements(module: ModuleType) -> Iterator[Statement]:
@@ -99,16 +110,20 @@ def test_a_statement_searches_and_does_not_sort(
     [
         (runs.ACTIVE, "uq_runs_active_thread (thread_id=?)"),
         (runs.EXPIRING, "ix_runs_live_expiry"),
-        (runs.READY, "ix_runs_live_status (status=?)"),
-        (runs.IN_PROGRESS, "ix_runs_live_status (status=?)"),
-        (runs.CANCELLING, "ix_runs_live_status (status=?)"),
+        (runs.READY, "ix_runs_workable (status=?)"),
+        (runs.IN_PROGRESS, "ix_runs_workable (status=?)"),
+        (runs.CANCELLING, "ix_runs_cancelling"),
+        (runs.NEXT_WAITING, "ix_runs_waiting (thread_id=?)"),
+        (runs.WAITING, "ix_runs_waiting (thread_id=?)"),
+        (runs.MANY, "(id=?)"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_what_is_due_is_found_by_its_own_index(
+def test_what_is_asked_for_is_found_by_its_own_index(
     database: sqlite3.Connection, statement: Statement, index: str
 ) -> None:
-    """Partial indexes, which hold live runs alone: a million runs that have ended cost nothing."""
+    """Mostly partial ones, which hold live runs alone: a million runs that have ended, in this
+    project or on this thread, cost nothing."""
     (step,) = plan(database, statement)
     assert index in step
 
@@ -122,17 +137,8 @@ def test_every_index_is_used(database: sqlite3.Connection) -> None:
     assert [name for (name,) in indexes if not re.search(rf"\b{name}\b", used)] == []
 
 
-@pytest.mark.parametrize("pages", [steps.PAGES, messages.RUN_PAGES], ids=["steps", "messages"])
-def test_what_a_run_did_is_found_by_the_run(database: sqlite3.Connection, pages: PagedList) -> None:
+def test_what_a_run_did_is_found_by_the_run(database: sqlite3.Connection) -> None:
     """Not by its thread, which may have had thousands of runs."""
-    for statement in pages._pages.values():
+    for statement in steps.PAGES._pages.values():
         (step,) = plan(database, statement)
         assert "run_id=?" in step
-
-
-def test_the_next_in_line_is_not_searched_among_all_that_ever_were(
-    database: sqlite3.Connection,
-) -> None:
-    """Each end of a run asks for it, on threads that may have had thousands of runs."""
-    (step,) = plan(database, runs.NEXT_WAITING)
-    assert "ix_runs_thread_id_position" not in step

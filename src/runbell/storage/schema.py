@@ -32,12 +32,14 @@ from sqlalchemy import (
 __all__ = [
     "ACTIVE",
     "LIVE",
+    "WORKABLE",
     "api_keys",
     "assistants",
     "events",
     "idempotency_keys",
     "messages",
     "metadata",
+    "probes",
     "projects",
     "run_steps",
     "runs",
@@ -55,6 +57,9 @@ metadata = MetaData(
 
 LIVE = "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
 """Not terminal: what partial indexes and the queries that use them have to say alike."""
+
+WORKABLE = "status IN ('queued', 'in_progress')"
+"""For a worker to take up. Narrower than `LIVE`, so that only those who say so use its index."""
 
 ACTIVE = f"{LIVE} AND NOT waits_turn"
 """Holding its thread: the database itself keeps this to one run a thread."""
@@ -194,11 +199,24 @@ runs = Table(
         postgresql_where=text(LIVE),
     ),
     Index(
-        "ix_runs_live_status",
+        "ix_runs_waiting",
+        "thread_id",
+        "position",
+        sqlite_where=text("waits_turn"),
+        postgresql_where=text("waits_turn"),
+    ),
+    Index(
+        "ix_runs_cancelling",
+        "cancelling_at_ms",
+        sqlite_where=text("status = 'cancelling'"),
+        postgresql_where=text("status = 'cancelling'"),
+    ),
+    Index(
+        "ix_runs_workable",
         "status",
         "position",
-        sqlite_where=text(LIVE),
-        postgresql_where=text(LIVE),
+        sqlite_where=text(WORKABLE),
+        postgresql_where=text(WORKABLE),
     ),
 )
 
@@ -222,6 +240,14 @@ run_steps = Table(
     Column("metadata", Text, nullable=False),
     Index(None, "run_id", "position"),
     Index(None, "thread_id"),
+)
+
+# One row, written to find out whether the database can be.
+probes = Table(
+    "probes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
 )
 
 events = Table(

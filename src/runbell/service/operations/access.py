@@ -14,7 +14,15 @@ from runbell.storage import projects
 from runbell.storage.records import ApiKey, KeyOrigin, Project
 from runbell.storage.store import Store, Transaction
 
-__all__ = ["DEFAULT_PROJECT", "Access", "Caller", "create_key", "ensure_project", "masked"]
+__all__ = [
+    "DEFAULT_PROJECT",
+    "Access",
+    "Caller",
+    "create_key",
+    "ensure_project",
+    "masked",
+    "new_key",
+]
 
 DEFAULT_PROJECT = "default"
 """The name of the project that keys belong to where no other is named."""
@@ -50,7 +58,7 @@ async def ensure_project(store: Store, clock: Clock, name: str) -> Project:
 async def create_key(
     store: Store, clock: Clock, project: Project, origin: KeyOrigin, rpm: int | None = None
 ) -> tuple[str, ApiKey]:
-    """Make a key for a project.
+    """Make a key for a project and store its row.
 
     Args:
         rpm: requests a minute that it may make; 0 is no limit, None is the service's.
@@ -58,6 +66,15 @@ async def create_key(
     Returns:
         The key, which nothing can show again, and its row.
     """
+    key, row = new_key(clock, project, origin, rpm)
+    await store.write(lambda tx: projects.insert_key(tx, row))
+    return key, row
+
+
+def new_key(
+    clock: Clock, project: Project, origin: KeyOrigin, rpm: int | None = None
+) -> tuple[str, ApiKey]:
+    """A key for a project and its row, which is not stored yet."""
     key = f"sk-rb-{secrets.token_urlsafe(32)}"
     row = ApiKey(
         id=new_id("key", clock),
@@ -68,7 +85,6 @@ async def create_key(
         created_at_ms=clock.now_ms(),
         rpm=rpm,
     )
-    await store.write(lambda tx: projects.insert_key(tx, row))
     return key, row
 
 

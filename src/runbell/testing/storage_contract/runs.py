@@ -193,8 +193,6 @@ class RunContract:
         nearest_first.append(("tie", 5_000))
         assert await store.read(lambda tx: runs.expiring(tx, 10)) == nearest_first
         assert await store.read(lambda tx: runs.expiring(tx, 2)) == nearest_first[:2]
-        count = await store.read(runs.count_live)
-        assert count == len(nearest_first)
 
     @on_a_store
     async def test_cancelling_runs_are_known_with_the_time_of_their_cancel(
@@ -206,8 +204,8 @@ class RunContract:
             store, *(new_run(f"run_{n}", status=S.CANCELLING, cancelling_at_ms=n) for n in (3, 1))
         )
         assert await store.read(lambda tx: runs.cancelling_since(tx, 9)) == [
-            ("run_3", 3),
             ("run_1", 1),
+            ("run_3", 3),
         ]
         assert len(await store.read(lambda tx: runs.cancelling_since(tx, 1))) == 1
 
