@@ -290,7 +290,7 @@ def _query(text: bytes) -> list[tuple[str, str]]:
         if not pairs:
             return []
         return parse_qsl(
-            pairs, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=100
+            pairs, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=400
         )
     except ValueError:
         raise RequestRefused(400, "We could not parse the query of your request.") from None
