@@ -14,6 +14,7 @@ import pytest
 from runbell.storage import (
     assistants,
     events,
+    idempotency,
     messages,
     probes,
     projects,
@@ -25,7 +26,17 @@ from runbell.storage.paging import PagedList
 from runbell.storage.statements import Statement
 from runbell.testing.databases import migrated_sqlite
 
-MODULES = (assistants, events, messages, probes, projects, runs, steps, threads)
+MODULES = (
+    assistants,
+    events,
+    idempotency,
+    messages,
+    probes,
+    projects,
+    runs,
+    steps,
+    threads,
+)
 
 WHOLE_TABLES = {"api_keys.list", "projects.list"}
 """These read everything, in tables that have a few rows, for the command line and the start."""
@@ -71,6 +82,10 @@ def plan(database: sqlite3.Connection, statement: Statement) -> list[str]:
     return [row[3] for row in rows]
 
 
+FIRST_FEW = {"idempotency_keys.prune"}
+"""This reads a table from its beginning, as many rows as it is told."""
+
+
 @every_statement
 def test_a_statement_searches_and_does_not_sort(
     database: sqlite3.Connection, each: Statement
@@ -81,6 +96,8 @@ def test_a_statement_searches_and_does_not_sort(
         return
     for step in plan(database, each):
         if each.name in WHOLE_THREADS and "TEMP B-TREE" in step:
+            continue
+        if each.name in FIRST_FEW and step in ("LIST SUBQUERY 1", "SCAN idempotency_keys"):
             continue
         assert "TEMP B-TREE" not in step, step
         assert step.startswith("SEARCH") or re.match(r"SCAN runs USING .*INDEX ix_runs_", step), (

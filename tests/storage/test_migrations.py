@@ -154,6 +154,24 @@ def test_a_migration_that_fails_half_way_leaves_nothing(path: Path) -> None:
     assert "runs" in shape(path)
 
 
+def test_keys_of_the_first_schema_go_on_without_a_limit(path: Path) -> None:
+    """A database of revision 0001 is brought up to date, and what it held is as it was."""
+    upgrade(path)
+    today = shape(path)
+    with connected(path) as connection:
+        # SQLite's own words: what 0002 adds is taken away, which makes it a file of 0001.
+        connection.execute("DROP TABLE idempotency_keys")
+        connection.execute("ALTER TABLE api_keys DROP COLUMN rpm")
+        connection.execute("INSERT INTO projects VALUES ('p', 'mine', 1)")
+        connection.execute("INSERT INTO api_keys VALUES ('k', 'p', 'digest', 'hint', 'keys', 2, 3)")
+    with_revision(path, "0001")
+    upgrade(path)
+    assert shape(path) == today
+    with connected(path) as connection:
+        keys = connection.execute("SELECT * FROM api_keys").fetchall()
+    assert keys == [("k", "p", "digest", "hint", "keys", 2, 3, None)]
+
+
 # Files that are refused.
 
 

@@ -37,6 +37,15 @@ def create(
     project: Annotated[
         str, typer.Option(help="Whose objects the key opens; made if there is none of this name.")
     ] = "default",
+    rpm: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Requests a minute that the key may make, instead of the service's --rpm; "
+            "0 is no limit.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Make a key and print it: it cannot be shown again."""
     from runbell.clock import SystemClock
@@ -48,7 +57,7 @@ def create(
     async def work(store: Store) -> str:
         clock = SystemClock()
         owner = await access.ensure_project(store, clock, project)
-        key, row = await access.create_key(store, clock, owner, "keys")
+        key, row = await access.create_key(store, clock, owner, "keys", rpm)
         # Beside the key, not with it: the output stays what a script wants.
         typer.echo(f"{row.id} for the project {owner.name!r} in {path}", err=True)
         return key
@@ -59,7 +68,7 @@ def create(
 
 @app.command("list")
 def list_keys(database: Database = None) -> None:
-    """Show every key: its id, project, beginning and end, and times."""
+    """Show every key: its id, project, beginning and end, limit of its own, and times."""
     from runbell.storage import projects
 
     async def work(store: Store) -> list[tuple[str, ...]]:
@@ -69,13 +78,14 @@ def list_keys(database: Database = None) -> None:
                 key.id,
                 names[key.project_id],
                 key.hint,
+                "" if key.rpm is None else str(key.rpm or "none"),
                 _time(key.created_at_ms),
                 _time(key.revoked_at_ms),
             )
             for key in await store.read(projects.list_keys)
         ]
 
-    rows = [("ID", "PROJECT", "KEY", "CREATED", "REVOKED"), *_with_store(database, work)]
+    rows = [("ID", "PROJECT", "KEY", "RPM", "CREATED", "REVOKED"), *_with_store(database, work)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

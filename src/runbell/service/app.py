@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Iterable
 from contextlib import aclosing
-from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.routing import compile_path
@@ -21,6 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from runbell import faults
 from runbell.errors import RequestRefused, StorageUnavailable
+from runbell.service.limits import Limits
+from runbell.service.once import handle_once, key_of, request_digest
 from runbell.service.operations.access import Access
 from runbell.service.operations.context import Context
 from runbell.service.routes import ROUTES, Route
@@ -68,6 +69,7 @@ class App:
     def __init__(self, ctx: Context, access: Access) -> None:
         self._ctx = ctx
         self._access = access
+        self._limits = Limits(ctx.clock, ctx.settings.rpm)
         self._stopping = False
         self._probe_again = float("-inf")
         self._writable = False
@@ -92,8 +94,9 @@ class App:
         """Answer one request, whatever happens."""
         started = time.perf_counter()
         request_id = f"req_{os.urandom(16).hex()}"
+        told: list[tuple[bytes, bytes]] = []
         try:
-            result = await self._result(scope, receive)
+            result = await self._result(scope, receive, told)
         except ClientLeft:
             return
         except asyncio.CancelledError:
@@ -122,19 +125,24 @@ class App:
         headers = [
             (b"x-request-id", request_id.encode()),
             (b"openai-processing-ms", b"%d" % milliseconds),
+            *told,
         ]
         if isinstance(result, EventStream):
             await _send_stream(result, request_id, headers, receive, send)
         else:
             await _send_answer(result, headers, send)
 
-    async def _result(self, scope: Scope, receive: Receive) -> Answer | EventStream:
+    async def _result(
+        self, scope: Scope, receive: Receive, told: list[tuple[bytes, bytes]]
+    ) -> Answer | EventStream:
+        """What to answer; `told` gets headers that go with it, also where it ends in an error."""
         method: str = scope["method"]
         path: str = scope["path"]
         if path in ("/healthz", "/readyz"):
             return await self._health(method, path)
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        project = await self._access.project(_key(headers))
+        caller = await self._access.caller(_key(headers))
+        told += self._limits.count(caller)
         found = self._paths.find(path)
         if found is None:
             raise _no_such_path(method, path)
@@ -143,20 +151,24 @@ class App:
         if route is None:
             raise _wrong_method(method, sorted(routes))
         query = route.query(_query(scope["query_string"]))
-        body = None
+        body, raw = None, b""
         if route.body is not None:
-            body = decode(await self._body(headers, receive), route.body)
-        result = await route.handle(
-            Call(
-                self._ctx,
-                project,
-                parameters,
-                body,
-                query,
-                headers=headers,
-                left=lambda: _left(receive),
-            )
+            raw = await self._body(headers, receive)
+            body = decode(raw, route.body)
+        call = Call(
+            self._ctx,
+            caller.project,
+            parameters,
+            body,
+            query,
+            headers=headers,
+            left=lambda: _left(receive),
         )
+        key = key_of(headers) if method == "POST" else None
+        if key is None:
+            result = await route.handle(call)
+        else:
+            result = await handle_once(route.handle, call, key, request_digest(method, path, raw))
         if method != "GET":
             faults.hit("operations.committed")
         return result if isinstance(result, Answer | EventStream) else answer(result)
@@ -243,6 +255,7 @@ async def _send_stream(
 
     What goes wrong on the way can't be answered any more: it ends the stream.
     """
+    headers += [(name.encode(), value.encode()) for name, value in stream.headers.items()]
     headers += [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-cache"),

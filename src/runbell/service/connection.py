@@ -1,4 +1,4 @@
-"""How bytes come in and go out: what uvicorn leaves open about heads, writes, and clients that left."""
+"""How bytes come in and go out: what uvicorn leaves open about heads, writes and leaving."""
 
 from __future__ import annotations
 

@@ -41,11 +41,11 @@ class Told:
 
 
 class Follower:
-    """Follows one run: iterate over it. Made by `Live.follow`, ended by `close`."""
+    """Follows the run `run_id`: iterate over it. Made by `Live.follow`, ended by `close`."""
 
     def __init__(self, live: Live, run_id: str) -> None:
+        self.run_id = run_id
         self._live = live
-        self._run_id = run_id
         self._untold: deque[Told] = deque()
         self._growing: dict[tuple[object, ...], Delta] = {}
         self._news = asyncio.Event()
@@ -57,7 +57,7 @@ class Follower:
         self._untold.clear()
         self._growing.clear()
         self._news.set()
-        self._live.forget(self._run_id, self)
+        self._live.forget(self.run_id, self)
 
     def tell(self, event: str, data: Any) -> None:
         """Add what happened behind what was not read yet."""
@@ -100,10 +100,14 @@ class Live:
     def follow(self, run_id: str) -> Follower:
         """Begin to follow a run: everything that is told from now on."""
         follower = Follower(self, run_id)
+        self.add(run_id, follower)
+        return follower
+
+    def add(self, run_id: str, follower: Follower) -> None:
+        """Tell a follower that was made before what happens from now on."""
         self._followers.setdefault(run_id, []).append(follower)
         if self._closed:
             follower.close()
-        return follower
 
     def followed(self, run_id: str) -> bool:
         """Somebody follows this run."""
@@ -119,8 +123,8 @@ class Live:
         followers = self._followers.get(run_id, [])
         if follower in followers:
             followers.remove(follower)
-        if not followers:
-            self._followers.pop(run_id, None)
+            if not followers:
+                del self._followers[run_id]
 
     def close(self) -> None:
         """End everybody's following, also of those who come later: the process stops."""

@@ -46,6 +46,12 @@ class Settings:
         "Seconds after which a cancelled run whose worker does not answer is ended.",
         low=0.001,
     )
+    rpm: int = _setting(
+        0,
+        "Requests a minute that a key may make, where the key has no limit of its own; "
+        "0 is no limit.",
+        low=0,
+    )
     max_body: int = _setting(8_388_608, "Largest request body, in bytes.", low=1_024)
     body_timeout: float = _setting(
         30.0, "Seconds within which a request's body has to arrive.", low=0.001

@@ -11,7 +11,7 @@ from runbell.storage.lock import InstallationLock
 
 __all__ = ["HEAD", "upgrade_sqlite"]
 
-HEAD = "0001"
+HEAD = "0002"
 """The revision that this version of Runbell works with."""
 
 

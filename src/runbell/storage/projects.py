@@ -80,6 +80,7 @@ async def insert_key(tx: Transaction, key: ApiKey) -> None:
             "origin": key.origin,
             "created_at_ms": key.created_at_ms,
             "revoked_at_ms": key.revoked_at_ms,
+            "rpm": key.rpm,
         },
     )
 
@@ -101,5 +102,5 @@ async def revoke_key(tx: Transaction, key_id: str, now_ms: int) -> bool:
 
 
 def _key(row: Row) -> ApiKey:
-    key_id, project_id, digest, hint, origin, created_at_ms, revoked_at_ms = row
-    return ApiKey(key_id, project_id, digest, hint, origin, created_at_ms, revoked_at_ms)
+    key_id, project_id, digest, hint, origin, created_at_ms, revoked_at_ms, rpm = row
+    return ApiKey(key_id, project_id, digest, hint, origin, created_at_ms, revoked_at_ms, rpm)

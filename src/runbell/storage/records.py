@@ -174,7 +174,11 @@ KeyOrigin = Literal["serve", "keys"]
 
 
 class ApiKey(Struct, frozen=True):
-    """A key's row. The key itself is not kept: `digest` is its SHA-256."""
+    """A key's row. The key itself is not kept: `digest` is its SHA-256.
+
+    Attributes:
+        rpm: requests a minute that it may make; 0 is no limit, None is the service's.
+    """
 
     id: str
     project_id: str
@@ -183,6 +187,7 @@ class ApiKey(Struct, frozen=True):
     origin: KeyOrigin
     created_at_ms: int
     revoked_at_ms: int | None = None
+    rpm: int | None = None
 
 
 class AssistantConfig(Struct, frozen=True):

@@ -247,7 +247,7 @@ async def get(tx: Transaction, project: str, thread_id: str, run_id: str) -> Run
 
 
 async def find(tx: Transaction, run_id: str) -> RunRecord | None:
-    """A run by its id alone: for workers, never for a request."""
+    """A run by its id alone, whosever it is: for a request, the caller looks at its project."""
     row = await tx.fetch_one(FIND, {"key": run_id})
     return _record(row) if row is not None else None
 

@@ -36,6 +36,7 @@ __all__ = [
     "api_keys",
     "assistants",
     "events",
+    "idempotency_keys",
     "messages",
     "metadata",
     "probes",
@@ -96,6 +97,7 @@ api_keys = Table(
     Column("origin", Text, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("revoked_at_ms", BigInteger),
+    Column("rpm", Integer),
 )
 
 assistants = Table(
@@ -262,4 +264,21 @@ events = Table(
     UniqueConstraint("run_id", "sequence"),
     Index(None, "project_id", "position"),
     sqlite_autoincrement=True,
+)
+
+# What was answered to requests that are to happen once. The answer is null only inside the
+# transaction that makes it; of a stream its run is kept instead.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    _position(),
+    _project(),
+    Column("key", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("status", Integer),
+    Column("headers", Text),
+    Column("body", LargeBinary),
+    Column("run_id", Text),
+    UniqueConstraint("project_id", "key"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from dataclasses import dataclass
 
 from runbell.clock import Clock
 from runbell.errors import Conflict, RequestRefused
@@ -13,7 +14,15 @@ from runbell.storage import projects
 from runbell.storage.records import ApiKey, KeyOrigin, Project
 from runbell.storage.store import Store, Transaction
 
-__all__ = ["DEFAULT_PROJECT", "Access", "create_key", "ensure_project", "masked", "new_key"]
+__all__ = [
+    "DEFAULT_PROJECT",
+    "Access",
+    "Caller",
+    "create_key",
+    "ensure_project",
+    "masked",
+    "new_key",
+]
 
 DEFAULT_PROJECT = "default"
 """The name of the project that keys belong to where no other is named."""
@@ -47,19 +56,24 @@ async def ensure_project(store: Store, clock: Clock, name: str) -> Project:
 
 
 async def create_key(
-    store: Store, clock: Clock, project: Project, origin: KeyOrigin
+    store: Store, clock: Clock, project: Project, origin: KeyOrigin, rpm: int | None = None
 ) -> tuple[str, ApiKey]:
     """Make a key for a project and store its row.
+
+    Args:
+        rpm: requests a minute that it may make; 0 is no limit, None is the service's.
 
     Returns:
         The key, which nothing can show again, and its row.
     """
-    key, row = new_key(clock, project, origin)
+    key, row = new_key(clock, project, origin, rpm)
     await store.write(lambda tx: projects.insert_key(tx, row))
     return key, row
 
 
-def new_key(clock: Clock, project: Project, origin: KeyOrigin) -> tuple[str, ApiKey]:
+def new_key(
+    clock: Clock, project: Project, origin: KeyOrigin, rpm: int | None = None
+) -> tuple[str, ApiKey]:
     """A key for a project and its row, which is not stored yet."""
     key = f"sk-rb-{secrets.token_urlsafe(32)}"
     row = ApiKey(
@@ -69,12 +83,30 @@ def new_key(clock: Clock, project: Project, origin: KeyOrigin) -> tuple[str, Api
         hint=masked(key),
         origin=origin,
         created_at_ms=clock.now_ms(),
+        rpm=rpm,
     )
     return key, row
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, by its key.
+
+    Attributes:
+        project: the id of the project that the key opens.
+        key_id: of the key; that from the settings has none, and is called `settings`.
+        hint: what may be shown of the key.
+        rpm: requests a minute that it may make; 0 is no limit, None is the service's.
+    """
+
+    project: str
+    key_id: str
+    hint: str
+    rpm: int | None = None
+
+
 class Access:
-    """Finds the project that a request's key opens.
+    """Finds out whose key a request carries.
 
     Args:
         settings_key: a key from the settings, for the project `settings_project`; None without.
@@ -83,10 +115,10 @@ class Access:
     def __init__(self, store: Store, settings_key: str | None, settings_project: str) -> None:
         self._store = store
         self._settings_digest = None if settings_key is None else _digest(settings_key)
-        self._settings_project = settings_project
+        self._settings_caller = Caller(settings_project, "settings", masked(settings_key or ""))
 
-    async def project(self, key: str | None) -> str:
-        """The id of the project. A key that was revoked elsewhere is refused from that moment.
+    async def caller(self, key: str | None) -> Caller:
+        """Who it is. A key that was revoked elsewhere is refused from that moment.
 
         Raises:
             RequestRefused: (401) there is no key, or it opens nothing.
@@ -100,7 +132,7 @@ class Access:
             )
         digest = _digest(key)
         if self._settings_digest is not None and hmac.compare_digest(digest, self._settings_digest):
-            return self._settings_project
+            return self._settings_caller
         row = await self._store.read(lambda tx: projects.find_key(tx, digest))
         # Found by its digest; compared once more so that an index's timing decides nothing.
         if row is None or not hmac.compare_digest(row.digest, digest):
@@ -110,4 +142,4 @@ class Access:
                 "'runbell keys create' makes one.",
                 code="invalid_api_key",
             )
-        return row.project_id
+        return Caller(row.project_id, row.id, row.hint, row.rpm)

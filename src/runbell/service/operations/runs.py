@@ -32,6 +32,7 @@ from runbell.storage.paging import Page
 from runbell.storage.records import (
     Assistant,
     FunctionTool,
+    Message,
     NamedToolChoice,
     RunConfig,
     RunStep,
@@ -47,6 +48,7 @@ __all__ = [
     "create",
     "create_with_thread",
     "expire",
+    "find",
     "finish_cancel",
     "list_page",
     "list_project",
@@ -55,6 +57,7 @@ __all__ = [
     "retrieve",
     "retrieve_many",
     "retrieve_step",
+    "steps_with_messages",
     "submit_tool_outputs",
 ]
 
@@ -110,6 +113,14 @@ async def create_with_thread(
 async def retrieve(ctx: Context, project: str, thread_id: str, run_id: str) -> RunRecord:
     """One run."""
     return await ctx.store.read(lambda tx: _run(tx, project, thread_id, run_id))
+
+
+async def find(ctx: Context, project: str, run_id: str) -> RunRecord:
+    """One run, whatever its thread is."""
+    record = await ctx.store.read(lambda tx: runs.find(tx, run_id))
+    if record is None or record.run.project_id != project:
+        raise refusals.not_found("run", run_id)
+    return record
 
 
 async def modify(
@@ -226,6 +237,15 @@ async def list_steps(
         raise refusals.unknown_cursor("run step", error) from None
 
 
+async def steps_with_messages(ctx: Context, run: Run) -> list[tuple[RunStep, Message | None]]:
+    """What a run has done so far, in order: its steps, each with the message that it made."""
+
+    async def work(tx: Transaction) -> list[tuple[RunStep, Message | None]]:
+        return [(step, await _message_of(tx, step)) for step in await steps.of_run(tx, run.id)]
+
+    return await ctx.store.scan(work)
+
+
 # What the clock does.
 
 
@@ -284,6 +304,12 @@ async def _run(tx: Transaction, project: str, thread_id: str, run_id: str) -> Ru
     if await threads.get(tx, project, thread_id) is None:
         raise refusals.not_found("thread", thread_id)
     raise refusals.not_found("run", run_id)
+
+
+async def _message_of(tx: Transaction, step: RunStep) -> Message | None:
+    if step.message_id is None:
+        return None
+    return await messages.get(tx, step.project_id, step.thread_id, step.message_id)
 
 
 async def _store(

@@ -42,10 +42,13 @@ class EventStream:
 
     Attributes:
         close: ends `frames`, from wherever that waits; may be called several times.
+        run_id: of the run that is streamed, if it is one run.
     """
 
     frames: AsyncGenerator[bytes, None]
     close: Callable[[], None]
+    run_id: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def answer(result: Any, headers: Mapping[str, str] | None = None) -> Answer:
@@ -125,7 +128,9 @@ class Route:
 
     Attributes:
         path: with parameters in braces.
-        handle: gives the object to answer with, an `Answer`, or an `EventStream`.
+        handle: gives the object to answer with, an `Answer`, or an `EventStream`. That of a POST
+            is executed inside a transaction where the request is to happen once: it awaits the
+            store and nothing else, and what it does besides can be undone.
         summary: what it does, in a few words.
         body: the type of the request's body; None where it has none.
         query: decodes the query; refuses what it does not know.

@@ -1,17 +1,24 @@
-"""Streams of a run: what happens to it, from now until it settles."""
+"""Streams of a run: what happens to it, from now until it settles; and what has happened."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
+
 from runbell.runs import RunStatus
 from runbell.service.live import Follower
+from runbell.service.operations import runs
+from runbell.service.operations.context import Context
 from runbell.service.routes.routing import EventStream
-from runbell.service.wire.streams import DONE, frame
+from runbell.service.wire.objects import message_object, run_object, step_object
+from runbell.service.wire.streams import DONE, frame, message_delta, tool_call_delta
+from runbell.storage.records import Message, RunStep, TextPart
+from runbell.storage.runs import RunRecord
 
-__all__ = ["stream_run"]
+__all__ = ["replay_run", "stream_run"]
 
 _LAST = frozenset(f"thread.run.{status}" for status in RunStatus if status.is_settled)
 """Events behind which nothing comes, until somebody submits tool outputs."""
@@ -22,7 +29,7 @@ def stream_run(follower: Follower, first: Iterable[tuple[str, Any]] = ()) -> Eve
 
     The follower was made before anything could happen that is not in `first`.
     """
-    return EventStream(_frames(follower, list(first)), follower.close)
+    return EventStream(_frames(follower, list(first)), follower.close, follower.run_id)
 
 
 async def _frames(follower: Follower, first: list[tuple[str, Any]]) -> AsyncGenerator[bytes, None]:
@@ -37,3 +44,79 @@ async def _frames(follower: Follower, first: list[tuple[str, Any]]) -> AsyncGene
                     return
     finally:
         follower.close()
+
+
+async def replay_run(ctx: Context, project: str, run_id: str) -> EventStream:
+    """Stream a run that was streamed before: how it stands; then, as soon as it has settled,
+    what it did and its last event.
+
+    Raises:
+        RequestRefused: (404) it is not there any more.
+    """
+    follower = ctx.live.follow(run_id)
+    try:
+        record = await runs.find(ctx, project, run_id)
+    except BaseException:
+        follower.close()
+        raise
+    return EventStream(_replayed(ctx, follower, record), follower.close, run_id)
+
+
+async def _replayed(
+    ctx: Context, follower: Follower, record: RunRecord
+) -> AsyncGenerator[bytes, None]:
+    run = record.run
+    last, data = f"thread.run.{run.status}", run_object(record)
+    try:
+        if not run.status.is_settled:
+            yield frame(last, data)
+            async with aclosing(aiter(follower)) as events:
+                async for told in events:
+                    if told.event in _LAST:
+                        last, data = told.event, told.data
+                        break
+                else:
+                    return
+        for step, message in await runs.steps_with_messages(ctx, run):
+            for event, part in _retold(step, message):
+                yield frame(event, part)
+        yield frame(last, data)
+        yield DONE
+    finally:
+        follower.close()
+
+
+def _retold(step: RunStep, message: Message | None) -> Iterator[tuple[str, Any]]:
+    """The events of a step, as they would have been if each text had come in one piece."""
+    begun = msgspec.structs.replace(
+        step,
+        status="in_progress",
+        tool_calls=(),
+        ended_at_ms=None,
+        error_code=None,
+        error_message=None,
+    )
+    yield "thread.run.step.created", step_object(begun)
+    for index, call in enumerate(step.tool_calls):
+        delta = tool_call_delta(step.id, index, call.arguments, call.id, call.name)
+        yield "thread.run.step.delta", delta
+    if message is not None:
+        yield from _retold_message(message)
+    if step.status != "in_progress":
+        yield f"thread.run.step.{step.status}", step_object(step)
+
+
+def _retold_message(message: Message) -> Iterator[tuple[str, Any]]:
+    begun = msgspec.structs.replace(
+        message,
+        status="in_progress",
+        content=(),
+        incomplete_reason=None,
+        completed_at_ms=None,
+        incomplete_at_ms=None,
+    )
+    yield "thread.message.created", message_object(begun)
+    text = "".join(part.text.value for part in message.content if isinstance(part, TextPart))
+    if text:
+        yield "thread.message.delta", message_delta(message.id, text)
+    yield f"thread.message.{message.status}", message_object(message)

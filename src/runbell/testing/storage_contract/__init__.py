@@ -17,6 +17,7 @@ import.
 
 from runbell.testing.storage_contract.feed import FeedContract
 from runbell.testing.storage_contract.guards import GuardContract
+from runbell.testing.storage_contract.idempotency import IdempotencyContract
 from runbell.testing.storage_contract.pages import PageContract
 from runbell.testing.storage_contract.project_runs import ProjectRunContract
 from runbell.testing.storage_contract.records import RecordContract
@@ -35,5 +36,6 @@ class StorageContract(
     ProjectRunContract,
     GuardContract,
     FeedContract,
+    IdempotencyContract,
 ):
     """The whole contract."""

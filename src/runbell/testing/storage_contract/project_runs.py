@@ -119,19 +119,20 @@ class ProjectRunContract:
             found = await store.read(lambda tx: runs.find(tx, "run_1"))
             assert found is not None
             assert found.run == run
-            assert await store.read(lambda tx: events.latest(tx, PROJECT)) is None
+            assert await store.read(lambda tx: events.newest(tx, PROJECT)) == 0
 
         tell(stores, story)
 
     @on_a_store
-    async def test_the_latest_event_is_the_one_that_was_committed_last(self, store: Store) -> None:
-        """Of the project alone; none where there is none."""
-        assert await store.read(lambda tx: events.latest(tx, PROJECT)) is None
+    async def test_the_newest_event_is_the_one_that_was_committed_last(self, store: Store) -> None:
+        """Of the project alone; at position 0 where there is none."""
+        assert await store.read(lambda tx: events.newest(tx, PROJECT)) == 0
         for number in (1, 2):
             await store.write(lambda tx: events.append(tx, event(number)))  # noqa: B023
             await store.write(lambda tx: events.append(tx, event(number, "run_x", OTHER)))  # noqa: B023
-        assert await store.read(lambda tx: events.latest(tx, PROJECT)) == "evt_run_1_2"
-        assert await store.read(lambda tx: events.latest(tx, OTHER)) == "evt_run_x_2"
+        for project, newest in ((PROJECT, "evt_run_1_2"), (OTHER, "evt_run_x_2")):
+            found = await store.read(lambda tx: events.newest(tx, project))  # noqa: B023
+            assert found == await store.read(lambda tx: events.position(tx, project, newest))  # noqa: B023
 
     @on_a_store
     async def test_a_probe_can_be_written_again_and_again(self, store: Store) -> None:
