@@ -20,7 +20,9 @@ from starlette.types import Receive, Scope, Send
 
 from runbell import faults
 from runbell.errors import RequestRefused, StorageUnavailable
-from runbell.service.operations.access import Access
+from runbell.service import logs
+from runbell.service.operations import backlog
+from runbell.service.operations.access import Access, comes_from_here
 from runbell.service.operations.context import Context
 from runbell.service.routes import ROUTES, Route
 from runbell.service.routes.routing import Answer, Call, ClientLeft, EventStream, answer
@@ -88,9 +90,11 @@ class App:
         """Answer one request, whatever happens."""
         started = time.perf_counter()
         request_id = f"req_{os.urandom(16).hex()}"
+        exchange = scope["runbell"] = logs.Exchange(request_id, scope["method"])
         try:
             result = await self._result(scope, receive)
         except ClientLeft:
+            self._record(exchange, logs.CLIENT_LEFT, time.perf_counter() - started)
             return
         except RequestRefused as refused:
             result = _refusal(refused)
@@ -98,30 +102,50 @@ class App:
             logger.warning("%s: %s", request_id, error)
             result = _refusal(_unavailable())
         except Exception:
-            logger.exception("%s %s %s failed", request_id, scope["method"], scope["path"])
+            logger.exception("%s %s %s failed", request_id, exchange.method, exchange.route)
             result = _refusal(_server_error(request_id))
-        milliseconds = round((time.perf_counter() - started) * 1000)
-        status = result.status if isinstance(result, Answer) else 200
-        logger.debug(
-            "%s %s %s %d %d ms", request_id, scope["method"], scope["path"], status, milliseconds
-        )
+        seconds = time.perf_counter() - started
+        milliseconds = round(seconds * 1000)
         headers = [
             (b"x-request-id", request_id.encode()),
             (b"openai-processing-ms", b"%d" % milliseconds),
         ]
         if isinstance(result, EventStream):
-            await _send_stream(result, headers, receive, send)
+            try:
+                with self._ctx.metrics.streams_held.track_inprogress():
+                    await _send_stream(result, headers, receive, send)
+            finally:
+                streamed = time.perf_counter() - started - seconds
+                self._record(exchange, 200, seconds, streamed)
         else:
             await _send_answer(result, headers, send)
+            self._record(exchange, result.status, seconds)
+
+    def _record(
+        self,
+        exchange: logs.Exchange,
+        status: int,
+        seconds: float,
+        streamed: float | None = None,
+    ) -> None:
+        self._ctx.metrics.answered(exchange.method, exchange.route, status, seconds)
+        logs.answered(exchange, status, seconds, streamed)
 
     async def _result(self, scope: Scope, receive: Receive) -> Answer | EventStream:
         method: str = scope["method"]
         path: str = scope["path"]
+        exchange: logs.Exchange = scope["runbell"]
+        if path in logs.PROBES:
+            exchange.route = path
         if path in ("/healthz", "/readyz"):
             return await self._health(method, path)
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        project = await self._access.project(_key(headers))
+        if path == "/metrics":
+            return await self._metrics(method, scope)
         found = self._paths.find(path)
+        if found is not None:
+            exchange.route, exchange.path = next(iter(found[0].values())).path, found[1]
+        project = exchange.project = await self._access.project(_key(headers))
         if found is None:
             raise RequestRefused(404, f"Invalid URL ({method} {path[:200]})")
         routes, parameters = found
@@ -143,6 +167,7 @@ class App:
                 left=lambda: _left(receive),
             )
         )
+        exchange.made = result
         if method != "GET":
             faults.hit("operations.committed")
         return result if isinstance(result, Answer | EventStream) else answer(result)
@@ -186,6 +211,16 @@ class App:
             return Answer(200, b'{"status":"ready"}')
         return Answer(503, encode({"status": "not ready", "reason": reason}))
 
+    async def _metrics(self, method: str, scope: Scope) -> Answer:
+        if method not in ("GET", "HEAD"):
+            raise _wrong_method(method, ["GET", "HEAD"])
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if not comes_from_here(scope.get("client"), headers):
+            await self._access.operator(_key(headers))
+        accept = next((value for name, value in headers if name == b"accept"), b"")
+        page = self._ctx.metrics.page(accept.decode("latin-1"), await backlog.look(self._ctx))
+        return Answer(200, page.body, content_type=page.content_type)
+
     async def _not_ready(self) -> str | None:
         if self._stopping:
             return "the service is stopping"
@@ -202,7 +237,7 @@ async def _send_answer(result: Answer, headers: list[tuple[bytes, bytes]], send:
     headers += [(name.encode(), value.encode()) for name, value in result.headers.items()]
     if result.status != 304:
         headers += [
-            (b"content-type", b"application/json"),
+            (b"content-type", result.content_type.encode()),
             (b"content-length", b"%d" % len(result.body)),
         ]
     await send({"type": "http.response.start", "status": result.status, "headers": headers})

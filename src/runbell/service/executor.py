@@ -57,7 +57,11 @@ class Executor:
                 return
             hold.attempt = turn.run.attempt
             faults.hit("executor.claimed")
+            began = self._ctx.clock.monotonic()
             outcome = await self._call_model(turn, hold)
+            if hold.call is not None:
+                seconds = self._ctx.clock.monotonic() - began
+                self._ctx.metrics.model_call.labels(_ending(outcome)).observe(seconds)
         finally:
             del self._holds[run_id]
         interrupted = isinstance(outcome, Interrupted)
@@ -118,3 +122,16 @@ class Executor:
         ending = run.status.is_terminal or run.status is RunStatus.CANCELLING
         if ending or (hold.attempt is not None and run.attempt != hold.attempt):
             hold.stop()
+
+
+def _ending(outcome: Outcome) -> str:
+    """How a model call ended, in a word for the metrics."""
+    match outcome:
+        case Failed():
+            return "failed"
+        case Interrupted():
+            return "interrupted"
+        case Answer(reason="stop"):
+            return "tool_calls" if outcome.calls else "answered"
+        case Answer():
+            return "incomplete"

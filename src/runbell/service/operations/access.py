@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import secrets
+from collections.abc import Iterable
 
 from runbell.clock import Clock
 from runbell.errors import Conflict, RequestRefused
@@ -13,7 +15,14 @@ from runbell.storage import projects
 from runbell.storage.records import ApiKey, KeyOrigin, Project
 from runbell.storage.store import Store, Transaction
 
-__all__ = ["DEFAULT_PROJECT", "Access", "create_key", "ensure_project", "masked"]
+__all__ = [
+    "DEFAULT_PROJECT",
+    "Access",
+    "comes_from_here",
+    "create_key",
+    "ensure_project",
+    "masked",
+]
 
 DEFAULT_PROJECT = "default"
 """The name of the project that keys belong to where no other is named."""
@@ -102,3 +111,40 @@ class Access:
                 401, f"Incorrect API key provided: {masked(key)}.", code="invalid_api_key"
             )
         return row.project_id
+
+    async def operator(self, key: str | None) -> None:
+        """Let in who looks after the service: the default project's keys, and no others.
+
+        The numbers of the whole service tell every project's doings.
+
+        Raises:
+            RequestRefused: (401) there is no key, or it opens nothing; (403) it is another's.
+        """
+        if await self.project(key) != self._settings_project:
+            raise RequestRefused(
+                403, f"This is for keys of the project '{DEFAULT_PROJECT}'.", code="forbidden"
+            )
+
+
+_FORWARDED = frozenset(
+    {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"}
+)
+
+
+def comes_from_here(peer: tuple[str, int] | None, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """A request was sent by a program on this machine, for itself.
+
+    A proxy on this machine has a loopback address too, and speaks for others: a request that bears
+    a proxy's mark does not count. The marks are believed in this direction alone; nothing that they
+    say lets anybody in.
+    """
+    if peer is None:
+        return False
+    try:
+        address = ipaddress.ip_address(peer[0].partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    if not (mapped or address).is_loopback:
+        return False
+    return not any(name in _FORWARDED for name, _ in headers)

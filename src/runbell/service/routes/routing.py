@@ -34,6 +34,7 @@ class Answer:
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,8 @@ class Call(Generic[Body, Query]):
         seen = await look()
         if enough(seen):
             return seen
-        with self.ctx.changes.watch(keys) as watch:
+        held = self.ctx.metrics.waits_held.track_inprogress()
+        with self.ctx.changes.watch(keys) as watch, held:
             timer = asyncio.ensure_future(self.ctx.clock.sleep(seconds))
             left = asyncio.ensure_future(self.left())
             changed = None
