@@ -12,7 +12,6 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.routing import compile_path
@@ -28,6 +27,7 @@ from runbell.service.routes import ROUTES, Route
 from runbell.service.routes.routing import Answer, Call, ClientLeft, EventStream, answer
 from runbell.service.wire.decode import decode
 from runbell.service.wire.objects import encode, error_body
+from runbell.storage.probes import probe
 
 __all__ = ["App"]
 
@@ -69,6 +69,8 @@ class App:
         self._ctx = ctx
         self._access = access
         self._stopping = False
+        self._probe_again = float("-inf")
+        self._writable = False
         self._paths = _Paths(ROUTES)
 
     def stop(self) -> None:
@@ -96,6 +98,11 @@ class App:
         except ClientLeft:
             self._record(exchange, logs.CLIENT_LEFT, time.perf_counter() - started)
             return
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            # The service stops and can't wait longer: whether it was done, a repetition will tell.
+            result = _refusal(_stopping())
         except RequestRefused as refused:
             result = _refusal(refused)
         except StorageUnavailable as error:
@@ -147,7 +154,7 @@ class App:
             exchange.route, exchange.path = next(iter(found[0].values())).path, found[1]
         project = exchange.project = await self._access.project(_key(headers))
         if found is None:
-            raise RequestRefused(404, f"Invalid URL ({method} {path[:200]})")
+            raise _no_such_path(method, path)
         routes, parameters = found
         route = routes.get(method)
         if route is None:
@@ -226,11 +233,20 @@ class App:
             return "the service is stopping"
         if not self._ctx.jobs.alive:
             return "jobs are not handed out"
+        now = self._ctx.clock.monotonic()
+        if now >= self._probe_again:
+            # Kept for a moment: whoever asks, with no key, must not keep the writer busy.
+            self._probe_again = now + 1.0
+            self._writable = await self._probe()
+        return None if self._writable else "the database cannot be written"
+
+    async def _probe(self) -> bool:
+        now_ms = self._ctx.clock.now_ms()
         try:
-            await self._ctx.store.write(_nothing)
+            await self._ctx.store.write(lambda tx: probe(tx, now_ms))
         except StorageUnavailable:
-            return "the database cannot be written"
-        return None
+            return False
+        return True
 
 
 async def _send_answer(result: Answer, headers: list[tuple[bytes, bytes]], send: Send) -> None:
@@ -272,10 +288,6 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _nothing(tx: Any) -> None:
-    """A transaction that changes nothing: it shows that one can be had."""
-
-
 def _key(headers: list[tuple[bytes, bytes]]) -> str | None:
     for name, value in headers:
         if name == b"authorization":
@@ -304,6 +316,15 @@ def _refusal(refused: RequestRefused) -> Answer:
     return Answer(refused.status, encode(error_body(refused)), refused.headers)
 
 
+def _no_such_path(method: str, path: str) -> RequestRefused:
+    advice = ""
+    if not path.startswith("/v1/"):
+        advice = " The API is below /v1: does your base_url end in /v1?"
+    elif "/openai/" in path:
+        advice = " An azure_endpoint is the address alone, without /v1."
+    return RequestRefused(404, f"Invalid URL ({method} {path[:200]}).{advice}")
+
+
 def _wrong_method(method: str, allowed: list[str]) -> RequestRefused:
     return RequestRefused(
         405,
@@ -320,6 +341,16 @@ def _too_large(limit: int) -> RequestRefused:
         code="request_too_large",
         # The rest of the body is not read, so the connection cannot be used again.
         headers={"connection": "close"},
+    )
+
+
+def _stopping() -> RequestRefused:
+    return RequestRefused(
+        503,
+        "The service is stopping. Please try again.",
+        type="server_error",
+        code="service_unavailable",
+        headers={"retry-after": "1", "connection": "close"},
     )
 
 

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Column, Table, bindparam, select
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.elements import ColumnElement, TextClause
 
 from runbell.errors import UnknownCursor
 from runbell.storage.statements import Statement, limited, select_row
 from runbell.storage.store import Row, Transaction
 
 __all__ = ["Page", "PagedList"]
+
+
+MAX_PAGE_BYTES = 16_000_000
+"""A page ends early, and says that there is more, when its texts have this size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class PagedList:
         owner: the conditions that make up the list, with their parameters.
     """
 
-    def __init__(self, name: str, table: Table, *owner: ColumnElement[bool]) -> None:
+    def __init__(self, name: str, table: Table, *owner: ColumnElement[bool] | TextClause) -> None:
         position: Column[Any] = table.c.position
         self._cursor = Statement(
             f"{name}.cursor",
@@ -83,8 +87,9 @@ class PagedList:
         direction = page.order if not backwards else _OPPOSITE[page.order]
         params["limit"] = page.limit + 1
         statement = self._pages[direction, low is not None, high is not None]
-        rows = await tx.fetch_all(statement, params)
-        more = len(rows) > page.limit
+        rows = await tx.fetch_all(statement, params, MAX_PAGE_BYTES)
+        size = sum(len(value) for row in rows for value in row if isinstance(value, str | bytes))
+        more = len(rows) > page.limit or size >= MAX_PAGE_BYTES
         rows = rows[: page.limit]
         if backwards:
             rows.reverse()

@@ -37,6 +37,7 @@ __all__ = [
     "events",
     "messages",
     "metadata",
+    "probes",
     "projects",
     "run_steps",
     "runs",
@@ -183,6 +184,20 @@ runs = Table(
         sqlite_where=text(LIVE),
         postgresql_where=text(LIVE),
     ),
+    Index(None, "project_id", "position"),
+    Index(
+        "ix_runs_live_project",
+        "project_id",
+        "position",
+        sqlite_where=text(LIVE),
+        postgresql_where=text(LIVE),
+    ),
+    Index(
+        "ix_runs_cancelling",
+        "cancelling_at_ms",
+        sqlite_where=text("status = 'cancelling'"),
+        postgresql_where=text("status = 'cancelling'"),
+    ),
     Index(
         "ix_runs_live_status",
         "status",
@@ -212,6 +227,14 @@ run_steps = Table(
     Column("metadata", Text, nullable=False),
     Index(None, "run_id", "position"),
     Index(None, "thread_id"),
+)
+
+# One row, written to find out whether the database can be.
+probes = Table(
+    "probes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
 )
 
 events = Table(

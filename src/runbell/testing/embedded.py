@@ -45,6 +45,7 @@ from runbell.storage import events
 from runbell.storage import messages as message_rows
 from runbell.storage import runs as run_rows
 from runbell.storage import steps as step_rows
+from runbell.storage.events import FeedRow
 from runbell.storage.paging import Page
 from runbell.storage.records import FunctionDefinition, FunctionTool, Message, RunStep
 from runbell.storage.store import Store
@@ -210,11 +211,11 @@ class EmbeddedService:
         after, more = None, True
         while more:
             rows, more = await self._feed_behind(after)
-            found += [json.loads(body) for _, body in rows]
+            found += [json.loads(body) for _, _, body in rows]
             after = rows[-1][0] if rows else None
         return found
 
-    async def _feed_behind(self, after: str | None) -> tuple[list[tuple[str, bytes]], bool]:
+    async def _feed_behind(self, after: str | None) -> tuple[list[FeedRow], bool]:
         return await self.store.scan(
             lambda tx: events.page(tx, self.project, after=after, types=None, limit=FEED_PAGE)
         )

@@ -39,7 +39,7 @@ from runbell.storage.records import (
     ToolChoice,
     TruncationStrategy,
 )
-from runbell.storage.runs import RunRecord
+from runbell.storage.runs import RunFilter, RunRecord
 from runbell.storage.store import Transaction
 
 __all__ = [
@@ -49,12 +49,18 @@ __all__ = [
     "expire",
     "finish_cancel",
     "list_page",
+    "list_project",
     "list_steps",
     "modify",
     "retrieve",
+    "retrieve_many",
     "retrieve_step",
     "submit_tool_outputs",
 ]
+
+
+MAX_WAITING = 100
+"""Runs that may wait for one thread: they all end in one transaction when it is deleted."""
 
 
 async def create(ctx: Context, project: str, thread_id: str, request: CreateRun) -> RunRecord:
@@ -68,6 +74,8 @@ async def create(ctx: Context, project: str, thread_id: str, request: CreateRun)
         active = await runs.active(tx, thread_id)
         if active is not None and request.on_active_run != "enqueue":
             raise refusals.thread_busy(thread_id, active)
+        if active is not None and await runs.waiting(tx, thread_id) >= MAX_WAITING:
+            raise refusals.too_many_waiting(thread_id, MAX_WAITING)
         run = _new_run(ctx, project, thread_id, request, waits_turn=active is not None)
         record = RunRecord(run, config)
         await _store(ctx, tx, record, request.additional_messages or ())
@@ -135,6 +143,21 @@ async def list_page(
         return await ctx.store.scan(work)
     except UnknownCursor as error:
         raise refusals.unknown_cursor("run", error) from None
+
+
+async def list_project(
+    ctx: Context, project: str, page: Page, wanted: RunFilter
+) -> tuple[list[RunRecord], bool]:
+    """A page of the project's runs, across its threads."""
+    try:
+        return await ctx.store.scan(lambda tx: runs.page_of_project(tx, project, page, wanted))
+    except UnknownCursor as error:
+        raise refusals.unknown_cursor("run", error) from None
+
+
+async def retrieve_many(ctx: Context, project: str, ids: Sequence[str]) -> list[RunRecord]:
+    """The project's runs among these ids; those that it does not have are left out."""
+    return await ctx.store.read(lambda tx: runs.many(tx, project, ids))
 
 
 async def cancel(ctx: Context, project: str, thread_id: str, run_id: str) -> RunRecord:
@@ -320,6 +343,8 @@ def _config(ctx: Context, assistant: Assistant, request: RunOptions) -> RunConfi
 
 
 def _check_choice(choice: ToolChoice, functions: set[str]) -> None:
+    if choice == "required" and not functions:
+        raise refusals.choice_without_tools()
     if not isinstance(choice, NamedToolChoice):
         return
     if choice.type != "function":

@@ -6,18 +6,26 @@ from operator import attrgetter
 from typing import Any
 
 from runbell.service.operations import runs
-from runbell.service.routes.routing import Answer, Call, EventStream, Route
+from runbell.service.routes.routing import Answer, Call, EventStream, Route, answer
 from runbell.service.routes.streaming import stream_run
 from runbell.service.wire.objects import (
     ListPage,
     RunObject,
+    RunsById,
     RunStepObject,
     encode,
     run_object,
     step_object,
     thread_object,
 )
-from runbell.service.wire.pages import PageQuery, include_query, page_of, page_query
+from runbell.service.wire.pages import (
+    PageQuery,
+    RunsQuery,
+    include_query,
+    page_of,
+    page_query,
+    runs_query,
+)
 from runbell.service.wire.preferences import entity_tag, knows, wait_seconds
 from runbell.service.wire.requests import (
     CreateRun,
@@ -103,6 +111,41 @@ async def _list(call: Call[None, PageQuery]) -> ListPage[Any]:
     return page_of(found, run_object, id_of=lambda record: record.run.id)
 
 
+async def _find(call: Call[None, RunsQuery]) -> ListPage[Any] | Answer:
+    query = call.query
+    if query.ids is not None:
+        return await _by_ids(call, query.ids)
+    found = await runs.list_project(call.ctx, call.project, query.page, query.wanted)
+    return page_of(found, run_object, id_of=lambda record: record.run.id)
+
+
+async def _by_ids(call: Call[None, RunsQuery], ids: tuple[str, ...]) -> Answer:
+    async def look() -> list[RunRecord]:
+        return await runs.retrieve_many(call.ctx, call.project, ids)
+
+    def enough(seen: list[RunRecord]) -> bool:
+        return not seen or any(record.run.status.is_settled for record in seen)
+
+    seconds = wait_seconds(call.header(b"prefer"))
+    if seconds is None:
+        seen = await look()
+    else:
+        seen = await call.wait_until(ids, look, enough, seconds)
+    headers = {} if seconds is None else {"preference-applied": f"wait={seconds}"}
+    if not all(record.run.status.is_terminal for record in seen):
+        headers["openai-poll-after-ms"] = POLL_AFTER_MS
+    there = [record.run.id for record in seen]
+    return answer(
+        RunsById(
+            data=[run_object(record) for record in seen],
+            missing=[run_id for run_id in ids if run_id not in set(there)],
+            first_id=there[0] if there else None,
+            last_id=there[-1] if there else None,
+        ),
+        headers,
+    )
+
+
 async def _cancel(call: Call[None, None]) -> RunObject:
     thread, key = call.path["thread_id"], call.path["run_id"]
     return run_object(await runs.cancel(call.ctx, call.project, thread, key))
@@ -151,6 +194,7 @@ ROUTES = (
         "Create a thread and a run on it",
         body=CreateThreadAndRun,
     ),
+    Route("GET", "/v1/runs", _find, "Find runs across threads", query=runs_query),
     Route("POST", f"{_ONE}/cancel", _cancel, "Cancel a run"),
     Route(
         "POST",
