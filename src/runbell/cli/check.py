@@ -58,4 +58,5 @@ def _show(report: Report) -> None:
             typer.echo(f"  … and {found.count - len(found.examples)} more")
     looked = ", ".join(f"{count} {table}" for table, count in report.looked_at.items())
     total = sum(found.count for found in report.problems.values())
-    typer.echo(f"checked {looked}: {f'{total} problems' if total else 'everything is in order'}")
+    problems = f"{total} problem{'' if total == 1 else 's'}"
+    typer.echo(f"checked {looked}: {problems if total else 'everything is in order'}")
