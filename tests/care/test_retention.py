@@ -179,6 +179,10 @@ async def test_no_unit_removes_more_than_it_may(
     service.backend.turn.say("At last")
     await service.settle()
     assert len(await service.feed()) + len(await service.steps(run)) > retention.ROWS + 50
+    # One of fewer rows than the others, so that a unit's limit falls into the middle of a run.
+    await service.run(await service.thread("fails"))
+    await service.settle()
+    service.backend.turn.fail()
     for _ in range(30):
         await finished(service, await service.thread("short"))
     service.clock.advance(2 * HOUR)
