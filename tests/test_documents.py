@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import NotRequired, get_origin, get_type_hints
 
 import typer
+from prometheus_client.parser import text_string_to_metric_families
 
 from runbell.cli.commands import app
 from runbell.runs import EVENT_TYPES, RunEventData
 from runbell.runs.run import RunStatus
+from runbell.service.metrics import Backlog, Due, Metrics
 from runbell.service.routes import ROUTES
 from runbell.service.settings import Settings, environment_name
 
@@ -78,3 +80,19 @@ def test_links_between_documents_lead_somewhere():
     for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_number_is_documented_and_none_that_is_not_there():
+    numbers = Metrics()
+    numbers.answered("GET", "/v1/models", 200, 0.1)
+    page = numbers.page("", Backlog({"queued": 0}, {"run": Due(0, 0.0)})).body.decode()
+    there = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in text_string_to_metric_families(page)
+        if family.name.startswith("runbell_")
+    }
+    table = [line for line in text("operations.md").splitlines() if line.startswith("| `runbell_")]
+    documented = {
+        name for line in table for name in re.findall(r"`(runbell_\w+)", line.split("|")[1])
+    }
+    assert documented == there

@@ -14,6 +14,7 @@ EXTRA_OF_PACKAGE = {
     "rich": "cli",
     "alembic": "serve",
     "msgspec": "serve",
+    "prometheus_client": "serve",
     "sqlalchemy": "serve",
     "starlette": "serve",
     "uvicorn": "serve",

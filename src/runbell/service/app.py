@@ -20,9 +20,11 @@ from starlette.types import Receive, Scope, Send
 
 from runbell import faults
 from runbell.errors import RequestRefused, StorageUnavailable
+from runbell.service import logs
 from runbell.service.limits import Limits
 from runbell.service.once import handle_once, key_of, request_digest
-from runbell.service.operations.access import Access
+from runbell.service.operations import backlog
+from runbell.service.operations.access import Access, comes_from_here
 from runbell.service.operations.context import Context
 from runbell.service.routes import ROUTES, Route
 from runbell.service.routes.routing import Answer, Call, ClientLeft, EventStream, answer
@@ -95,9 +97,11 @@ class App:
         started = time.perf_counter()
         request_id = f"req_{os.urandom(16).hex()}"
         told: list[tuple[bytes, bytes]] = []
+        exchange = scope["runbell"] = logs.Exchange(request_id, scope["method"])
         try:
             result = await self._result(scope, receive, told)
         except ClientLeft:
+            self._record(exchange, logs.CLIENT_LEFT, time.perf_counter() - started)
             return
         except asyncio.CancelledError:
             if not self._stopping:
@@ -110,27 +114,35 @@ class App:
             logger.warning("%s: %s", request_id, error)
             result = _refusal(_unavailable())
         except Exception:
-            logger.exception("%s %s %.200r failed", request_id, scope["method"], scope["path"])
+            logger.exception("%s %s %s failed", request_id, exchange.method, exchange.route)
             result = _refusal(_server_error(request_id))
-        milliseconds = round((time.perf_counter() - started) * 1000)
-        status = result.status if isinstance(result, Answer) else 200
-        logger.debug(
-            "%s %s %.200r %d %d ms",
-            request_id,
-            scope["method"],
-            scope["path"],
-            status,
-            milliseconds,
-        )
+        seconds = time.perf_counter() - started
+        milliseconds = round(seconds * 1000)
         headers = [
             (b"x-request-id", request_id.encode()),
             (b"openai-processing-ms", b"%d" % milliseconds),
             *told,
         ]
         if isinstance(result, EventStream):
-            await _send_stream(result, request_id, headers, receive, send)
+            try:
+                with self._ctx.metrics.streams_held.track_inprogress():
+                    await _send_stream(result, request_id, headers, receive, send)
+            finally:
+                streamed = time.perf_counter() - started - seconds
+                self._record(exchange, 200, seconds, streamed)
         else:
             await _send_answer(result, headers, send)
+            self._record(exchange, result.status, seconds)
+
+    def _record(
+        self,
+        exchange: logs.Exchange,
+        status: int,
+        seconds: float,
+        streamed: float | None = None,
+    ) -> None:
+        self._ctx.metrics.answered(exchange.method, exchange.route, status, seconds)
+        logs.answered(exchange, status, seconds, streamed)
 
     async def _result(
         self, scope: Scope, receive: Receive, told: list[tuple[bytes, bytes]]
@@ -138,12 +150,20 @@ class App:
         """What to answer; `told` gets headers that go with it, also where it ends in an error."""
         method: str = scope["method"]
         path: str = scope["path"]
+        exchange: logs.Exchange = scope["runbell"]
+        if path in logs.PROBES:
+            exchange.route = path
         if path in ("/healthz", "/readyz"):
             return await self._health(method, path)
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        caller = await self._access.caller(_key(headers))
-        told += self._limits.count(caller)
+        if path == "/metrics":
+            return await self._metrics(method, scope)
         found = self._paths.find(path)
+        if found is not None:
+            exchange.route, exchange.path = next(iter(found[0].values())).path, found[1]
+        caller = await self._access.caller(_key(headers))
+        exchange.project = caller.project
+        told += self._limits.count(caller)
         if found is None:
             raise _no_such_path(method, path)
         routes, parameters = found
@@ -169,6 +189,7 @@ class App:
             result = await route.handle(call)
         else:
             result = await handle_once(route.handle, call, key, request_digest(method, path, raw))
+        exchange.made = result
         if method != "GET":
             faults.hit("operations.committed")
         return result if isinstance(result, Answer | EventStream) else answer(result)
@@ -212,6 +233,16 @@ class App:
             return Answer(200, b'{"status":"ready"}')
         return Answer(503, encode({"status": "not ready", "reason": reason}))
 
+    async def _metrics(self, method: str, scope: Scope) -> Answer:
+        if method not in ("GET", "HEAD"):
+            raise _wrong_method(method, ["GET", "HEAD"])
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if not comes_from_here(scope.get("client"), headers):
+            await self._access.operator(_key(headers))
+        accept = next((value for name, value in headers if name == b"accept"), b"")
+        page = self._ctx.metrics.page(accept.decode("latin-1"), await backlog.look(self._ctx))
+        return Answer(200, page.body, content_type=page.content_type)
+
     async def _not_ready(self) -> str | None:
         if self._stopping:
             return "the service is stopping"
@@ -237,7 +268,7 @@ async def _send_answer(result: Answer, headers: list[tuple[bytes, bytes]], send:
     headers += [(name.encode(), value.encode()) for name, value in result.headers.items()]
     if result.status != 304:
         headers += [
-            (b"content-type", b"application/json"),
+            (b"content-type", result.content_type.encode()),
             (b"content-length", b"%d" % len(result.body)),
         ]
     await send({"type": "http.response.start", "status": result.status, "headers": headers})

@@ -17,13 +17,15 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError
+from runbell.service import logs, retention
 from runbell.service.app import App
 from runbell.service.backends import Backends
 from runbell.service.backends.echo import Echo
@@ -66,14 +68,7 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> None:
     Raises:
         ConfigurationError: the service cannot start; says why, and what to do.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    # What libraries tell of their own workings is not news of this service.
-    for library in ("alembic", "uvicorn"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    logs.configure(settings.log_level, settings.log_format)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings, say))
 
@@ -108,6 +103,8 @@ def build(settings: Settings, store: SQLiteStore, clock: Clock) -> tuple[Context
         cancel_grace=settings.cancel_grace,
     )
     ctx = Context(settings, clock, store, jobs, Changes(), Live(), Backends([Echo(clock)]))
+    ctx.metrics.writer_waiting.set_function(lambda: store.waiting)
+    store.on_commit = ctx.metrics.committed
     return ctx, Executor(ctx)
 
 
@@ -170,7 +167,7 @@ async def _serve_from(
     _spare_the_collector()
     ctx.jobs.start(handlers(ctx, executor))
     stop = asyncio.Event()
-    with _signals(stop):
+    with _signals(stop), _background(retention.sweep(ctx), ctx.metrics.watch_loop()):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await server.listening(serving)
         url = _url(listener)
@@ -321,6 +318,17 @@ def _raise_file_limit() -> None:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # macOS caps it below what it reports
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextlib.contextmanager
+def _background(*work: Coroutine[Any, Any, None]) -> Iterator[None]:
+    """Have what never ends done beside the block. It does nothing that must not be broken off."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 @contextlib.contextmanager

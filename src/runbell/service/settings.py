@@ -60,6 +60,13 @@ class Settings:
         3.0, "Seconds that open requests and model calls are given when the service stops.", low=0
     )
     log_level: str = _setting("info", "debug, info, warning or error.")
+    log_format: str = _setting("text", "text, or json: one object a line.")
+    retain_days: float = _setting(
+        0.0,
+        "Days after which runs that have ended, their steps and their events are removed; 0 keeps "
+        "everything.",
+        low=0,
+    )
     api_key: str | None = field(
         default=None,
         repr=False,
@@ -93,6 +100,8 @@ class Settings:
             raise ConfigurationError(
                 f"log_level is {settings.log_level!r}: use debug, info, warning or error"
             )
+        if settings.log_format not in ("text", "json"):
+            raise ConfigurationError(f"log_format is {settings.log_format!r}: use text or json")
         key = settings.api_key
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigurationError(

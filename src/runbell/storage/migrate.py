@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from pathlib import Path
+from urllib.parse import quote
 
 from runbell.errors import ConfigurationError, StorageUnavailable
 from runbell.storage.lock import InstallationLock
 
-__all__ = ["HEAD", "upgrade_sqlite"]
+__all__ = ["HEAD", "require_current", "upgrade_sqlite"]
 
 HEAD = "0002"
 """The revision that this version of Runbell works with."""
@@ -51,6 +52,23 @@ def upgrade_sqlite(path: Path, lock: InstallationLock) -> None:
             raise
 
 
+def require_current(path: Path) -> None:
+    """Make sure that a file is a database of this version; it is not changed.
+
+    Raises:
+        ConfigurationError: it is missing, no database of ours, or of another version.
+        StorageUnavailable: it is locked.
+    """
+    current = _revision(path, mode="ro")
+    if current is None:
+        raise ConfigurationError(f"{path} is no database of Runbell: name yours with --database")
+    if current != HEAD:
+        raise ConfigurationError(
+            f"{path} has schema {current}, this version of Runbell has {HEAD}: "
+            + ("start the service once" if current < HEAD else "upgrade Runbell")
+        )
+
+
 def _migrate(path: Path) -> None:
     # Imported here: a database that is up to date starts without Alembic.
     from alembic import command
@@ -78,12 +96,13 @@ def _migrate(path: Path) -> None:
         engine.dispose()
 
 
-def _revision(path: Path) -> str | None:
+def _revision(path: Path, *, mode: str = "rwc") -> str | None:
     """The schema's revision; None for a file that is missing or empty."""
     if not path.exists():
         return None
     try:
-        with contextlib.closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        uri = f"file:{quote(str(path))}?mode={mode}"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=2.0)) as connection:
             tables = {
                 row[0]
                 for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")

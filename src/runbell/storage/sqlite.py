@@ -17,18 +17,20 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import quote
 
 from runbell import faults
 from runbell.errors import Conflict, StorageUnavailable
 from runbell.storage.statements import Statement
 from runbell.storage.store import Row, Work
 
-__all__ = ["SQLiteStore"]
+__all__ = ["SQLiteStore", "read_only"]
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -66,10 +68,16 @@ _UNAVAILABLE = frozenset(
 
 
 class SQLiteStore:
-    """The store in one SQLite file. Made by `open`, on the event loop that will use it."""
+    """The store in one SQLite file. Made by `open`, on the event loop that will use it.
+
+    Attributes:
+        on_commit: is told of each group that was committed, on the writer's thread: how many units,
+            and in how many seconds. It is quick and does not raise.
+    """
 
     def __init__(self, path: Path, writer: sqlite3.Connection) -> None:
         self.path = path
+        self.on_commit: Callable[[int, float], None] = _unobserved
         self._loop = asyncio.get_running_loop()
         self._waiting: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
         self._closed = False
@@ -165,6 +173,7 @@ class SQLiteStore:
             open_ = unit is not None
             if group:
                 faults.hit("storage.group.begun")
+                began = time.perf_counter()
                 try:
                     self._begin()
                 except Exception as error:  # noqa: BLE001 - every caller gets it; the thread goes on
@@ -176,6 +185,8 @@ class SQLiteStore:
                         self._commit(group)
                     except Exception as error:  # noqa: BLE001 - as above
                         _fail(group, error)
+                    else:
+                        self.on_commit(len(group), time.perf_counter() - began)
                 self._loop.call_soon_threadsafe(_deliver, group)
 
     def _take_waiting(self, group: list[_Unit]) -> bool:
@@ -293,6 +304,26 @@ class _View:
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
+
+
+def read_only(path: Path, work: Work[T]) -> T:
+    """Execute a unit of work that reads, from one moment's view of a file; also of one in use.
+
+    Raises:
+        StorageUnavailable: the file is missing, or can't be read now.
+    """
+    with _unavailable:
+        connection = sqlite3.connect(
+            f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None
+        )
+        with contextlib.closing(connection):
+            connection.execute("PRAGMA temp_store = MEMORY")
+            connection.execute("BEGIN")
+            return _drive(work(_View(connection)))
+
+
+def _unobserved(units: int, seconds: float) -> None:
+    """Nobody wants to know."""
 
 
 def _fail(group: list[_Unit], error: Exception) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from runbell.clock import Clock
@@ -18,6 +20,7 @@ __all__ = [
     "DEFAULT_PROJECT",
     "Access",
     "Caller",
+    "comes_from_here",
     "create_key",
     "ensure_project",
     "masked",
@@ -143,3 +146,40 @@ class Access:
                 code="invalid_api_key",
             )
         return Caller(row.project_id, row.id, row.hint, row.rpm)
+
+    async def operator(self, key: str | None) -> None:
+        """Let in who looks after the service: the default project's keys, and no others.
+
+        The numbers of the whole service tell every project's doings.
+
+        Raises:
+            RequestRefused: (401) there is no key, or it opens nothing; (403) it is another's.
+        """
+        if (await self.caller(key)).project != self._settings_caller.project:
+            raise RequestRefused(
+                403, f"This is for keys of the project '{DEFAULT_PROJECT}'.", code="forbidden"
+            )
+
+
+_FORWARDED = frozenset(
+    {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"}
+)
+
+
+def comes_from_here(peer: tuple[str, int] | None, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """A request was sent by a program on this machine, for itself.
+
+    A proxy on this machine has a loopback address too, and speaks for others: a request that bears
+    a proxy's mark does not count. The marks are believed in this direction alone; nothing that they
+    say lets anybody in.
+    """
+    if peer is None:
+        return False
+    try:
+        address = ipaddress.ip_address(peer[0].partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    if not (mapped or address).is_loopback:
+        return False
+    return not any(name in _FORWARDED for name, _ in headers)

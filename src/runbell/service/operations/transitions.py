@@ -11,6 +11,7 @@ import msgspec
 
 from runbell.runs import Change, Run, RunStatus, apply, event_of
 from runbell.runs.lifecycle import expired
+from runbell.service import logs
 from runbell.service.jobs import Job, JobKind
 from runbell.service.operations.context import Context
 from runbell.service.wire.objects import run_object, step_object
@@ -75,9 +76,15 @@ async def _announce(ctx: Context, tx: Transaction, record: RunRecord) -> None:
     run = record.run
     await events.append(tx, event_of(run, ctx.new_id("evt")))
     tx.after_commit(lambda: ctx.changes.publish(run))
+    tx.after_commit(lambda: _record(ctx, run))
     tx.after_commit(
         lambda: ctx.live.tell(run.id, f"thread.run.{run.status}", lambda: run_object(record))
     )
+
+
+def _record(ctx: Context, run: Run) -> None:
+    ctx.metrics.moved(run)
+    logs.moved(run)
 
 
 async def update_step(ctx: Context, tx: Transaction, step: RunStep) -> None:

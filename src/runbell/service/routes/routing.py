@@ -34,6 +34,7 @@ class Answer:
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,8 @@ class Call(Generic[Body, Query]):
             return seen
         clock = self.ctx.clock
         deadline = clock.monotonic() + seconds
-        with self.ctx.changes.watch(keys) as watch:
+        held = self.ctx.metrics.waits_held.track_inprogress()
+        with self.ctx.changes.watch(keys) as watch, held:
             left = asyncio.ensure_future(self.left())
             left.add_done_callback(lambda _: watch.wake())
             try:

@@ -1,0 +1,71 @@
+"""Who clears away: runs that ended long ago, with their steps and events.
+
+Threads are not touched. A thread and its messages are somebody's conversation: they go when they
+are deleted, not by age.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from runbell.errors import StorageUnavailable
+from runbell.service.operations.context import Context
+from runbell.storage import retention
+
+__all__ = ["ROWS", "SWEEP_SECONDS", "remove_old", "sweep"]
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 600.0
+"""From the end of a look for what is old to the next."""
+
+ROWS = 100
+"""Rows that one unit of work removes at the most: a few milliseconds of the writer's time."""
+
+PAUSE_SECONDS = 0.02
+"""Between two units, so that most of the writer's time stays with those who wait for answers."""
+
+DAY_MS = 86_400_000
+
+
+async def sweep(ctx: Context) -> None:
+    """Remove what is old, now and again, until this is cancelled; nothing where all is kept."""
+    if ctx.settings.retain_days == 0:
+        return
+    while True:
+        try:
+            removed = await remove_old(ctx)
+        except StorageUnavailable as error:
+            logger.warning("retention waits for the database: %s", error)
+        except Exception:
+            logger.exception("retention failed; it is tried again")
+        else:
+            if removed:
+                logger.info("retention has removed %d rows", removed)
+        await ctx.clock.sleep(SWEEP_SECONDS)
+
+
+async def remove_old(ctx: Context) -> int:
+    """Remove everything that is old now: how many rows."""
+    before_ms = ctx.clock.now_ms() - round(ctx.settings.retain_days * DAY_MS)
+    position, removed = 0, 0
+    while True:
+        events = await _events_behind(ctx, position)
+        old = [event.run_id for event in events if event.created_at_ms < before_ms]
+        if not old:
+            return removed
+        rows = await _remove(ctx, list(dict.fromkeys(old)), before_ms)
+        removed += rows
+        ctx.metrics.retention_removed.inc(rows)
+        if rows == 0:
+            # What is here has to stay for now.
+            position = events[-1].position
+        await ctx.clock.sleep(PAUSE_SECONDS)
+
+
+async def _events_behind(ctx: Context, position: int) -> list[retention.Old]:
+    return await ctx.store.scan(lambda tx: retention.events_behind(tx, position, ROWS))
+
+
+async def _remove(ctx: Context, run_ids: list[str], before_ms: int) -> int:
+    return await ctx.store.write(lambda tx: retention.remove(tx, run_ids, before_ms, ROWS))

@@ -1,0 +1,127 @@
+"""What is old: runs that ended long ago, found along the feed, and removed piece by piece.
+
+No index is needed for this: every run has events, their positions are the order of the commits, and
+so whatever is old lies at the feed's beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, delete, select
+
+from runbell.runs import RunStatus
+from runbell.storage import runs, schema
+from runbell.storage.statements import Statement, limited
+from runbell.storage.store import Transaction
+
+__all__ = ["Old", "events_behind", "remove"]
+
+_e, _r, _s = schema.events.c, schema.runs.c, schema.run_steps.c
+
+BEHIND = Statement(
+    "events.behind",
+    "Events of all projects behind a position, in commit order.",
+    limited(
+        select(_e.position, _e.run_id, _e.created_at_ms)
+        .where(_e.position > bindparam("low"))
+        .order_by(_e.position)
+    ),
+)
+LATEST = Statement(
+    "events.latest_of_run",
+    "When a run changed for the last time.",
+    limited(
+        select(_e.created_at_ms).where(_e.run_id == bindparam("run")).order_by(_e.sequence.desc())
+    ),
+)
+RUN = Statement(
+    "runs.where_it_stands",
+    "A run's thread and status.",
+    select(_r.thread_id, _r.status).where(_r.id == bindparam("run")),
+)
+DELETE_RUN = Statement(
+    "runs.delete", "Forget a run.", delete(schema.runs).where(_r.id == bindparam("run"))
+)
+DELETE_STEPS = Statement(
+    "run_steps.delete_some",
+    "Forget the first steps of a run.",
+    delete(schema.run_steps).where(
+        _s.position.in_(
+            limited(
+                select(_s.position).where(_s.run_id == bindparam("run")).order_by(_s.position)
+            ).scalar_subquery()
+        )
+    ),
+)
+DELETE_EVENTS = Statement(
+    "events.delete_some",
+    "Forget the first events of a run.",
+    delete(schema.events).where(
+        _e.position.in_(
+            limited(
+                select(_e.position).where(_e.run_id == bindparam("run")).order_by(_e.sequence)
+            ).scalar_subquery()
+        )
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Old:
+    """An event, as far as it matters here."""
+
+    position: int
+    run_id: str
+    created_at_ms: int
+
+
+async def events_behind(tx: Transaction, position: int, limit: int) -> list[Old]:
+    """Events of all projects, in commit order."""
+    rows = await tx.fetch_all(BEHIND, {"low": position, "limit": limit})
+    return [Old(*row) for row in rows]
+
+
+async def remove(tx: Transaction, run_ids: Sequence[str], before_ms: int, limit: int) -> int:
+    """Remove of these runs what may go: steps, the run itself, its events, in this order.
+
+    A run may go when it ended before a time, and no run of its thread is live; one whose thread was
+    deleted, when its last event is older. What is left of a run that has more rows than `limit` are
+    the last of its events: they are found again.
+
+    Args:
+        before_ms: that time, in milliseconds since the epoch.
+        limit: how many rows at the most.
+
+    Returns:
+        How many rows were removed.
+    """
+    removed = 0
+    for run_id in run_ids:
+        if removed == limit:
+            break
+        if await _may_go(tx, run_id, before_ms):
+            removed += await _remove(tx, run_id, limit - removed)
+    return removed
+
+
+async def _may_go(tx: Transaction, run_id: str, before_ms: int) -> bool:
+    latest = await tx.fetch_one(LATEST, {"run": run_id, "limit": 1})
+    if latest is None or latest[0] >= before_ms:
+        return False
+    row = await tx.fetch_one(RUN, {"run": run_id})
+    if row is None:
+        return True
+    thread_id, status = row
+    # A run that waits its turn does so behind an active one, so that this is enough.
+    return RunStatus(status).is_terminal and await runs.active(tx, thread_id) is None
+
+
+async def _remove(tx: Transaction, run_id: str, limit: int) -> int:
+    removed = await tx.execute(DELETE_STEPS, {"run": run_id, "limit": limit})
+    if removed < limit:
+        # Steps never stand without their run; events do, as after the deletion of a thread.
+        removed += await tx.execute(DELETE_RUN, {"run": run_id})
+        removed += await tx.execute(DELETE_EVENTS, {"run": run_id, "limit": limit - removed})
+    return removed
