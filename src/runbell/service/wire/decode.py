@@ -138,7 +138,9 @@ _KINDS: dict[type[inspect.Type], tuple[str, ...]] = {
 def _problem(value: Any, node: inspect.Type, path: str) -> RequestRefused | None:
     """The first thing about `value` that its type does not allow, in the order of the body."""
     kind = refusals.kind_of(value)
+    node = _bare(node)
     choices = node.types if isinstance(node, inspect.UnionType) else (node,)
+    choices = tuple(_bare(choice) for choice in choices)
     fitting = [choice for choice in choices if kind in _KINDS[type(choice)]]
     if not fitting:
         names = dict.fromkeys(_KINDS[type(choice)][0] for choice in choices)
@@ -168,6 +170,13 @@ def _problem(value: Any, node: inspect.Type, path: str) -> RequestRefused | None
         case inspect.DictType() as properties:
             return _properties_problem(value, properties, path)
     return None
+
+
+def _bare(node: inspect.Type) -> inspect.Type:
+    """The type, without what only documents say about it."""
+    while isinstance(node, inspect.Metadata):
+        node = node.type
+    return node
 
 
 def _tagged_problem(
@@ -215,7 +224,7 @@ def _properties_problem(
     most = properties.max_length
     if most is not None and len(value) > most:
         return refusals.too_many_properties(path, most, len(value))
-    longest = getattr(properties.key_type, "max_length", None)
+    longest = getattr(_bare(properties.key_type), "max_length", None)
     for key, item in value.items():
         if longest is not None and len(key) > longest:
             return refusals.too_long(path, "key", longest, len(key))
