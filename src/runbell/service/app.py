@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from runbell import faults
 from runbell.errors import RequestRefused, StorageUnavailable
+from runbell.service import openapi
 from runbell.service.operations.access import Access
 from runbell.service.operations.context import Context
 from runbell.service.routes import ROUTES, Route
@@ -120,6 +121,8 @@ class App:
         if path in ("/healthz", "/readyz"):
             return await self._health(method, path)
         headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if path in openapi.PATHS:
+            return _published(method, path, headers)
         project = await self._access.project(_key(headers))
         found = self._paths.find(path)
         if found is None:
@@ -198,11 +201,18 @@ class App:
         return None
 
 
+def _published(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> Answer:
+    if method not in ("GET", "HEAD"):
+        raise _wrong_method(method, ["GET", "HEAD"])
+    known = next((value for name, value in headers if name == b"if-none-match"), None)
+    return openapi.published(path, known.decode("latin-1") if known is not None else None)
+
+
 async def _send_answer(result: Answer, headers: list[tuple[bytes, bytes]], send: Send) -> None:
     headers += [(name.encode(), value.encode()) for name, value in result.headers.items()]
     if result.status != 304:
         headers += [
-            (b"content-type", b"application/json"),
+            (b"content-type", result.content_type.encode()),
             (b"content-length", b"%d" % len(result.body)),
         ]
     await send({"type": "http.response.start", "status": result.status, "headers": headers})
