@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Meta
 
-__all__ = ["EXTENSION", "OURS", "UNSUPPORTED", "UNSUPPORTED_MARK", "about", "rule"]
+__all__ = ["EXTENSION", "NEVER", "OURS", "UNSUPPORTED", "UNSUPPORTED_MARK", "about", "rule"]
 
 EXTENSION = "x-runbell-extension"
 """Marks, in the OpenAPI document, what OpenAI's API does not have."""
@@ -16,6 +16,8 @@ UNSUPPORTED_MARK = "x-runbell-unsupported"
 
 OURS = Meta(extra_json_schema={EXTENSION: True})
 UNSUPPORTED = Meta(extra_json_schema={UNSUPPORTED_MARK: True})
+NEVER = Meta(extra_json_schema={"not": {}})
+"""No value will do."""
 
 
 def about(text: str) -> Meta:

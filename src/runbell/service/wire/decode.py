@@ -42,7 +42,10 @@ def decode(body: bytes, type: type[T]) -> T:  # noqa: A002 - what it is
     try:
         request: T = _decoder(type).decode(body)
     except msgspec.ValidationError as error:
-        raise _explained(body, type, str(error)) from None
+        whole = _in_whole_numbers(body, type) if "got `float`" in str(error) else None
+        if whole is None:
+            raise _explained(body, type, str(error)) from None
+        request = whole
     except msgspec.DecodeError as error:
         raise _malformed(body, str(error)) from None
     request.check()
@@ -52,6 +55,29 @@ def decode(body: bytes, type: type[T]) -> T:  # noqa: A002 - what it is
 @cache
 def _decoder(type: Any) -> msgspec.json.Decoder[Any]:  # noqa: A002 - what it is
     return msgspec.json.Decoder(type)
+
+
+def _in_whole_numbers(body: bytes, type: type[T]) -> T | None:  # noqa: A002 - what it is
+    """The request, if taking 256.0 for the integer 256 is all that it needs.
+
+    JSON has one kind of number, and JSON Schema's integers are those without a fraction, however
+    they are written.
+    """
+    try:
+        return msgspec.convert(_whole(msgspec.json.decode(body)), type)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _whole(value: Any) -> Any:
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case list():
+            return [_whole(item) for item in value]
+        case dict():
+            return {key: _whole(item) for key, item in value.items()}
+    return value
 
 
 # Whether the bytes can be read at all.

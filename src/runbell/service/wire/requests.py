@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from runbell.service.wire import refusals
-from runbell.service.wire.annotations import OURS, UNSUPPORTED, about, rule
+from runbell.service.wire.annotations import NEVER, OURS, UNSUPPORTED, about, rule
 from runbell.storage.records import (
     FUNCTION_NAME,
     JSON_SCHEMA_FIELDS,
@@ -141,7 +141,7 @@ class RequestImageFile(Struct, frozen=True):
 class RequestImageFilePart(Struct, frozen=True, tag_field="type", tag="image_file"):
     """An image from OpenAI's files, which are not here: send it as `image_url`."""
 
-    image_file: Annotated[RequestImageFile, UNSUPPORTED]
+    image_file: Annotated[RequestImageFile, UNSUPPORTED, NEVER]
 
 
 class RequestTruncationStrategy(TruncationStrategy, frozen=True, kw_only=True):
