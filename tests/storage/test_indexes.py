@@ -84,9 +84,9 @@ def test_a_statement_searches_and_does_not_sort(
     [
         (runs.ACTIVE, "uq_runs_active_thread (thread_id=?)"),
         (runs.EXPIRING, "ix_runs_live_expiry"),
-        (runs.READY, "ix_runs_live_status (status=?)"),
-        (runs.IN_PROGRESS, "ix_runs_live_status (status=?)"),
-        (runs.CANCELLING, "ix_runs_live_status (status=?)"),
+        (runs.READY, "ix_runs_workable (status=?)"),
+        (runs.IN_PROGRESS, "ix_runs_workable (status=?)"),
+        (runs.CANCELLING, "ix_runs_workable (status=?)"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -107,10 +107,9 @@ def test_every_index_is_used(database: sqlite3.Connection) -> None:
     assert [name for (name,) in indexes if not re.search(rf"\b{name}\b", used)] == []
 
 
-@pytest.mark.parametrize("pages", [steps.PAGES, messages.RUN_PAGES], ids=["steps", "messages"])
-def test_what_a_run_did_is_found_by_the_run(database: sqlite3.Connection, pages: PagedList) -> None:
+def test_what_a_run_did_is_found_by_the_run(database: sqlite3.Connection) -> None:
     """Not by its thread, which may have had thousands of runs."""
-    for statement in pages._pages.values():
+    for statement in steps.PAGES._pages.values():
         (step,) = plan(database, statement)
         assert "run_id=?" in step
 

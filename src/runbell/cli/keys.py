@@ -51,7 +51,7 @@ def create(
         key, _ = await access.create_key(store, clock, owner, "keys")
         return key
 
-    typer.echo(_with_store(database, work))
+    typer.echo(_with_store(database, work, create=True))
 
 
 @app.command("list")
@@ -100,13 +100,15 @@ def revoke(
     typer.echo(f"revoked {key_id}")
 
 
-def _with_store(database: str | None, work: Callable[[Store], Awaitable[T]]) -> T:
+def _with_store(
+    database: str | None, work: Callable[[Store], Awaitable[T]], *, create: bool = False
+) -> T:
     path = sqlite_path(Settings.load({"database": database}).database)
 
     async def run() -> T:
         from runbell.service.server import open_store
 
-        async with open_store(path) as store:
+        async with open_store(path, create=create) as store:
             return await work(store)
 
     return asyncio.run(run())

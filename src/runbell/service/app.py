@@ -12,7 +12,6 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.routing import compile_path
@@ -27,6 +26,7 @@ from runbell.service.routes import ROUTES, Route
 from runbell.service.routes.routing import Answer, Call, ClientLeft, EventStream, answer
 from runbell.service.wire.decode import decode
 from runbell.service.wire.objects import encode, error_body
+from runbell.storage.probes import probe
 
 __all__ = ["App"]
 
@@ -68,6 +68,8 @@ class App:
         self._ctx = ctx
         self._access = access
         self._stopping = False
+        self._probe_again = float("-inf")
+        self._writable = False
         self._paths = _Paths(ROUTES)
 
     def stop(self) -> None:
@@ -93,18 +95,28 @@ class App:
             result = await self._result(scope, receive)
         except ClientLeft:
             return
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            # The service stops and can't wait longer: whether it was done, a repetition will tell.
+            result = _refusal(_stopping())
         except RequestRefused as refused:
             result = _refusal(refused)
         except StorageUnavailable as error:
             logger.warning("%s: %s", request_id, error)
             result = _refusal(_unavailable())
         except Exception:
-            logger.exception("%s %s %s failed", request_id, scope["method"], scope["path"])
+            logger.exception("%s %s %.200r failed", request_id, scope["method"], scope["path"])
             result = _refusal(_server_error(request_id))
         milliseconds = round((time.perf_counter() - started) * 1000)
         status = result.status if isinstance(result, Answer) else 200
         logger.debug(
-            "%s %s %s %d %d ms", request_id, scope["method"], scope["path"], status, milliseconds
+            "%s %s %.200r %d %d ms",
+            request_id,
+            scope["method"],
+            scope["path"],
+            status,
+            milliseconds,
         )
         headers = [
             (b"x-request-id", request_id.encode()),
@@ -122,11 +134,11 @@ class App:
             return await self._health(method, path)
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         if path in openapi.PATHS:
-            return _published(method, path, headers)
+            return await _published(method, path, headers)
         project = await self._access.project(_key(headers))
         found = self._paths.find(path)
         if found is None:
-            raise RequestRefused(404, f"Invalid URL ({method} {path[:200]})")
+            raise _no_such_path(method, path)
         routes, parameters = found
         route = routes.get(method)
         if route is None:
@@ -194,18 +206,29 @@ class App:
             return "the service is stopping"
         if not self._ctx.jobs.alive:
             return "jobs are not handed out"
+        now = self._ctx.clock.monotonic()
+        if now >= self._probe_again:
+            # Kept for a moment: whoever asks, with no key, must not keep the writer busy.
+            self._probe_again = now + 1.0
+            self._writable = await self._probe()
+        return None if self._writable else "the database cannot be written"
+
+    async def _probe(self) -> bool:
+        now_ms = self._ctx.clock.now_ms()
         try:
-            await self._ctx.store.write(_nothing)
+            await self._ctx.store.write(lambda tx: probe(tx, now_ms))
         except StorageUnavailable:
-            return "the database cannot be written"
-        return None
+            return False
+        return True
 
 
-def _published(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> Answer:
+async def _published(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> Answer:
     if method not in ("GET", "HEAD"):
         raise _wrong_method(method, ["GET", "HEAD"])
-    known = next((value for name, value in headers if name == b"if-none-match"), None)
-    return openapi.published(path, known.decode("latin-1") if known is not None else None)
+    found = (value for name, value in headers if name == b"if-none-match")
+    known = next(found, b"").decode("latin-1")
+    # The first one takes a tenth of a second to make: time that others need not wait.
+    return await asyncio.to_thread(openapi.published, path, known)
 
 
 async def _send_answer(result: Answer, headers: list[tuple[bytes, bytes]], send: Send) -> None:
@@ -247,10 +270,6 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _nothing(tx: Any) -> None:
-    """A transaction that changes nothing: it shows that one can be had."""
-
-
 def _key(headers: list[tuple[bytes, bytes]]) -> str | None:
     for name, value in headers:
         if name == b"authorization":
@@ -279,6 +298,15 @@ def _refusal(refused: RequestRefused) -> Answer:
     return Answer(refused.status, encode(error_body(refused)), refused.headers)
 
 
+def _no_such_path(method: str, path: str) -> RequestRefused:
+    advice = ""
+    if not path.startswith("/v1/"):
+        advice = " The API is below /v1: does your base_url end in /v1?"
+    elif "/openai/" in path:
+        advice = " An azure_endpoint is the address alone, without /v1."
+    return RequestRefused(404, f"Invalid URL ({method} {path[:200]}).{advice}")
+
+
 def _wrong_method(method: str, allowed: list[str]) -> RequestRefused:
     return RequestRefused(
         405,
@@ -295,6 +323,16 @@ def _too_large(limit: int) -> RequestRefused:
         code="request_too_large",
         # The rest of the body is not read, so the connection cannot be used again.
         headers={"connection": "close"},
+    )
+
+
+def _stopping() -> RequestRefused:
+    return RequestRefused(
+        503,
+        "The service is stopping. Please try again.",
+        type="server_error",
+        code="service_unavailable",
+        headers={"retry-after": "1", "connection": "close"},
     )
 
 

@@ -15,6 +15,10 @@ from runbell.storage.store import Row, Transaction
 __all__ = ["Page", "PagedList"]
 
 
+MAX_PAGE_BYTES = 16_000_000
+"""A page ends early, and says that there is more, when its texts have this size."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Which part of a list is wanted.
@@ -83,8 +87,9 @@ class PagedList:
         direction = page.order if not backwards else _OPPOSITE[page.order]
         params["limit"] = page.limit + 1
         statement = self._pages[direction, low is not None, high is not None]
-        rows = await tx.fetch_all(statement, params)
-        more = len(rows) > page.limit
+        rows = await tx.fetch_all(statement, params, MAX_PAGE_BYTES)
+        size = sum(len(value) for row in rows for value in row if isinstance(value, str | bytes))
+        more = len(rows) > page.limit or size >= MAX_PAGE_BYTES
         rows = rows[: page.limit]
         if backwards:
             rows.reverse()

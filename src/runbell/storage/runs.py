@@ -44,6 +44,7 @@ __all__ = [
     "ready",
     "set_metadata",
     "take_turn",
+    "waiting",
 ]
 
 _r = schema.runs.c
@@ -115,7 +116,9 @@ NEXT_WAITING = Statement(
 TAKE_TURN = Statement(
     "runs.take_turn",
     "Let a waiting run hold its thread.",
-    update_row(schema.runs, "waits_turn", "pending_messages").where(_r.id == bindparam("key")),
+    update_row(schema.runs, "waits_turn", "pending_messages").where(
+        _r.id == bindparam("key"), _r.waits_turn, _live
+    ),
 )
 PENDING_MESSAGES = Statement(
     "runs.pending_messages",
@@ -157,14 +160,16 @@ CANCELLING = Statement(
     "Runs whose cancel has begun, oldest first.",
     limited(
         select(_r.id, _r.cancelling_at_ms)
-        .where(_r.status == _STATUS[RunStatus.CANCELLING], _live)
-        .order_by(_r.position)
+        .where(_r.status == _STATUS[RunStatus.CANCELLING])
+        .order_by(_r.cancelling_at_ms)
     ),
 )
-COUNT = Statement(
-    "runs.count_live",
-    "How many runs have not ended.",
-    select(func.count()).select_from(schema.runs).where(_live),
+WAITING = Statement(
+    "runs.waiting",
+    "How many runs wait for a thread.",
+    select(func.count())
+    .select_from(schema.runs)
+    .where(_r.thread_id == bindparam("thread"), _r.waits_turn, _live),
 )
 PAGES = PagedList("runs.list", schema.runs, *_in_thread)
 _SLOTS = 50
@@ -287,8 +292,15 @@ async def pending_messages(tx: Transaction, run_id: str) -> tuple[Message, ...]:
 
 
 async def take_turn(tx: Transaction, run_id: str) -> None:
-    """Let a waiting run hold its thread. Raises Conflict where the thread is held."""
-    await tx.execute(TAKE_TURN, {"key": run_id, "waits_turn": False, "pending_messages": None})
+    """Let a waiting run hold its thread.
+
+    Raises:
+        Conflict: the thread is held.
+        StaleWrite: the run does not wait any more.
+    """
+    params = {"key": run_id, "waits_turn": False, "pending_messages": None}
+    if await tx.execute(TAKE_TURN, params) != 1:
+        raise StaleWrite(f"{run_id} does not wait for its turn any more")
 
 
 async def live(tx: Transaction, thread_id: str) -> list[RunRecord]:
@@ -372,9 +384,9 @@ async def cancelling_since(tx: Transaction, limit: int) -> list[tuple[str, int]]
     return [(row[0], row[1]) for row in await tx.fetch_all(CANCELLING, {"limit": limit})]
 
 
-async def count_live(tx: Transaction) -> int:
-    """How many runs have not ended."""
-    row = await tx.fetch_one(COUNT, {})
+async def waiting(tx: Transaction, thread_id: str) -> int:
+    """How many runs wait for a thread."""
+    row = await tx.fetch_one(WAITING, {"thread": thread_id})
     return int(row[0]) if row is not None else 0
 
 

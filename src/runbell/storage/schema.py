@@ -37,6 +37,7 @@ __all__ = [
     "events",
     "messages",
     "metadata",
+    "probes",
     "projects",
     "run_steps",
     "runs",
@@ -192,6 +193,12 @@ runs = Table(
         postgresql_where=text(LIVE),
     ),
     Index(
+        "ix_runs_cancelling",
+        "cancelling_at_ms",
+        sqlite_where=text("status = 'cancelling'"),
+        postgresql_where=text("status = 'cancelling'"),
+    ),
+    Index(
         "ix_runs_live_status",
         "status",
         "position",
@@ -220,6 +227,14 @@ run_steps = Table(
     Column("metadata", Text, nullable=False),
     Index(None, "run_id", "position"),
     Index(None, "thread_id"),
+)
+
+# One row, written to find out whether the database can be.
+probes = Table(
+    "probes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
 )
 
 events = Table(

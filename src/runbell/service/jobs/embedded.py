@@ -13,7 +13,6 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from itertools import count
 
 from runbell import faults
 from runbell.clock import Clock
@@ -32,6 +31,9 @@ SWEEP_SECONDS = 30.0
 
 MAX_HINTS = 1_000
 """Ready runs that are remembered by id; beyond that, that there are more is enough."""
+
+MAX_FAILURES = 8
+"""How often a handler is tried before its slot goes to somebody else until the next sweep."""
 
 BATCH = 100
 """Deferred jobs that are handled at the same time."""
@@ -68,6 +70,7 @@ class EmbeddedJobs:
         self._ready_wake = asyncio.Event()
         self._deferred_wake = asyncio.Event()
         self._next_due_ms = 0
+        self._held_back: set[str] = set()
         self._loops: list[asyncio.Task[None]] = []
 
     async def enqueue(self, tx: Transaction, job: Job) -> None:
@@ -107,10 +110,12 @@ class EmbeddedJobs:
             await asyncio.gather(*late, return_exceptions=True)
 
     def _hint(self, run_id: str) -> None:
-        if len(self._hints) < MAX_HINTS:
-            self._hints.append(run_id)
-        else:
+        if self._more_ready or len(self._hints) >= MAX_HINTS:
+            # From here on the table has the order: a hint that were taken now would overtake the
+            # runs that are known to the table alone.
             self._more_ready = True
+        else:
+            self._hints.append(run_id)
         self._ready_wake.set()
 
     def _expect(self, due_ms: int) -> None:
@@ -151,8 +156,9 @@ class EmbeddedJobs:
         # Said before the look, since hints that overflow while it lasts are not in what it finds.
         self._more_ready = False
         try:
-            ready = await self._store.scan(lambda tx: runs.ready(tx, limit))
-            held = await self._store.scan(lambda tx: runs.in_progress(tx, limit))
+            # By an index, and never behind somebody's long list.
+            ready = await self._store.read(lambda tx: runs.ready(tx, limit))
+            held = await self._store.read(lambda tx: runs.in_progress(tx, limit))
         except Exception:
             self._more_ready = True
             self._ready_wake.set()
@@ -173,7 +179,8 @@ class EmbeddedJobs:
     async def _handle(self, run_id: str) -> None:
         handler = self._handlers[JobKind.RUN]
         try:
-            for failures in count(1):
+            # A run that fails all the time gives its slot back; the sweep finds it again.
+            for failures in range(1, MAX_FAILURES + 1):
                 try:
                     await handler(run_id)
                     return
@@ -195,15 +202,17 @@ class EmbeddedJobs:
     async def _hand_out_deferred(self) -> None:
         self._deferred_wake.clear()
         now_ms = self._clock.now_ms()
-        expiring = await self._store.read(lambda tx: runs.expiring(tx, BATCH))
-        cancelling = await self._store.read(lambda tx: runs.cancelling_since(tx, BATCH))
-        due = [
+        limit = BATCH + len(self._held_back)
+        expiring = await self._store.read(lambda tx: runs.expiring(tx, limit))
+        cancelling = await self._store.read(lambda tx: runs.cancelling_since(tx, limit))
+        every = [
             *((JobKind.EXPIRE, run_id, at_ms) for run_id, at_ms in expiring),
             *(
                 (JobKind.FINISH_CANCEL, run_id, since_ms + self._cancel_grace_ms)
                 for run_id, since_ms in cancelling
             ),
         ]
+        due = [each for each in every if each[1] not in self._held_back]
         ripe = [(kind, run_id) for kind, run_id, at_ms in due if at_ms <= now_ms]
         if ripe:
             faults.hit("jobs.woken")
@@ -219,12 +228,17 @@ class EmbeddedJobs:
         results = await asyncio.gather(
             *(self._handlers[kind](run_id) for kind, run_id in ripe), return_exceptions=True
         )
+        away: StorageUnavailable | None = None
         for (kind, run_id), result in zip(ripe, results, strict=True):
-            if isinstance(result, Exception) and not isinstance(result, StorageUnavailable):
+            if isinstance(result, StorageUnavailable):
+                away = result
+            elif isinstance(result, Exception):
+                # Held back until the next sweep, so that it is in nobody's way.
                 logger.error("%s of %s failed; it is tried again", kind, run_id, exc_info=result)
-        if failed := [result for result in results if isinstance(result, BaseException)]:
+                self._held_back.add(run_id)
+        if away is not None:
             # Raised, so that the next look waits; the rows still say what is due.
-            raise StorageUnavailable(f"{len(failed)} of {len(ripe)} deadlines wait: {failed[0]}")
+            raise away
 
     async def _sleep_unless(self, event: asyncio.Event, seconds: float) -> None:
         tasks = [
@@ -241,3 +255,5 @@ class EmbeddedJobs:
         await self._clock.sleep(SWEEP_SECONDS)
         self._more_ready = True
         self._ready_wake.set()
+        self._held_back.clear()
+        self._deferred_wake.set()

@@ -22,7 +22,7 @@ _PAGE_HEADERS = {
 }
 
 
-def published(path: str, if_none_match: str | None) -> Answer:
+def published(path: str, if_none_match: str) -> Answer:
     """The answer to a GET of one of `PATHS`."""
     whole = _whole(path)
     if knows(if_none_match, whole.headers["etag"]):

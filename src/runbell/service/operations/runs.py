@@ -59,6 +59,10 @@ __all__ = [
 ]
 
 
+MAX_WAITING = 100
+"""Runs that may wait for one thread: they all end in one transaction when it is deleted."""
+
+
 async def create(ctx: Context, project: str, thread_id: str, request: CreateRun) -> RunRecord:
     """Queue a run on a thread; where the thread is busy, in line behind its runs if asked to."""
 
@@ -70,6 +74,8 @@ async def create(ctx: Context, project: str, thread_id: str, request: CreateRun)
         active = await runs.active(tx, thread_id)
         if active is not None and request.on_active_run != "enqueue":
             raise refusals.thread_busy(thread_id, active)
+        if active is not None and await runs.waiting(tx, thread_id) >= MAX_WAITING:
+            raise refusals.too_many_waiting(thread_id, MAX_WAITING)
         run = _new_run(ctx, project, thread_id, request, waits_turn=active is not None)
         record = RunRecord(run, config)
         await _store(ctx, tx, record, request.additional_messages or ())
@@ -337,6 +343,8 @@ def _config(ctx: Context, assistant: Assistant, request: RunOptions) -> RunConfi
 
 
 def _check_choice(choice: ToolChoice, functions: set[str]) -> None:
+    if choice == "required" and not functions:
+        raise refusals.choice_without_tools()
     if not isinstance(choice, NamedToolChoice):
         return
     if choice.type != "function":

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from runbell.runs import Change, Run, RunStatus, apply, event_of
+from runbell.runs.lifecycle import expired
 from runbell.service.jobs import Job, JobKind
 from runbell.service.operations.context import Context
 from runbell.service.wire.objects import run_object, step_object
@@ -115,10 +116,14 @@ _STEP_ENDS: dict[RunStatus, Literal["cancelled", "expired", "failed"]] = {
 
 async def _pass_turn(ctx: Context, tx: Transaction, thread_id: str) -> None:
     """The thread is free: the run that waits longest may start."""
-    waiting = await runs.next_waiting(tx, thread_id)
-    if waiting is None:
-        return
     now_ms = ctx.clock.now_ms()
+    while True:
+        waiting = await runs.next_waiting(tx, thread_id)
+        if waiting is None:
+            return
+        if waiting.run.expires_at_ms > now_ms:
+            break
+        await move(ctx, tx, waiting, expired(waiting.run))
     for message in await runs.pending_messages(tx, waiting.run.id):
         await messages.insert(
             tx, msgspec.structs.replace(message, created_at_ms=now_ms, completed_at_ms=now_ms)

@@ -6,7 +6,7 @@ and comes back changes nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -37,8 +37,10 @@ __all__ = [
     "Turn",
     "calls_step",
     "claim",
+    "hand_back",
     "message_begun",
     "message_step_begun",
+    "prepare",
     "settle",
 ]
 
@@ -100,7 +102,7 @@ class Interrupted:
 Outcome = Answer | Failed | Interrupted
 
 
-async def claim(ctx: Context, run_id: str) -> Turn | None:
+async def claim(ctx: Context, run_id: str) -> RunRecord | None:
     """Take up a run: one that is queued, or one whose worker was lost.
 
     Returns:
@@ -108,14 +110,31 @@ async def claim(ctx: Context, run_id: str) -> Turn | None:
         for tool outputs, or could not begin and has failed.
     """
 
-    async def work(tx: Transaction) -> Turn | None:
+    async def work(tx: Transaction) -> RunRecord | None:
         record = await runs.find(tx, run_id)
-        if record is None:
-            return None
-        taken = await _taken_up(ctx, tx, record)
-        return await _turn(tx, taken) if taken is not None else None
+        return await _taken_up(ctx, tx, record) if record is not None else None
 
     return await ctx.store.write(work)
+
+
+async def prepare(ctx: Context, record: RunRecord) -> Turn:
+    """What the model is told in a turn that was taken up.
+
+    Read apart from the claim: a long conversation is in nobody's way, and while the run holds its
+    thread nobody adds to it.
+    """
+    return await ctx.store.scan(lambda tx: _turn(tx, record))
+
+
+async def hand_back(ctx: Context, turn: Turn) -> None:
+    """Say that a worker gave its run up in good order, so that it does not count as lost."""
+
+    async def work(tx: Transaction) -> None:
+        record = await runs.find(tx, turn.run.id)
+        if record is not None and record.run.attempt == turn.run.attempt and record.run.takeovers:
+            await runs.change(tx, record.run, replace(record.run, takeovers=0))
+
+    await ctx.store.write(work)
 
 
 async def settle(ctx: Context, turn: Turn, outcome: Outcome) -> None:
@@ -146,7 +165,7 @@ async def _taken_up(ctx: Context, tx: Transaction, record: RunRecord) -> RunReco
     begins = run.status is RunStatus.QUEUED and not run.waits_turn
     if (begins or run.status is RunStatus.IN_PROGRESS) and run.expires_at_ms <= ctx.clock.now_ms():
         # As after a long downtime: no model is asked for an answer that nobody waits for.
-        await move(ctx, tx, run, lifecycle.expired(run))
+        await move(ctx, tx, record, lifecycle.expired(run))
         return None
     if begins:
         if ctx.backends.find(model) is None:

@@ -80,6 +80,8 @@ TokenLimit = Annotated[int, Meta(ge=256, le=2**31 - 1)]
 FileIds = Annotated[list[str], Meta(max_length=20)]
 VectorStoreIds = Annotated[list[str], Meta(max_length=1)]
 Detail = Literal["auto", "low", "high"]
+# Ids that the service gave out are short; whatever is longer is none of them.
+Id = Annotated[str, Meta(max_length=256)]
 
 
 class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,7 +153,7 @@ class RequestTruncationStrategy(TruncationStrategy, frozen=True, kw_only=True):
 
 
 RequestPart = RequestTextPart | RequestImageUrlPart | RequestImageFilePart
-Content = Text | Annotated[tuple[RequestPart, ...], Meta(min_length=1)]
+Content = Text | Annotated[tuple[RequestPart, ...], Meta(min_length=1, max_length=1_000)]
 
 
 # Assistants.
@@ -212,11 +214,14 @@ class ModifyMessage(Request, frozen=True, kw_only=True):
     metadata: Metadata | None = None
 
 
+Messages = Annotated[tuple[CreateMessage, ...], Meta(max_length=1_000)]
+
+
 # Threads.
 
 
 class CreateThread(Request, frozen=True, kw_only=True):
-    messages: tuple[CreateMessage, ...] | None = None
+    messages: Messages | None = None
     tool_resources: ToolResources | None = None
     metadata: Metadata | None = None
 
@@ -251,7 +256,7 @@ class RunOptions(Request, frozen=True, kw_only=True):
     Tools may be as many as on an assistant: whoever passes an assistant's tools must be able to.
     """
 
-    assistant_id: str
+    assistant_id: Id
     model: Model | None = None
     instructions: Text | None = None
     tools: Tools | None = None
@@ -268,7 +273,7 @@ class RunOptions(Request, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     expires_after: Annotated[
-        Annotated[float, Meta(ge=1, le=MAX_EXPIRES_AFTER)] | None,
+        Annotated[float, Meta(ge=0.001, le=MAX_EXPIRES_AFTER)] | None,
         OURS,
         about(
             "Seconds from its creation until the run expires; else the service's `--run-expiry`."
@@ -301,7 +306,7 @@ class RunOptions(Request, frozen=True, kw_only=True):
 class CreateRun(RunOptions, frozen=True, kw_only=True):
     reasoning_effort: ReasoningEffort | None = None
     additional_instructions: Text | None = None
-    additional_messages: tuple[CreateMessage, ...] | None = None
+    additional_messages: Messages | None = None
 
     def check(self) -> None:
         super().check()
@@ -327,12 +332,12 @@ class ModifyRun(Request, frozen=True, kw_only=True):
 class ToolOutput(Struct, frozen=True):
     """The output of one call. OpenAI's schema requires no id, but nothing works without."""
 
-    tool_call_id: str
+    tool_call_id: Id
     output: str | None = None
 
 
 class SubmitToolOutputs(Request, frozen=True, kw_only=True):
-    tool_outputs: tuple[ToolOutput, ...]
+    tool_outputs: Annotated[tuple[ToolOutput, ...], Meta(max_length=1_024)]
     stream: bool | None = None
 
 
@@ -421,6 +426,12 @@ def _check_thread(thread: CreateThread, prefix: str) -> None:
         _check_message(message, f"{prefix}messages[{index}].")
 
 
+def _text_length(part: RequestPart) -> int:
+    if not isinstance(part, RequestTextPart):
+        return 0
+    return len(part.text if isinstance(part.text, str) else part.text.value)
+
+
 def _check_message(message: CreateMessage, prefix: str) -> None:
     if message.attachments:
         raise refusals.unsupported(
@@ -429,6 +440,9 @@ def _check_message(message: CreateMessage, prefix: str) -> None:
         )
     if isinstance(message.content, str):
         return
+    length = sum(_text_length(part) for part in message.content)
+    if length > MAX_TEXT:
+        raise refusals.too_long(f"{prefix}content", "string", MAX_TEXT, length)
     for index, part in enumerate(message.content):
         path = f"{prefix}content[{index}]"
         if isinstance(part, RequestImageFilePart):

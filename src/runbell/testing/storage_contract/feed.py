@@ -25,7 +25,7 @@ from runbell.testing.storage_contract.stories import (
 
 __all__ = ["FeedContract"]
 
-Rows = tuple[list[tuple[str, bytes]], bool]
+Rows = tuple[list[events.FeedRow], bool]
 
 
 async def read(
@@ -65,12 +65,11 @@ class FeedContract:
         types = data.draw(st.none() | some_types.map(frozenset))
         kinds = [data.draw(st.sampled_from(EVENT_TYPES[:4])) for _ in bodies]
         start = data.draw(st.integers(0, len(bodies)))
-        rows = [(f"evt_run_1_{n}", body) for n, body in enumerate(bodies, 1)]
-        wanted = [
-            row
-            for row, kind in list(zip(rows, kinds, strict=True))[start:]
-            if types is None or kind in types
+        rows = [
+            (f"evt_run_1_{n}", kind, body)
+            for n, (kind, body) in enumerate(zip(kinds, bodies, strict=True), 1)
         ]
+        wanted = [row for row in rows[start:] if types is None or row[1] in types]
 
         async def story(store: Store) -> None:
             async def append(tx: Transaction) -> None:
@@ -78,7 +77,7 @@ class FeedContract:
                     await events.append(tx, event(number, body=body, type=kind))
 
             await store.write(append)
-            seen: list[tuple[str, bytes]] = []
+            seen: list[events.FeedRow] = []
             more, after = True, rows[start - 1][0] if start else None
             while more:
                 found, more = await read(store, after, types, limit)
@@ -155,7 +154,7 @@ class FeedContract:
         async def follow() -> None:
             while not (written.is_set() and len(seen) == len(committed)):
                 found, _ = await read(store, after=seen[-1] if seen else None, limit=7)
-                seen.extend(event_id for event_id, _ in found)
+                seen.extend(event_id for event_id, _, _ in found)
 
         following = asyncio.create_task(follow())
         await asyncio.gather(*(append(f"run_{n}") for n in range(25)))
@@ -164,5 +163,5 @@ class FeedContract:
         assert len(committed) == 25 * 5
         assert seen == committed
         everything, more = await read(store, limit=1_000)
-        assert [event_id for event_id, _ in everything] == committed
+        assert [event_id for event_id, _, _ in everything] == committed
         assert not more

@@ -318,7 +318,7 @@ async def _left(store: Store, name: str) -> list[bool]:
             await messages.get(tx, PROJECT, name, f"msg_{name}") is not None,
             await steps.get(tx, PROJECT, name, f"run_{name}", f"step_{name}") is not None,
             await runs.find(tx, f"run_{name}") is not None,
-            f"evt_run_{name}_1" in [event_id for event_id, _ in feed],
+            f"evt_run_{name}_1" in [event_id for event_id, _, _ in feed],
         ]
 
     return await store.read(look)

@@ -11,6 +11,12 @@ depends_on = None
 
 def upgrade() -> None:
     op.create_table(
+        "probes",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("at_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_probes")),
+    )
+    op.create_table(
         "projects",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
@@ -183,6 +189,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_runs_project_id")),
         sa.PrimaryKeyConstraint("position", name=op.f("pk_runs")),
         sa.UniqueConstraint("id", name=op.f("uq_runs_id")),
+    )
+    op.create_index(
+        "ix_runs_cancelling",
+        "runs",
+        ["cancelling_at_ms"],
+        unique=False,
+        sqlite_where=sa.text("status = 'cancelling'"),
+        postgresql_where=sa.text("status = 'cancelling'"),
     )
     op.create_index(
         "ix_runs_live_expiry",
