@@ -26,11 +26,15 @@ from runbell.service.routes import ROUTES, Route
 from runbell.service.routes.routing import Answer, Call, ClientLeft, EventStream, answer
 from runbell.service.wire.decode import decode
 from runbell.service.wire.objects import encode, error_body
+from runbell.service.wire.pages import MAX_IDS
 from runbell.storage.probes import probe
 
 __all__ = ["App"]
 
 logger = logging.getLogger(__name__)
+
+MAX_FIELDS = 2 * MAX_IDS
+"""Parameters that a query may have: as many ids as can be asked for, each on its own, and more."""
 
 _PREFIXES = ("/openai/v1/", "/openai/")
 """Where Azure's clients look for the API."""
@@ -288,7 +292,11 @@ def _query(text: bytes) -> list[tuple[str, str]]:
         if not pairs:
             return []
         return parse_qsl(
-            pairs, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=100
+            pairs,
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=MAX_FIELDS,
         )
     except ValueError:
         raise RequestRefused(400, "We could not parse the query of your request.") from None

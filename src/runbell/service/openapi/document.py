@@ -15,7 +15,7 @@ from runbell.service.openapi.examples import IDS, REFUSALS, Example, examples
 from runbell.service.openapi.schemas import Schema, Schemas
 from runbell.service.routes import ROUTES, Route
 from runbell.service.wire.annotations import EXTENSION, UNSUPPORTED_MARK
-from runbell.service.wire.objects import ErrorBody, error_body
+from runbell.service.wire.objects import ErrorBody, encode, error_body
 from runbell.service.wire.parameters import (
     AFTER,
     API_VERSION,
@@ -323,7 +323,8 @@ def _usual() -> dict[str, Any]:
 
 
 def _examples(values: Iterable[Any]) -> dict[str, Any]:
-    found = [msgspec.to_builtins(value) for value in values if value is not None]
+    # By way of JSON: only then are the values plain ones, with lists for tuples.
+    found = [msgspec.json.decode(encode(value)) for value in values if value is not None]
     match found:
         case []:
             return {}
