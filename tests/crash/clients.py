@@ -41,12 +41,14 @@ class Client:
 
     Attributes:
         answers: how many there were.
+        refusals: how many of them were a 503.
     """
 
     def __init__(self, served: Served) -> None:
         self._served = served
         self.assistant = ""
         self.answers = 0
+        self.refusals = 0
 
     def ask(self, method: str, path: str, json: Any = None) -> Answer:
         """One request, for as long as it takes to get an answer to it.
@@ -63,6 +65,7 @@ class Client:
             self.answers += 1
             if answer.status != 503 or time.monotonic() > deadline:
                 return answer
+            self.refusals += 1
             assert answer.headers["retry-after"] == "1"
             time.sleep(0.1)
 
@@ -93,6 +96,13 @@ class Client:
         assert not page["has_more"]
         data: list[Any] = page["data"]
         return data
+
+    def dialogue(self, thread: str) -> list[tuple[str, str]]:
+        """A thread's messages: who said what."""
+        return [
+            (message["role"], message["content"][0]["text"]["value"])
+            for message in self.listed(f"/threads/{thread}/messages")
+        ]
 
 
 def run_object(client: Client, thread: str, run: str) -> Any:
@@ -182,11 +192,7 @@ class Story:
         return [("assistant", self.said())] if self.ends == "completed" else []
 
     def dialogue(self) -> list[tuple[str, str]]:
-        """The thread's messages: who said what."""
-        return [
-            (message["role"], message["content"][0]["text"]["value"])
-            for message in self.client.listed(f"/threads/{self.thread}/messages")
-        ]
+        return self.client.dialogue(self.thread)
 
     def check_free(self) -> None:
         """The thread is held by nobody: another run on it completes."""
@@ -420,10 +426,10 @@ class Crowd:
     def finish(self) -> None:
         """Play to their ends the stories that were interrupted, and check that all came true."""
         interrupted, self._unfinished = self._unfinished, []
-        self._each(Story.play, interrupted)
+        self._each(lambda story: story.play(), interrupted)
         histories = check_histories(self.client.events(), ended=True)
         self._each(lambda story: story.check(histories), self.stories)
-        self._each(Story.check_free, self.stories)
+        self._each(lambda story: story.check_free(), self.stories)
         check_histories(self.client.events(), ended=True)
 
     def _each(self, do: Callable[[Story], None], stories: Sequence[Story]) -> None:

@@ -14,7 +14,7 @@ from runbell.testing.faults import Kill
 from tests.crash.clients import Crowd
 from tests.served import RUNBELL, Served, eventually
 
-__all__ = ["check_rows", "crowded", "die_at"]
+__all__ = ["ENV", "check_rows", "crowded", "die_at"]
 
 REACH_LIMIT_S = 25.0
 """Within this time the stories of a crowd reach every point, on a busy machine too."""

@@ -12,7 +12,7 @@ from runbell import faults
 from runbell.testing.faults import Kill
 from tests.crash.crashing import crowded, die_at
 
-HITS = (1, 2, 9, 30)
+HITS = (1, 3, 20, 80)
 """The first hits are often those of the start; the later ones come in the middle of the load."""
 
 FEW = {"executor.cancelling": (1, 2, 5)}

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from runbell.runs import Usage
-from runbell.service import executor as engine
+from runbell.service import draft as draft_module
 from runbell.service.backends import Finished, TextDelta, ToolCallDelta
+from runbell.service.draft import Draft
 from runbell.service.operations import threads, turns
-from runbell.service.operations.turns import Answer
 from runbell.service.wire.requests import CreateMessage, RequestTruncationStrategy
 from runbell.storage.records import Message, TextPart
 from runbell.testing.backends import ScriptedBackend
@@ -35,6 +35,16 @@ async def said(service: EmbeddedService, run: str) -> list[str]:
     """What the model has said in the run's thread, the oldest first."""
     thread = (await service.find(run)).thread_id
     return [text(m) for m in await service.messages(thread) if m.role == "assistant"]
+
+
+async def broken_off(service: EmbeddedService, run: str) -> list[tuple[str, str | None]]:
+    """What was said of answers that did not come to their end, and why they did not."""
+    thread = (await service.find(run)).thread_id
+    return [
+        (text(m), m.incomplete_reason)
+        for m in await service.messages(thread)
+        if m.role == "assistant" and m.status == "incomplete"
+    ]
 
 
 def text(message: Message) -> str:
@@ -192,12 +202,12 @@ async def test_a_backend_that_breaks_fails_the_run_and_tells_nobody_why(
 
 @on_a_service()
 async def test_an_answer_that_breaks_off_is_no_answer(service: EmbeddedService) -> None:
-    """Pieces without an end are dropped, and the run fails."""
+    """The run fails; what was said by then is kept, and is not taken for an answer."""
     run = await executing(service)
     service.backend.turn.play(TextDelta("half an ans"))
     await service.settle()
     assert await service.status(run) == "failed"
-    assert await said(service, run) == []
+    assert await broken_off(service, run) == [("half an ans", "run_failed")]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +217,7 @@ def test_a_model_that_does_not_stop_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: TextDelta
 ) -> None:
     """Text and arguments of a turn are bounded, so that one run cannot take all memory."""
-    monkeypatch.setattr(engine, "MAX_ANSWER_CHARS", 100)
+    monkeypatch.setattr(draft_module, "MAX_ANSWER_CHARS", 100)
 
     @on_a_service()
     async def story(service: EmbeddedService) -> None:
@@ -315,7 +325,7 @@ async def test_the_late_answer_of_a_cancelled_run_is_dropped(service: EmbeddedSe
 
 @on_a_service()
 async def test_a_worker_that_lets_go_late_ends_the_cancel_itself(service: EmbeddedService) -> None:
-    """The tokens that were used count, the text does not."""
+    """The tokens that were used count; the text is kept as one that was broken off."""
     run = await executing(service)
     turn = service.backend.turn
     turn.stubborn = True
@@ -325,7 +335,7 @@ async def test_a_worker_that_lets_go_late_ends_the_cancel_itself(service: Embedd
     await service.settle()
     ended = await service.find(run)
     assert (ended.status, ended.usage) == ("cancelled", Usage(7, 8))
-    assert await said(service, run) == []
+    assert await broken_off(service, run) == [("as it happens", "run_cancelled")]
 
 
 # Workers that are lost, and come back.
@@ -384,13 +394,18 @@ async def test_a_worker_that_was_believed_lost_changes_nothing(service: Embedded
     """Its writes name the attempt that it was given; a later attempt has the run now."""
     run = await service.run(await service.thread("Hello"))
     await service.crash()
-    zombie = await turns.claim(service.ctx, run)
-    assert zombie is not None
+    claimed = await turns.claim(service.ctx, run)
+    assert claimed is not None
+    zombie = await turns.prepare(service.ctx, claimed)
+    draft = Draft(service.ctx, claimed.run)
+    draft.add(TextDelta("zombie"))
+    answer = draft.add(Finished("stop", Usage(1, 1)))
+    assert answer is not None
     await service.restart()
     await service.settle()
     assert (await service.find(run)).attempt == zombie.run.attempt + 1
     before = (await service.find(run), await service.feed())
-    await turns.settle(service.ctx, zombie, Answer("zombie", (), "stop", Usage(1, 1)))
+    await turns.settle(service.ctx, zombie, answer)
     assert (await service.find(run), await service.feed()) == before
     assert await said(service, run) == []
     service.backend.turn.say("the living")

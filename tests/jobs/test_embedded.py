@@ -186,21 +186,21 @@ async def test_runs_that_overflow_the_hints_during_a_look_are_not_forgotten(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "MAX_HINTS", 2)
         looked, go_on = asyncio.Event(), asyncio.Event()
-        scan = service.store.scan
+        read = service.store.read
 
-        async def slow_scan(work: object) -> object:
-            found = await scan(work)  # type: ignore[arg-type,var-annotated]
+        # As a database is that is asked over a network.
+        async def slow_read(work: Any) -> Any:
+            found = await read(work)
             looked.set()
             await go_on.wait()
             return found
 
-        patch.setattr(service.store, "scan", slow_scan)
+        patch.setattr(service.store, "read", slow_read)
         worker = Worker(service)
         worker.start()
         await looked.wait()
         keys = await queued(service, 5)
         go_on.set()
-        patch.setattr(service.store, "scan", scan)
         await service.settle()
         assert set(worker.begun) == set(keys)
 
@@ -229,22 +229,28 @@ async def test_a_run_that_is_ready_again_while_it_is_handled_is_handled_again(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), StorageUnavailable("locked")])
-def test_a_handler_that_fails_is_tried_again_ever_later(tmp_path: Path, error: Exception) -> None:
-    """Each pause is twice as long as the one before, half of it by chance, and 5 s at the most."""
+def test_a_handler_that_fails_is_tried_again_ever_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Each pause is twice as long as the one before, half of it by chance, and 5 s at the most.
+    After so many failures it makes room for others, and the next sweep finds it again."""
+    monkeypatch.setattr(engine, "MAX_FAILURES", 8)
 
     @on_a_service(started=False, max_concurrent_runs=1)
     async def story(service: EmbeddedService) -> None:
         worker = Worker(service)
         run, other = await queued(service, 2)
-        worker.failing[run] = [error] * 10
+        worker.failing[run] = [error] * 8
         worker.start()
-        await service.advance(60)
+        await service.advance(29.0)
         tries = [time for key, time in zip(worker.begun, worker.times, strict=True) if key == run]
-        full = [min(5.0, 0.1 * 2**number) for number in range(10)]
-        for (before, after), longest in zip(list(pairwise(tries))[:10], full, strict=True):
+        full = [min(5.0, 0.1 * 2**number) for number in range(7)]
+        for (before, after), longest in zip(pairwise(tries), full, strict=True):
             pause = after - before
             assert longest / 2 <= pause <= longest + 1e-9
-        assert worker.begun.index(other) == 11, "it kept its place meanwhile"
+        assert worker.begun == [run] * 8 + [other], "it kept its place meanwhile, and then no more"
+        await service.advance(2.0)
+        assert worker.begun[9:] == [run, other], "both are queued still, so the sweep offers them"
 
     story(tmp_path)
 
@@ -365,6 +371,26 @@ async def test_a_deadline_that_fails_is_tried_again_and_holds_up_no_other(
 
 
 # Trouble, and the end.
+
+
+@on_a_service(started=False)
+async def test_a_look_that_fails_is_repeated_soon(service: EmbeddedService) -> None:
+    """Whatever it fails of: what it was to find does not wait for the next sweep."""
+    keys = await queued(service, 2)
+    errors: list[Exception] = [RuntimeError("a defect"), StorageUnavailable("locked")] * 3
+    read = service.store.read
+
+    async def failing_read(work: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return await read(work)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.store, "read", failing_read)
+        worker = Worker(service)
+        worker.start()
+        await service.advance(5.0)
+        assert worker.begun == keys
 
 
 @on_a_service(started=False)

@@ -43,9 +43,16 @@ class PagedList:
         name: the statements' name, `table.list`.
         table: has columns `id` and `position`.
         owner: the conditions that make up the list, with their parameters.
+        sqlite_index: read by this index, where SQLite's planner would take another.
     """
 
-    def __init__(self, name: str, table: Table, *owner: ColumnElement[bool] | TextClause) -> None:
+    def __init__(
+        self,
+        name: str,
+        table: Table,
+        *owner: ColumnElement[bool] | TextClause,
+        sqlite_index: str | None = None,
+    ) -> None:
         position: Column[Any] = table.c.position
         self._cursor = Statement(
             f"{name}.cursor",
@@ -53,6 +60,8 @@ class PagedList:
             select(position).where(*owner, table.c.id == bindparam("cursor")),
         )
         rows = select_row(table).where(*owner)
+        if sqlite_index is not None:
+            rows = rows.with_hint(table, f"INDEXED BY {sqlite_index}", "sqlite")
         low, high = position > bindparam("low"), position < bindparam("high")
         self._pages: dict[tuple[str, bool, bool], Statement] = {}
         for direction, ordering in (("asc", position.asc()), ("desc", position.desc())):

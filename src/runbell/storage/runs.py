@@ -51,6 +51,7 @@ _r = schema.runs.c
 _in_thread = (_r.project_id == bindparam("project"), _r.thread_id == bindparam("thread"))
 _live = text(schema.LIVE)
 _active = text(schema.ACTIVE)
+_workable = text(schema.WORKABLE)
 # A status as text, not as a parameter: only then can the partial indexes be used.
 _STATUS: dict[RunStatus, ColumnElement[str]] = {
     status: literal_column(f"'{status}'") for status in RunStatus
@@ -108,7 +109,8 @@ ACTIVE = Statement(
 NEXT_WAITING = Statement(
     "runs.next_waiting",
     "The run whose turn comes when the thread's active run ends.",
-    _ROW.where(_r.thread_id == bindparam("thread"), _r.waits_turn, _live)
+    # As text, in the words of the partial index.
+    _ROW.where(_r.thread_id == bindparam("thread"), text("waits_turn"), _live)
     .order_by(_r.position)
     .limit(literal_column("1"))
     .offset(literal_column("0")),
@@ -137,7 +139,7 @@ READY = Statement(
     "Queued runs that may start, oldest first.",
     limited(
         select(_r.id)
-        .where(_r.status == _STATUS[RunStatus.QUEUED], _live, ~_r.waits_turn)
+        .where(_r.status == _STATUS[RunStatus.QUEUED], _workable, ~_r.waits_turn)
         .order_by(_r.position)
     ),
 )
@@ -146,7 +148,7 @@ IN_PROGRESS = Statement(
     "Runs that a worker holds, or held when it was lost.",
     limited(
         select(_r.id)
-        .where(_r.status == _STATUS[RunStatus.IN_PROGRESS], _live)
+        .where(_r.status == _STATUS[RunStatus.IN_PROGRESS], _workable)
         .order_by(_r.position)
     ),
 )
@@ -182,14 +184,22 @@ MANY = Statement(
         _r.id.in_([bindparam(f"id{slot}") for slot in range(_SLOTS)]),
     ),
 )
-_of_project = (
-    _r.project_id == bindparam("project"),
+_matching = (
     _r.status.in_([bindparam(f"status{slot}") for slot in range(len(RunStatus))]),
     _r.created_at_ms >= bindparam("created_from"),
     _r.created_at_ms < bindparam("created_before"),
 )
-PROJECT_PAGES = PagedList("runs.list_project", schema.runs, *_of_project)
-LIVE_PROJECT_PAGES = PagedList("runs.list_live", schema.runs, *_of_project, _live)
+PROJECT_PAGES = PagedList(
+    "runs.list_project", schema.runs, _r.project_id == bindparam("project"), *_matching
+)
+LIVE_PROJECT_PAGES = PagedList(
+    "runs.list_live",
+    schema.runs,
+    _r.project_id == bindparam("project"),
+    *_matching,
+    _live,
+    sqlite_index="ix_runs_live_project",
+)
 
 _calls = JsonColumn(tuple[ToolCall, ...])
 _config = JsonColumn(RunConfig)

@@ -32,6 +32,7 @@ from sqlalchemy import (
 __all__ = [
     "ACTIVE",
     "LIVE",
+    "WORKABLE",
     "api_keys",
     "assistants",
     "events",
@@ -55,6 +56,9 @@ metadata = MetaData(
 
 LIVE = "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
 """Not terminal: what partial indexes and the queries that use them have to say alike."""
+
+WORKABLE = "status IN ('queued', 'in_progress')"
+"""For a worker to take up. Narrower than `LIVE`, so that only those who say so use its index."""
 
 ACTIVE = f"{LIVE} AND NOT waits_turn"
 """Holding its thread: the database itself keeps this to one run a thread."""
@@ -188,9 +192,16 @@ runs = Table(
     Index(
         "ix_runs_live_project",
         "project_id",
-        "position",
+        "status",
         sqlite_where=text(LIVE),
         postgresql_where=text(LIVE),
+    ),
+    Index(
+        "ix_runs_waiting",
+        "thread_id",
+        "position",
+        sqlite_where=text("waits_turn"),
+        postgresql_where=text("waits_turn"),
     ),
     Index(
         "ix_runs_cancelling",
@@ -199,11 +210,11 @@ runs = Table(
         postgresql_where=text("status = 'cancelling'"),
     ),
     Index(
-        "ix_runs_live_status",
+        "ix_runs_workable",
         "status",
         "position",
-        sqlite_where=text(LIVE),
-        postgresql_where=text(LIVE),
+        sqlite_where=text(WORKABLE),
+        postgresql_where=text(WORKABLE),
     ),
 )
 

@@ -32,7 +32,7 @@ SWEEP_SECONDS = 30.0
 MAX_HINTS = 1_000
 """Ready runs that are remembered by id; beyond that, that there are more is enough."""
 
-MAX_FAILURES = 8
+MAX_FAILURES = 20
 """How often a handler is tried before its slot goes to somebody else until the next sweep."""
 
 BATCH = 100
@@ -70,7 +70,7 @@ class EmbeddedJobs:
         self._ready_wake = asyncio.Event()
         self._deferred_wake = asyncio.Event()
         self._next_due_ms = 0
-        self._held_back: set[str] = set()
+        self._held_back: dict[str, tuple[int, int]] = {}
         self._loops: list[asyncio.Task[None]] = []
 
     async def enqueue(self, tx: Transaction, job: Job) -> None:
@@ -153,7 +153,7 @@ class EmbeddedJobs:
 
     async def _look_for_ready(self) -> None:
         limit = self._concurrency + MAX_HINTS
-        # Said before the look, since hints that overflow while it lasts are not in what it finds.
+        # Before the look: what becomes ready while it goes on has to be remembered.
         self._more_ready = False
         try:
             # By an index, and never behind somebody's long list.
@@ -165,7 +165,8 @@ class EmbeddedJobs:
             raise
         # In this engine nobody else executes runs: one in progress that is not ours was lost.
         found = [run_id for run_id in (*held, *ready) if run_id not in self._running]
-        self._more_ready |= len(ready) == limit or len(held) == limit
+        if len(ready) == limit or len(held) == limit:
+            self._more_ready = True
         known = set(self._hints)
         self._hints.extend(run_id for run_id in found if run_id not in known)
 
@@ -212,7 +213,10 @@ class EmbeddedJobs:
                 for run_id, since_ms in cancelling
             ),
         ]
-        due = [each for each in every if each[1] not in self._held_back]
+        due = [
+            (kind, run_id, max(at_ms, self._held_back.get(run_id, (0, 0))[1]))
+            for kind, run_id, at_ms in every
+        ]
         ripe = [(kind, run_id) for kind, run_id, at_ms in due if at_ms <= now_ms]
         if ripe:
             faults.hit("jobs.woken")
@@ -233,12 +237,19 @@ class EmbeddedJobs:
             if isinstance(result, StorageUnavailable):
                 away = result
             elif isinstance(result, Exception):
-                # Held back until the next sweep, so that it is in nobody's way.
                 logger.error("%s of %s failed; it is tried again", kind, run_id, exc_info=result)
-                self._held_back.add(run_id)
+                self._hold_back(run_id)
+            else:
+                self._held_back.pop(run_id, None)
         if away is not None:
             # Raised, so that the next look waits; the rows still say what is due.
             raise away
+
+    def _hold_back(self, run_id: str) -> None:
+        """Keep a deadline that failed out of everybody's way for a while."""
+        failures = self._held_back.get(run_id, (0, 0))[0] + 1
+        pause = self._backoff.delay(failures, self._rng)
+        self._held_back[run_id] = (failures, self._clock.now_ms() + round(pause * 1000))
 
     async def _sleep_unless(self, event: asyncio.Event, seconds: float) -> None:
         tasks = [
@@ -255,5 +266,3 @@ class EmbeddedJobs:
         await self._clock.sleep(SWEEP_SECONDS)
         self._more_ready = True
         self._ready_wake.set()
-        self._held_back.clear()
-        self._deferred_wake.set()

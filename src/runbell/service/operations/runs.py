@@ -203,7 +203,7 @@ async def retrieve_step(
 
     async def work(tx: Transaction) -> RunStep:
         await _run(tx, project, thread_id, run_id)
-        step = await steps.get(tx, project, thread_id, run_id, step_id)
+        step = await steps.get(tx, project, run_id, step_id)
         if step is None:
             raise refusals.not_found("run step", step_id)
         return step
@@ -218,7 +218,7 @@ async def list_steps(
 
     async def work(tx: Transaction) -> tuple[list[RunStep], bool]:
         await _run(tx, project, thread_id, run_id)
-        return await steps.page(tx, project, thread_id, run_id, page)
+        return await steps.page(tx, project, run_id, page)
 
     try:
         return await ctx.store.scan(work)

@@ -18,6 +18,7 @@ import.
 from runbell.testing.storage_contract.feed import FeedContract
 from runbell.testing.storage_contract.guards import GuardContract
 from runbell.testing.storage_contract.pages import PageContract
+from runbell.testing.storage_contract.project_runs import ProjectRunContract
 from runbell.testing.storage_contract.records import RecordContract
 from runbell.testing.storage_contract.runs import RunContract
 from runbell.testing.storage_contract.stories import Stores
@@ -27,6 +28,12 @@ __all__ = ["StorageContract", "Stores"]
 
 
 class StorageContract(
-    TransactionContract, RecordContract, PageContract, RunContract, GuardContract, FeedContract
+    TransactionContract,
+    RecordContract,
+    PageContract,
+    RunContract,
+    ProjectRunContract,
+    GuardContract,
+    FeedContract,
 ):
     """The whole contract."""

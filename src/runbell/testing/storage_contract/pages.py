@@ -84,7 +84,7 @@ async def _insert_step(tx: Transaction, owner: str, key: str, stamp: int) -> Non
 
 
 async def _page_of_steps(tx: Transaction, owner: str, page: Page) -> tuple[list[str], bool]:
-    found, more = await steps.page(tx, PROJECT, "t1", owner, page)
+    found, more = await steps.page(tx, PROJECT, owner, page)
     return [step.id for step in found], more
 
 

@@ -244,10 +244,7 @@ class RecordContract:
                     await steps.insert(tx, record)
 
             async def look(tx: Transaction) -> list[RunStep | None]:
-                return [
-                    await steps.get(tx, PROJECT, step.thread_id, step.run_id, step.id)
-                    for step in records
-                ]
+                return [await steps.get(tx, PROJECT, step.run_id, step.id) for step in records]
 
             await store.write(insert)
             assert await store.read(look) == records
@@ -278,7 +275,7 @@ class RecordContract:
             return (
                 await steps.of_run(tx, "run_1"),
                 await steps.open_of_run(tx, "run_1"),
-                await steps.get(tx, PROJECT, "t1", "run_2", "s0"),
+                await steps.get(tx, PROJECT, "run_2", "s0"),
             )
 
         every, still_open, foreign = await store.write(work)
@@ -316,7 +313,7 @@ async def _left(store: Store, name: str) -> list[bool]:
         return [
             await threads.get(tx, PROJECT, name) is not None,
             await messages.get(tx, PROJECT, name, f"msg_{name}") is not None,
-            await steps.get(tx, PROJECT, name, f"run_{name}", f"step_{name}") is not None,
+            await steps.get(tx, PROJECT, f"run_{name}", f"step_{name}") is not None,
             await runs.find(tx, f"run_{name}") is not None,
             f"evt_run_{name}_1" in [event_id for event_id, _, _ in feed],
         ]

@@ -204,8 +204,8 @@ class RunContract:
             store, *(new_run(f"run_{n}", status=S.CANCELLING, cancelling_at_ms=n) for n in (3, 1))
         )
         assert await store.read(lambda tx: runs.cancelling_since(tx, 9)) == [
-            ("run_3", 3),
             ("run_1", 1),
+            ("run_3", 3),
         ]
         assert len(await store.read(lambda tx: runs.cancelling_since(tx, 1))) == 1
 

@@ -213,19 +213,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_runs_live_project",
         "runs",
-        ["project_id", "position"],
-        unique=False,
-        sqlite_where=sa.text(
-            "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
-        ),
-        postgresql_where=sa.text(
-            "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
-        ),
-    )
-    op.create_index(
-        "ix_runs_live_status",
-        "runs",
-        ["status", "position"],
+        ["project_id", "status"],
         unique=False,
         sqlite_where=sa.text(
             "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
@@ -239,6 +227,22 @@ def upgrade() -> None:
     )
     op.create_index(
         op.f("ix_runs_thread_id_position"), "runs", ["thread_id", "position"], unique=False
+    )
+    op.create_index(
+        "ix_runs_waiting",
+        "runs",
+        ["thread_id", "position"],
+        unique=False,
+        sqlite_where=sa.text("waits_turn"),
+        postgresql_where=sa.text("waits_turn"),
+    )
+    op.create_index(
+        "ix_runs_workable",
+        "runs",
+        ["status", "position"],
+        unique=False,
+        sqlite_where=sa.text("status IN ('queued', 'in_progress')"),
+        postgresql_where=sa.text("status IN ('queued', 'in_progress')"),
     )
     op.create_index(
         "uq_runs_active_thread",
