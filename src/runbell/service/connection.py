@@ -63,13 +63,17 @@ class Connection(HttpToolsProtocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head += len(data)
-            # What is read at once may hold the end of a body too, hence twice the limit.
-            if self._head > 2 * MAX_HEAD:
+        # What is read at once may hold a body too, or a whole request and the next one's head.
+        while data and self._in_head and not self.transport.is_closing():
+            room = MAX_HEAD - self._head
+            if room <= 0:
                 self.send_400_response("The request's head is too large.")
                 return
-        super().data_received(data)
+            piece, data = data[:room], data[room:]
+            self._head += len(piece)
+            super().data_received(piece)
+        if data and not self.transport.is_closing():
+            super().data_received(data)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
