@@ -228,31 +228,51 @@ async def test_a_run_that_is_ready_again_while_it_is_handled_is_handled_again(
     assert worker.most == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a defect"), StorageUnavailable("locked")])
-def test_a_handler_that_fails_is_tried_again_ever_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+def check_pauses(worker: Worker, run: str) -> None:
+    """Each is twice as long as the one before, half of it by chance, and 5 s at the most."""
+    tries = [time for key, time in zip(worker.begun, worker.times, strict=True) if key == run]
+    for number, (before, after) in enumerate(pairwise(tries)):
+        longest = min(5.0, 0.1 * 2**number)
+        assert longest / 2 <= after - before <= longest + 1e-9
+
+
+def test_a_handler_that_fails_is_tried_again_and_then_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each pause is twice as long as the one before, half of it by chance, and 5 s at the most.
-    After so many failures it makes room for others, and the next sweep finds it again."""
+    """Ever later, on a place of its own; after so many failures others get the place, and the next
+    sweep finds it again."""
     monkeypatch.setattr(engine, "MAX_FAILURES", 8)
 
     @on_a_service(started=False, max_concurrent_runs=1)
     async def story(service: EmbeddedService) -> None:
         worker = Worker(service)
         run, other = await queued(service, 2)
-        worker.failing[run] = [error] * 8
+        worker.failing[run] = [RuntimeError("a defect")] * 8
         worker.start()
         await service.advance(29.0)
-        tries = [time for key, time in zip(worker.begun, worker.times, strict=True) if key == run]
-        full = [min(5.0, 0.1 * 2**number) for number in range(7)]
-        for (before, after), longest in zip(pairwise(tries), full, strict=True):
-            pause = after - before
-            assert longest / 2 <= pause <= longest + 1e-9
         assert worker.begun == [run] * 8 + [other], "it kept its place meanwhile, and then no more"
+        check_pauses(worker, run)
         await service.advance(2.0)
         assert worker.begun[9:] == [run, other], "both are queued still, so the sweep offers them"
 
     story(tmp_path)
+
+
+@on_a_service(started=False, max_concurrent_runs=1)
+async def test_a_handler_that_waits_for_the_database_is_tried_without_end(
+    service: EmbeddedService,
+) -> None:
+    """Ever later, and without counting: that the database is away is no fault of the run."""
+    worker = Worker(service)
+    run, other = await queued(service, 2)
+    worker.failing[run] = [StorageUnavailable("locked") for _ in range(engine.MAX_FAILURES + 5)]
+    worker.start()
+    await service.advance(300.0)
+    first = worker.begun.index(other)
+    assert worker.begun[:first] == [run] * (engine.MAX_FAILURES + 6)
+    worker.begun = worker.begun[:first]
+    worker.times = worker.times[:first]
+    check_pauses(worker, run)
 
 
 @on_a_service(started=False)

@@ -297,10 +297,12 @@ class Service(RuleBasedStateMachine):
         for thread in self.house.there:
             said = self.do(self.service.messages(thread.id))
             spoken = [message for message in said if message.role == "assistant"]
-            # What was broken off by a cancel is kept, and is no answer.
-            answers = [each.run_id for each in spoken if each.status == "completed"]
+            # What was broken off by a cancel or a failure is kept, and is no answer.
+            broken = ("run_cancelled", "run_failed")
+            answers = [each.run_id for each in spoken if each.incomplete_reason not in broken]
             assert sorted(map(str, answers)) == sorted(r.id for r in thread.runs if r.answered)
             assert len(said) - len(spoken) == thread.user_messages
+            assert len({each.run_id for each in spoken}) == len(spoken), "one message a run"
 
     def everything_ends(self) -> None:
         """Once the longest time has passed, every run has ended, and every thread is free."""

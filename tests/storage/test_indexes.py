@@ -11,12 +11,21 @@ from types import ModuleType
 
 import pytest
 
-from runbell.storage import assistants, events, messages, projects, runs, steps, threads
+from runbell.storage import (
+    assistants,
+    events,
+    messages,
+    probes,
+    projects,
+    runs,
+    steps,
+    threads,
+)
 from runbell.storage.paging import PagedList
 from runbell.storage.statements import Statement
 from runbell.testing.databases import migrated_sqlite
 
-MODULES = (assistants, events, messages, projects, runs, steps, threads)
+MODULES = (assistants, events, messages, probes, projects, runs, steps, threads)
 
 WHOLE_TABLES = {"api_keys.list", "projects.list"}
 """These read everything, in tables that have a few rows, for the command line and the start."""
@@ -87,13 +96,17 @@ def test_a_statement_searches_and_does_not_sort(
         (runs.READY, "ix_runs_workable (status=?)"),
         (runs.IN_PROGRESS, "ix_runs_workable (status=?)"),
         (runs.CANCELLING, "ix_runs_cancelling"),
+        (runs.NEXT_WAITING, "ix_runs_waiting (thread_id=?)"),
+        (runs.WAITING, "ix_runs_waiting (thread_id=?)"),
+        (runs.MANY, "(id=?)"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_what_is_due_is_found_by_its_own_index(
+def test_what_is_asked_for_is_found_by_its_own_index(
     database: sqlite3.Connection, statement: Statement, index: str
 ) -> None:
-    """Partial indexes, which hold live runs alone: a million runs that have ended cost nothing."""
+    """Mostly partial ones, which hold live runs alone: a million runs that have ended, in this
+    project or on this thread, cost nothing."""
     (step,) = plan(database, statement)
     assert index in step
 
@@ -112,11 +125,3 @@ def test_what_a_run_did_is_found_by_the_run(database: sqlite3.Connection) -> Non
     for statement in steps.PAGES._pages.values():
         (step,) = plan(database, statement)
         assert "run_id=?" in step
-
-
-def test_the_next_in_line_is_not_searched_among_all_that_ever_were(
-    database: sqlite3.Connection,
-) -> None:
-    """Each end of a run asks for it, on threads that may have had thousands of runs."""
-    (step,) = plan(database, runs.NEXT_WAITING)
-    assert "ix_runs_thread_id_position" not in step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Column, Table, bindparam, select
+from sqlalchemy import Column, Table, bindparam, literal_column, select
 from sqlalchemy.sql.elements import ColumnElement, TextClause
 
 from runbell.errors import UnknownCursor
@@ -43,7 +43,7 @@ class PagedList:
         name: the statements' name, `table.list`.
         table: has columns `id` and `position`.
         owner: the conditions that make up the list, with their parameters.
-        sqlite_index: read by this index, where SQLite's planner would take another.
+        few: there are never many rows; they are found by what they are, and then sorted.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class PagedList:
         name: str,
         table: Table,
         *owner: ColumnElement[bool] | TextClause,
-        sqlite_index: str | None = None,
+        few: bool = False,
     ) -> None:
         position: Column[Any] = table.c.position
         self._cursor = Statement(
@@ -60,11 +60,11 @@ class PagedList:
             select(position).where(*owner, table.c.id == bindparam("cursor")),
         )
         rows = select_row(table).where(*owner)
-        if sqlite_index is not None:
-            rows = rows.with_hint(table, f"INDEXED BY {sqlite_index}", "sqlite")
+        # An expression, which no index has, keeps the planner from reading all rows in their order.
+        order = position + literal_column("0") if few else position
         low, high = position > bindparam("low"), position < bindparam("high")
         self._pages: dict[tuple[str, bool, bool], Statement] = {}
-        for direction, ordering in (("asc", position.asc()), ("desc", position.desc())):
+        for direction, ordering in (("asc", order.asc()), ("desc", order.desc())):
             for has_low in (False, True):
                 for has_high in (False, True):
                     bounds = [*([low] if has_low else []), *([high] if has_high else [])]

@@ -192,7 +192,7 @@ runs = Table(
     Index(
         "ix_runs_live_project",
         "project_id",
-        "status",
+        "position",
         sqlite_where=text(LIVE),
         postgresql_where=text(LIVE),
     ),

@@ -239,7 +239,7 @@ async def embedded(
         started: hand out jobs at once; else the test calls `start`.
         settings: of `Settings`, where they are to differ from the defaults.
     """
-    async with opened(migrated_sqlite(path)) as store:
+    async with opened(migrated_sqlite(path), durable=False) as store:
         service = EmbeddedService(
             store, clock or VirtualClock(), Settings(**settings), ScriptedBackend()
         )

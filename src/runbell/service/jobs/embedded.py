@@ -13,6 +13,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import count
 
 from runbell import faults
 from runbell.clock import Clock
@@ -33,7 +34,7 @@ MAX_HINTS = 1_000
 """Ready runs that are remembered by id; beyond that, that there are more is enough."""
 
 MAX_FAILURES = 20
-"""How often a handler is tried before its slot goes to somebody else until the next sweep."""
+"""How often a run may fail with a defect before its slot goes to others, until the next sweep."""
 
 BATCH = 100
 """Deferred jobs that are handled at the same time."""
@@ -179,9 +180,9 @@ class EmbeddedJobs:
 
     async def _handle(self, run_id: str) -> None:
         handler = self._handlers[JobKind.RUN]
+        defects = 0
         try:
-            # A run that fails all the time gives its slot back; the sweep finds it again.
-            for failures in range(1, MAX_FAILURES + 1):
+            for failures in count(1):
                 try:
                     await handler(run_id)
                     return
@@ -189,6 +190,9 @@ class EmbeddedJobs:
                     logger.warning("%s waits for the database: %s", run_id, error)
                 except Exception:
                     logger.exception("executing %s failed; it is tried again", run_id)
+                    defects += 1
+                    if defects == MAX_FAILURES:
+                        return
                 await self._clock.sleep(self._backoff.delay(failures, self._rng))
         finally:
             del self._running[run_id]

@@ -105,6 +105,9 @@ class Access:
         # Found by its digest; compared once more so that an index's timing decides nothing.
         if row is None or not hmac.compare_digest(row.digest, digest):
             raise RequestRefused(
-                401, f"Incorrect API key provided: {masked(key)}.", code="invalid_api_key"
+                401,
+                f"Incorrect API key provided: {masked(key)}. A key of this service is needed: "
+                "'runbell keys create' makes one.",
+                code="invalid_api_key",
             )
         return row.project_id

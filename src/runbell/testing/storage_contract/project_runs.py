@@ -1,4 +1,4 @@
-"""Runs across threads, and the small questions: how many wait, what came last, can it be written."""
+"""Runs across threads, and small questions: how many wait, what came last, can it be written."""
 
 from __future__ import annotations
 

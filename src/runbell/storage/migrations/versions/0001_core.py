@@ -211,9 +211,13 @@ def upgrade() -> None:
         ),
     )
     op.create_index(
+        op.f("ix_runs_project_id_position"), "runs", ["project_id", "position"], unique=False
+    )
+    # Behind the index of all runs of a project: of two that suit SQLite takes the younger one.
+    op.create_index(
         "ix_runs_live_project",
         "runs",
-        ["project_id", "status"],
+        ["project_id", "position"],
         unique=False,
         sqlite_where=sa.text(
             "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
@@ -221,9 +225,6 @@ def upgrade() -> None:
         postgresql_where=sa.text(
             "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
         ),
-    )
-    op.create_index(
-        op.f("ix_runs_project_id_position"), "runs", ["project_id", "position"], unique=False
     )
     op.create_index(
         op.f("ix_runs_thread_id_position"), "runs", ["thread_id", "position"], unique=False
