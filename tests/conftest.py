@@ -21,14 +21,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A service; whatever it answers, to whomever, is held against the types of the wire."""
+    """A service; whatever it answers, to whomever, is held against the types of the wire, and
+    against its own document."""
     # Late: the SDK takes its time to import, and many tests talk to no service.
+    from tests.openapi.conformance import conforms
     from tests.protocol.wire import inspect
-    from tests.served import Served
+    from tests.served import Answer, Served
+
+    def watch(answer: Answer) -> None:
+        inspect(answer)
+        conforms(answer)
 
     # A cancel has to reach its worker by itself: nothing ends it by force within a test's time.
     env = {"RUNBELL_CANCEL_GRACE": "3600"}
-    with Served(tmp_path_factory.mktemp("served"), env=env, watch=inspect) as served:
+    with Served(tmp_path_factory.mktemp("served"), env=env, watch=watch) as served:
         yield served
 
 

@@ -618,3 +618,18 @@ def test_an_answer_repeats_only_the_beginning_of_a_long_name_or_value():
         assert len(refused(ModifyRun, body).message) < 300
     assert len(refused(CreateMessage, {**MESSAGE, "role": "r" * 10_000}).message) < 300
     assert len(refused(CreateRun, {**RUN, "max_prompt_tokens": 10**4000}).message) < 300
+
+
+@pytest.mark.parametrize("written", ["256", "256.0", "2.56e2"])
+def test_an_integer_may_be_written_as_a_decimal(written):
+    """JSON has one kind of number; a fraction is what makes it no integer."""
+    body = f'{{"assistant_id": "asst_1", "max_prompt_tokens": {written}}}'.encode()
+    request = decode(body, CreateRun)
+    assert request.max_prompt_tokens == 256
+    assert type(request.max_prompt_tokens) is int
+
+
+@pytest.mark.parametrize("written", ["256.5", "1e400", "2e2", '"256.0"', "[256.0]"])
+def test_what_is_no_integer_of_the_range_is_refused(written):
+    body = f'{{"assistant_id": "asst_1", "max_prompt_tokens": {written}}}'.encode()
+    assert refused(CreateRun, body).param in ("max_prompt_tokens", None)

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from runbell import faults
 from runbell.errors import RequestRefused, StorageUnavailable
-from runbell.service import logs
+from runbell.service import logs, openapi
 from runbell.service.limits import Limits
 from runbell.service.once import handle_once, key_of, request_digest
 from runbell.service.operations import backlog
@@ -30,11 +30,15 @@ from runbell.service.routes import ROUTES, Route
 from runbell.service.routes.routing import Answer, Call, ClientLeft, EventStream, answer
 from runbell.service.wire.decode import decode
 from runbell.service.wire.objects import encode, error_body
+from runbell.service.wire.pages import MAX_IDS
 from runbell.storage.probes import probe
 
 __all__ = ["App"]
 
 logger = logging.getLogger(__name__)
+
+MAX_FIELDS = 2 * MAX_IDS
+"""Parameters that a query may have: as many ids as can be asked for, each on its own, and more."""
 
 _PREFIXES = ("/openai/v1/", "/openai/")
 """Where Azure's clients look for the API."""
@@ -63,6 +67,9 @@ class _Paths:
                 if match is not None:
                     return routes, match.groupdict()
         return None
+
+
+_PAGES = logs.PROBES | frozenset(openapi.PATHS)
 
 
 class App:
@@ -150,14 +157,11 @@ class App:
         """What to answer; `told` gets headers that go with it, also where it ends in an error."""
         method: str = scope["method"]
         path: str = scope["path"]
-        exchange: logs.Exchange = scope["runbell"]
-        if path in logs.PROBES:
-            exchange.route = path
-        if path in ("/healthz", "/readyz"):
-            return await self._health(method, path)
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        if path == "/metrics":
-            return await self._metrics(method, scope)
+        exchange: logs.Exchange = scope["runbell"]
+        if path in _PAGES:
+            exchange.route = path
+            return await self._page(method, path, scope)
         found = self._paths.find(path)
         if found is not None:
             exchange.route, exchange.path = next(iter(found[0].values())).path, found[1]
@@ -223,6 +227,14 @@ class App:
                 408, "The request's body did not arrive in time.", headers={"connection": "close"}
             ) from None
 
+    async def _page(self, method: str, path: str, scope: Scope) -> Answer:
+        """What is no part of the API: probes, metrics, the document."""
+        if path in openapi.PATHS:
+            return await _published(method, path, scope["headers"])
+        if path == "/metrics":
+            return await self._metrics(method, scope)
+        return await self._health(method, path)
+
     async def _health(self, method: str, path: str) -> Answer:
         if method not in ("GET", "HEAD"):
             raise _wrong_method(method, ["GET", "HEAD"])
@@ -262,6 +274,15 @@ class App:
         except StorageUnavailable:
             return False
         return True
+
+
+async def _published(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> Answer:
+    if method not in ("GET", "HEAD"):
+        raise _wrong_method(method, ["GET", "HEAD"])
+    found = (value for name, value in headers if name == b"if-none-match")
+    known = next(found, b"").decode("latin-1")
+    # The first one takes a tenth of a second to make: time that others need not wait.
+    return await asyncio.to_thread(openapi.published, path, known)
 
 
 async def _send_answer(result: Answer, headers: list[tuple[bytes, bytes]], send: Send) -> None:
@@ -335,7 +356,11 @@ def _query(text: bytes) -> list[tuple[str, str]]:
         if not pairs:
             return []
         return parse_qsl(
-            pairs, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=400
+            pairs,
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=MAX_FIELDS,
         )
     except ValueError:
         raise RequestRefused(400, "We could not parse the query of your request.") from None

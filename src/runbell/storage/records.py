@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 __all__ = [
+    "FUNCTION_NAME",
+    "JSON_SCHEMA_FIELDS",
     "ApiKey",
     "Assistant",
     "AssistantConfig",
@@ -53,11 +55,15 @@ ToolResources = dict[str, Any]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
+FUNCTION_NAME = "^[a-zA-Z0-9_-]{1,64}$"
+_FunctionName = Annotated[str, Meta(extra_json_schema={"pattern": FUNCTION_NAME})]
+
+
 # Tools: what an assistant or a run may call.
 
 
 class FunctionDefinition(Struct, frozen=True, omit_defaults=True):
-    name: str
+    name: _FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -111,8 +117,25 @@ class JsonObjectFormat(Struct, frozen=True, tag_field="type", tag="json_object")
     pass
 
 
+JSON_SCHEMA_FIELDS = {"description": "string", "schema": "object", "strict": "boolean"}
+"""What a `json_schema` may say beside its name, with the kind of JSON value."""
+
+_JsonSchema = Annotated[
+    dict[str, Any],
+    Meta(
+        extra_json_schema={
+            "required": ["name"],
+            "properties": {
+                "name": {"type": "string", "pattern": FUNCTION_NAME},
+                **{name: {"type": [kind, "null"]} for name, kind in JSON_SCHEMA_FIELDS.items()},
+            },
+        }
+    ),
+]
+
+
 class JsonSchemaFormat(Struct, frozen=True, tag_field="type", tag="json_schema"):
-    json_schema: dict[str, Any]
+    json_schema: _JsonSchema
 
 
 ResponseFormat = Literal["auto"] | TextFormat | JsonObjectFormat | JsonSchemaFormat

@@ -14,6 +14,7 @@ from runbell.service.wire.objects import (
     assistant_object,
 )
 from runbell.service.wire.pages import PageQuery, page_of, page_query
+from runbell.service.wire.parameters import PAGING
 from runbell.service.wire.requests import CreateAssistant, ModifyAssistant
 
 __all__ = ["ROUTES"]
@@ -48,9 +49,50 @@ _ALL = "/v1/assistants"
 _ONE = "/v1/assistants/{assistant_id}"
 
 ROUTES = (
-    Route("GET", _ALL, _list, "List assistants", query=page_query),
-    Route("POST", _ALL, _create, "Create an assistant", body=CreateAssistant),
-    Route("GET", _ONE, _retrieve, "Retrieve an assistant"),
-    Route("POST", _ONE, _modify, "Modify an assistant", body=ModifyAssistant),
-    Route("DELETE", _ONE, _delete, "Delete an assistant"),
+    Route(
+        "GET",
+        _ALL,
+        _list,
+        "List assistants",
+        query=page_query,
+        operation="listAssistants",
+        answer=ListPage[AssistantObject],
+        parameters=PAGING,
+    ),
+    Route(
+        "POST",
+        _ALL,
+        _create,
+        "Create an assistant",
+        body=CreateAssistant,
+        operation="createAssistant",
+        answer=AssistantObject,
+        about="An assistant may name any model and any tool; a run that can't use them is a 400.",
+    ),
+    Route(
+        "GET",
+        _ONE,
+        _retrieve,
+        "Retrieve an assistant",
+        operation="getAssistant",
+        answer=AssistantObject,
+    ),
+    Route(
+        "POST",
+        _ONE,
+        _modify,
+        "Modify an assistant",
+        body=ModifyAssistant,
+        operation="modifyAssistant",
+        answer=AssistantObject,
+        about="What is absent or null stays as it is.",
+    ),
+    Route(
+        "DELETE",
+        _ONE,
+        _delete,
+        "Delete an assistant",
+        operation="deleteAssistant",
+        answer=DeletedObject,
+    ),
 )

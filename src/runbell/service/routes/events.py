@@ -6,12 +6,13 @@ from collections.abc import AsyncGenerator
 from functools import partial
 
 from runbell.errors import UnknownCursor
-from runbell.runs import EVENT_TYPES
+from runbell.runs import EVENT_TYPES, RunEvent
 from runbell.service.changes import Watch
 from runbell.service.operations import refusals
 from runbell.service.routes.routing import Answer, Call, EventStream, Route
-from runbell.service.wire.objects import encode
+from runbell.service.wire.objects import ListPage, encode
 from runbell.service.wire.pages import EventQuery, event_query
+from runbell.service.wire.parameters import AFTER, LAST_EVENT_ID, LIMIT, TYPES
 from runbell.storage import events
 
 __all__ = ["ROUTES"]
@@ -116,5 +117,13 @@ ROUTES = (
         _list,
         "List events, oldest first, or follow them",
         query=lambda params: event_query(params, EVENT_TYPES),
+        operation="listEvents",
+        answer=ListPage[RunEvent],
+        parameters=(LIMIT, AFTER, TYPES, LAST_EVENT_ID),
+        stream=dict.fromkeys(EVENT_TYPES, RunEvent),
+        about="Without `after`, a page begins with the oldest event that is kept. With `Accept: "
+        "text/event-stream` the feed goes on for as long as you listen; without `after` it begins "
+        "with what happens next.",
+        ours=True,
     ),
 )

@@ -14,6 +14,7 @@ from runbell.service.wire.objects import (
     message_object,
 )
 from runbell.service.wire.pages import PageQuery, page_of, page_query
+from runbell.service.wire.parameters import OF_RUN, PAGING
 from runbell.service.wire.requests import CreateMessage, ModifyMessage
 
 __all__ = ["ROUTES"]
@@ -63,9 +64,33 @@ ROUTES = (
         _list,
         "List a thread's messages",
         query=lambda params: page_query(params, also=("run_id",)),
+        operation="listMessages",
+        answer=ListPage[MessageObject],
+        parameters=(*PAGING, OF_RUN),
     ),
-    Route("POST", _ALL, _create, "Add a message to a thread", body=CreateMessage),
-    Route("GET", _ONE, _retrieve, "Retrieve a message"),
-    Route("POST", _ONE, _modify, "Modify a message", body=ModifyMessage),
-    Route("DELETE", _ONE, _delete, "Delete a message"),
+    Route(
+        "POST",
+        _ALL,
+        _create,
+        "Add a message to a thread",
+        body=CreateMessage,
+        operation="createMessage",
+        answer=MessageObject,
+        about="A 400 while the thread has an active run.",
+    ),
+    Route(
+        "GET", _ONE, _retrieve, "Retrieve a message", operation="getMessage", answer=MessageObject
+    ),
+    Route(
+        "POST",
+        _ONE,
+        _modify,
+        "Modify a message",
+        body=ModifyMessage,
+        operation="modifyMessage",
+        answer=MessageObject,
+    ),
+    Route(
+        "DELETE", _ONE, _delete, "Delete a message", operation="deleteMessage", answer=DeletedObject
+    ),
 )

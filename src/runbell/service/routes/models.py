@@ -29,6 +29,21 @@ def _model(name: str) -> ModelObject:
 
 
 ROUTES = (
-    Route("GET", "/v1/models", _list, "List the models that are served"),
-    Route("GET", "/v1/models/{model:path}", _retrieve, "Retrieve a model"),
+    Route(
+        "GET",
+        "/v1/models",
+        _list,
+        "List the models that are served",
+        operation="listModels",
+        answer=ListPage[ModelObject],
+    ),
+    Route(
+        "GET",
+        "/v1/models/{model:path}",
+        _retrieve,
+        "Retrieve a model",
+        operation="retrieveModel",
+        answer=ModelObject,
+        about="A model's name may hold slashes.",
+    ),
 )

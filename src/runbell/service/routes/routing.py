@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from runbell.service.operations.context import Context
 from runbell.service.wire.objects import encode
 from runbell.service.wire.pages import check_no_query
+from runbell.service.wire.parameters import Header, Parameter
 from runbell.service.wire.requests import Request
 
 __all__ = ["Answer", "Call", "ClientLeft", "EventStream", "Route", "answer", "no_query"]
@@ -136,6 +137,14 @@ class Route:
         summary: what it does, in a few words.
         body: the type of the request's body; None where it has none.
         query: decodes the query; refuses what it does not know.
+        operation: its name for programs that are made from the OpenAPI document.
+        answer: the type of its answer, or several.
+        parameters: what its query and its headers may say; `query` decodes the former.
+        headers: what its answer may say beside its body, and other answers do not.
+        stream: the events that it may answer as a stream, with the types of their data.
+        refuses: statuses of its error answers that do not follow from the rest.
+        about: what else there is to know.
+        ours: OpenAI's API does not have it.
     """
 
     method: str
@@ -144,3 +153,11 @@ class Route:
     summary: str
     body: type[Request] | None = None
     query: Callable[[Sequence[tuple[str, str]]], Any] = field(default=no_query)
+    operation: str = ""
+    answer: Any = None
+    parameters: tuple[Parameter, ...] = ()
+    headers: tuple[Header, ...] = ()
+    stream: Mapping[str, Any] | None = None
+    refuses: tuple[int, ...] = ()
+    about: str = ""
+    ours: bool = False

@@ -26,6 +26,19 @@ from runbell.service.wire.pages import (
     page_query,
     runs_query,
 )
+from runbell.service.wire.parameters import (
+    CREATED_AFTER,
+    CREATED_BEFORE,
+    ETAG,
+    IDS,
+    IF_NONE_MATCH,
+    INCLUDE,
+    PAGING,
+    POLL_AFTER,
+    PREFER,
+    PREFERENCE_APPLIED,
+    STATUS,
+)
 from runbell.service.wire.preferences import entity_tag, knows, wait_seconds
 from runbell.service.wire.requests import (
     CreateRun,
@@ -33,6 +46,7 @@ from runbell.service.wire.requests import (
     ModifyRun,
     SubmitToolOutputs,
 )
+from runbell.service.wire.streams import RUN_EVENTS, THREAD_EVENTS
 from runbell.storage.runs import RunRecord
 
 __all__ = ["ROUTES"]
@@ -183,25 +197,98 @@ _ONE = "/v1/threads/{thread_id}/runs/{run_id}"
 
 # Retrieving comes first: it is what is called most, and routes are tried in order.
 ROUTES = (
-    Route("GET", _ONE, _retrieve, "Retrieve a run"),
-    Route("POST", _ONE, _modify, "Modify a run", body=ModifyRun),
-    Route("GET", _ALL, _list, "List a thread's runs", query=page_query),
-    Route("POST", _ALL, _create, "Create a run", body=CreateRun, query=include_query),
+    Route(
+        "GET",
+        _ONE,
+        _retrieve,
+        "Retrieve a run",
+        operation="getRun",
+        answer=RunObject,
+        parameters=(PREFER, IF_NONE_MATCH),
+        headers=(ETAG, PREFERENCE_APPLIED, POLL_AFTER),
+        about="With `Prefer: wait=N`, answers when the run has ended or requires action, or after "
+        "N seconds.",
+    ),
+    Route(
+        "POST",
+        _ONE,
+        _modify,
+        "Modify a run",
+        body=ModifyRun,
+        operation="modifyRun",
+        answer=RunObject,
+    ),
+    Route(
+        "GET",
+        _ALL,
+        _list,
+        "List a thread's runs",
+        query=page_query,
+        operation="listRuns",
+        answer=ListPage[RunObject],
+        parameters=PAGING,
+    ),
+    Route(
+        "POST",
+        _ALL,
+        _create,
+        "Create a run",
+        body=CreateRun,
+        query=include_query,
+        operation="createRun",
+        answer=RunObject,
+        parameters=(INCLUDE,),
+        stream=RUN_EVENTS,
+        about="The run is `queued` in this answer, always. What would not work is a 400: a model "
+        "that nobody serves, `file_search` or `code_interpreter`, a thread whose active run has "
+        "not ended.",
+    ),
     Route(
         "POST",
         "/v1/threads/runs",
         _create_with_thread,
         "Create a thread and a run on it",
         body=CreateThreadAndRun,
+        operation="createThreadAndRun",
+        answer=RunObject,
+        stream=THREAD_EVENTS,
+        refuses=(404,),
+        about="A 404 where there is no such assistant.",
     ),
-    Route("GET", "/v1/runs", _find, "Find runs across threads", query=runs_query),
-    Route("POST", f"{_ONE}/cancel", _cancel, "Cancel a run"),
+    Route(
+        "GET",
+        "/v1/runs",
+        _find,
+        "Find runs across threads",
+        query=runs_query,
+        operation="findRuns",
+        answer=(ListPage[RunObject], RunsById),
+        parameters=(*PAGING, STATUS, CREATED_BEFORE, CREATED_AFTER, IDS, PREFER),
+        headers=(PREFERENCE_APPLIED, POLL_AFTER),
+        about="A page of the project's runs, or, with `ids`, certain ones; then `Prefer: wait=N` "
+        "holds the answer until any of them has ended or requires action.",
+        ours=True,
+    ),
+    Route(
+        "POST",
+        f"{_ONE}/cancel",
+        _cancel,
+        "Cancel a run",
+        operation="cancelRun",
+        answer=RunObject,
+        about="A run that no worker holds is `cancelled` at once, another `cancelling` first. "
+        "Cancelling twice is the same as once; a run that has ended is a 400.",
+    ),
     Route(
         "POST",
         f"{_ONE}/submit_tool_outputs",
         _submit,
         "Submit the outputs of a run's tool calls",
         body=SubmitToolOutputs,
+        operation="submitToolOutputsToRun",
+        answer=RunObject,
+        stream=RUN_EVENTS,
+        about="The outputs of all calls together, in any order, once.",
     ),
     Route(
         "GET",
@@ -209,8 +296,18 @@ ROUTES = (
         _list_steps,
         "List a run's steps",
         query=lambda params: page_query(params, also=("include",)),
+        operation="listRunSteps",
+        answer=ListPage[RunStepObject],
+        parameters=(*PAGING, INCLUDE),
     ),
     Route(
-        "GET", f"{_ONE}/steps/{{step_id}}", _retrieve_step, "Retrieve a step", query=include_query
+        "GET",
+        f"{_ONE}/steps/{{step_id}}",
+        _retrieve_step,
+        "Retrieve a step",
+        query=include_query,
+        operation="getRunStep",
+        answer=RunStepObject,
+        parameters=(INCLUDE,),
     ),
 )

@@ -33,8 +33,32 @@ async def _delete(call: Call[None, None]) -> DeletedObject:
 _ONE = "/v1/threads/{thread_id}"
 
 ROUTES = (
-    Route("POST", "/v1/threads", _create, "Create a thread", body=CreateThread),
-    Route("GET", _ONE, _retrieve, "Retrieve a thread"),
-    Route("POST", _ONE, _modify, "Modify a thread", body=ModifyThread),
-    Route("DELETE", _ONE, _delete, "Delete a thread"),
+    Route(
+        "POST",
+        "/v1/threads",
+        _create,
+        "Create a thread",
+        body=CreateThread,
+        operation="createThread",
+        answer=ThreadObject,
+    ),
+    Route("GET", _ONE, _retrieve, "Retrieve a thread", operation="getThread", answer=ThreadObject),
+    Route(
+        "POST",
+        _ONE,
+        _modify,
+        "Modify a thread",
+        body=ModifyThread,
+        operation="modifyThread",
+        answer=ThreadObject,
+    ),
+    Route(
+        "DELETE",
+        _ONE,
+        _delete,
+        "Delete a thread",
+        operation="deleteThread",
+        answer=DeletedObject,
+        about="Its active run is cancelled first; messages, runs and steps go, events stay.",
+    ),
 )

@@ -45,7 +45,10 @@ def decode(body: bytes, type: type[T]) -> T:  # noqa: A002 - what it is
     try:
         request: T = _decoder(type).decode(body)
     except msgspec.ValidationError as error:
-        raise _explained(body, type, str(error)) from None
+        whole = _in_whole_numbers(body, type) if "got `float`" in str(error) else None
+        if whole is None:
+            raise _explained(body, type, str(error)) from None
+        request = whole
     except msgspec.DecodeError as error:
         raise _malformed(body, str(error)) from None
     request.check()
@@ -55,6 +58,31 @@ def decode(body: bytes, type: type[T]) -> T:  # noqa: A002 - what it is
 @cache
 def _decoder(type: Any) -> msgspec.json.Decoder[Any]:  # noqa: A002 - what it is
     return msgspec.json.Decoder(type)
+
+
+def _in_whole_numbers(body: bytes, type: type[T]) -> T | None:  # noqa: A002 - what it is
+    """The request, if taking 256.0 for the integer 256 is all that it needs.
+
+    JSON has one kind of number, and JSON Schema's integers are those without a fraction, however
+    they are written.
+    """
+    if len(body) > MAX_EXPLAINED:
+        return None
+    try:
+        return msgspec.convert(_whole(msgspec.json.decode(body)), type)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _whole(value: Any) -> Any:
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case list():
+            return [_whole(item) for item in value]
+        case dict():
+            return {key: _whole(item) for key, item in value.items()}
+    return value
 
 
 # Whether the bytes can be read at all.
@@ -143,7 +171,9 @@ _KINDS: dict[type[inspect.Type], tuple[str, ...]] = {
 def _problem(value: Any, node: inspect.Type, path: str) -> RequestRefused | None:
     """The first thing about `value` that its type does not allow, in the order of the body."""
     kind = refusals.kind_of(value)
+    node = _bare(node)
     choices = node.types if isinstance(node, inspect.UnionType) else (node,)
+    choices = tuple(_bare(choice) for choice in choices)
     fitting = [choice for choice in choices if kind in _KINDS[type(choice)]]
     if not fitting:
         names = dict.fromkeys(_KINDS[type(choice)][0] for choice in choices)
@@ -173,6 +203,13 @@ def _problem(value: Any, node: inspect.Type, path: str) -> RequestRefused | None
         case inspect.DictType() as properties:
             return _properties_problem(value, properties, path)
     return None
+
+
+def _bare(node: inspect.Type) -> inspect.Type:
+    """The type, without what only documents say about it."""
+    while isinstance(node, inspect.Metadata):
+        node = node.type
+    return node
 
 
 def _tagged_problem(
@@ -220,7 +257,7 @@ def _properties_problem(
     most = properties.max_length
     if most is not None and len(value) > most:
         return refusals.too_many_properties(path, most, len(value))
-    longest = getattr(properties.key_type, "max_length", None)
+    longest = getattr(_bare(properties.key_type), "max_length", None)
     for key, item in value.items():
         if longest is not None and len(key) > longest:
             return refusals.too_long(path, "key", longest, len(key))

@@ -6,13 +6,14 @@ that are ours come last. Stamps are whole seconds since the epoch.
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from runbell.errors import ErrorCode, RequestRefused
-from runbell.runs import Run, ToolCall
+from runbell.runs import Run, RunStatus, ToolCall
+from runbell.service.wire.annotations import OURS, about
 from runbell.storage import records
 from runbell.storage.records import Metadata, ReasoningEffort, ResponseFormat, Tool, ToolChoice
 from runbell.storage.runs import RunRecord
@@ -61,6 +62,8 @@ def seconds(at_ms: int) -> int:
 
 
 class AssistantObject(Struct, frozen=True, kw_only=True):
+    """An assistant: a model with its instructions and tools."""
+
     id: str
     object: Literal["assistant"] = "assistant"
     created_at: int
@@ -74,7 +77,7 @@ class AssistantObject(Struct, frozen=True, kw_only=True):
     temperature: float
     top_p: float
     response_format: ResponseFormat
-    reasoning_effort: ReasoningEffort | None
+    reasoning_effort: Annotated[ReasoningEffort | None, OURS]
 
 
 def assistant_object(record: records.Assistant) -> AssistantObject:
@@ -97,6 +100,8 @@ def assistant_object(record: records.Assistant) -> AssistantObject:
 
 
 class ThreadObject(Struct, frozen=True, kw_only=True):
+    """A thread: a conversation, to which messages and runs belong."""
+
     id: str
     object: Literal["thread"] = "thread"
     created_at: int
@@ -121,6 +126,8 @@ class IncompleteDetails(Struct, frozen=True):
 
 
 class MessageObject(Struct, frozen=True, kw_only=True):
+    """A message of a thread, said by the user or by an assistant in a run."""
+
     id: str
     object: Literal["thread.message"] = "thread.message"
     created_at: int
@@ -159,6 +166,8 @@ def message_object(record: records.Message) -> MessageObject:
 
 
 class UsageObject(Struct, frozen=True, kw_only=True):
+    """Tokens used."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -190,14 +199,14 @@ class RequiredAction(Struct, frozen=True, kw_only=True):
 
 
 class RunObject(Struct, frozen=True, kw_only=True):
-    """A run. Ours: the reason of its status, and the stamps that the schema does not have."""
+    """A run: one execution of an assistant on a thread."""
 
     id: str
     object: Literal["thread.run"] = "thread.run"
     created_at: int
     thread_id: str
     assistant_id: str
-    status: str
+    status: RunStatus
     required_action: RequiredAction | None
     last_error: LastErrorObject | None
     expires_at: int | None
@@ -219,11 +228,13 @@ class RunObject(Struct, frozen=True, kw_only=True):
     tool_choice: ToolChoice
     parallel_tool_calls: bool
     response_format: ResponseFormat
-    reasoning_effort: ReasoningEffort | None
-    status_reason: str | None
-    cancelling_at: int | None
-    incomplete_at: int | None
-    expired_at: int | None
+    reasoning_effort: Annotated[ReasoningEffort | None, OURS]
+    status_reason: Annotated[
+        str | None, OURS, about("Why the run ended, a sentence; null until it has.")
+    ]
+    cancelling_at: Annotated[int | None, OURS]
+    incomplete_at: Annotated[int | None, OURS]
+    expired_at: Annotated[int | None, OURS]
 
 
 def run_object(record: RunRecord) -> RunObject:
@@ -296,8 +307,7 @@ class CreatedMessage(Struct, frozen=True):
     message_id: str
 
 
-class MessageCreation(Struct, frozen=True, kw_only=True):
-    type: Literal["message_creation"] = "message_creation"
+class MessageCreation(Struct, frozen=True, kw_only=True, tag_field="type", tag="message_creation"):
     message_creation: CreatedMessage
 
 
@@ -313,12 +323,13 @@ class StepToolCall(Struct, frozen=True, kw_only=True):
     function: AnsweredCall
 
 
-class StepToolCalls(Struct, frozen=True, kw_only=True):
-    type: Literal["tool_calls"] = "tool_calls"
+class StepToolCalls(Struct, frozen=True, kw_only=True, tag_field="type", tag="tool_calls"):
     tool_calls: tuple[StepToolCall, ...]
 
 
 class RunStepObject(Struct, frozen=True, kw_only=True):
+    """A step of a run: a message that it made, or the calls that it asked for."""
+
     id: str
     object: Literal["thread.run.step"] = "thread.run.step"
     created_at: int
@@ -405,7 +416,7 @@ class DeletedObject(Struct, frozen=True, kw_only=True):
 
 
 class ModelObject(Struct, frozen=True, kw_only=True):
-    """`created_at` is called `created` here, as in OpenAI's list of models."""
+    """A model that is served. `created` is 0 where nobody knows when it was made."""
 
     id: str
     object: Literal["model"] = "model"
@@ -415,6 +426,8 @@ class ModelObject(Struct, frozen=True, kw_only=True):
 
 
 class ListPage(Struct, Generic[Item], frozen=True, kw_only=True):
+    """A page of a list. `last_id` is the `after` of the next one, where `has_more`."""
+
     object: Literal["list"] = "list"
     data: list[Item]
     first_id: str | None
@@ -427,13 +440,15 @@ class RunsById(Struct, frozen=True, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[RunObject]
-    missing: list[str]
+    missing: Annotated[list[str], about("Those of the ids that the project does not have.")]
     first_id: str | None
     last_id: str | None
     has_more: bool = False
 
 
 class ErrorDetails(Struct, frozen=True, kw_only=True):
+    """`param` is the path of the field that is wrong, as `tools[0].function.name`."""
+
     message: str
     type: str
     param: str | None
@@ -441,6 +456,8 @@ class ErrorDetails(Struct, frozen=True, kw_only=True):
 
 
 class ErrorBody(Struct, frozen=True):
+    """What every refused request is answered with."""
+
     error: ErrorDetails
 
 

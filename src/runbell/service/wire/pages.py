@@ -33,6 +33,8 @@ FIRST_PAGE = Page()
 DEFAULT_LIMIT = FIRST_PAGE.limit
 MAX_LIMIT = 100
 MAX_IDS = 200
+MAX_TIME = 999_999_999_999
+"""The latest moment, in seconds since the epoch, that a query can name."""
 ANY_RUN = RunFilter()
 
 Order = Literal["asc", "desc"]
@@ -227,8 +229,10 @@ def _time_ms(values: dict[str, list[str]], name: str) -> int | None:
     if name not in values:
         return None
     text = values[name][0]
-    if not re.fullmatch(r"[0-9]{1,12}", text):
+    if not re.fullmatch(r"[0-9]{1,18}", text):
         raise refusals.invalid_type(name, ["integer"], "string")
+    if int(text) > MAX_TIME:
+        raise refusals.above_maximum(name, "integer", MAX_TIME, int(text))
     return int(text) * 1000
 
 

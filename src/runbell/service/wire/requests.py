@@ -14,7 +14,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from runbell.service.wire import refusals
+from runbell.service.wire.annotations import NEVER, OURS, UNSUPPORTED, about, rule
 from runbell.storage.records import (
+    FUNCTION_NAME,
+    JSON_SCHEMA_FIELDS,
     ContentPart,
     FunctionTool,
     ImageFile,
@@ -59,8 +62,8 @@ MAX_TEXT = 256_000
 MAX_EXPIRES_AFTER = 30 * 86_400
 """Seconds that a run may live at most."""
 
-FUNCTION_NAME = "^[a-zA-Z0-9_-]{1,64}$"
 ASSISTANT_ID = "^asst_[A-Za-z0-9_-]{1,64}$"
+URI = r"^[A-Za-z][A-Za-z0-9+.-]*:[^\s]"
 
 # Limits that several requests share.
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
@@ -101,7 +104,7 @@ class CodeInterpreterResources(Struct, frozen=True, omit_defaults=True):
 
 class FileSearchResources(Struct, frozen=True, omit_defaults=True):
     vector_store_ids: VectorStoreIds | None = None
-    vector_stores: list[Any] | None = None
+    vector_stores: Annotated[list[Any] | None, UNSUPPORTED, rule(maxItems=0)] = None
 
 
 class ToolResources(Struct, frozen=True, omit_defaults=True):
@@ -112,6 +115,8 @@ class ToolResources(Struct, frozen=True, omit_defaults=True):
 
 
 class TextObject(Struct, frozen=True):
+    """A text in the shape of an answer."""
+
     value: Text
 
 
@@ -122,7 +127,7 @@ class RequestTextPart(Struct, frozen=True, tag_field="type", tag="text"):
 
 
 class RequestImageUrl(Struct, frozen=True):
-    url: str
+    url: Annotated[str, rule(pattern=URI)]
     detail: Detail | None = None
 
 
@@ -136,11 +141,13 @@ class RequestImageFile(Struct, frozen=True):
 
 
 class RequestImageFilePart(Struct, frozen=True, tag_field="type", tag="image_file"):
-    image_file: RequestImageFile
+    """An image from OpenAI's files, which are not here: send it as `image_url`."""
+
+    image_file: Annotated[RequestImageFile, UNSUPPORTED, NEVER]
 
 
 class RequestTruncationStrategy(TruncationStrategy, frozen=True, kw_only=True):
-    """As it is kept, but the type has to be said."""
+    """Which of the thread's messages the model is told: `last_messages` is how many at the most."""
 
     type: Literal["auto", "last_messages"]
 
@@ -173,10 +180,12 @@ class AssistantFields(Request, frozen=True, kw_only=True):
 
 
 class CreateAssistant(AssistantFields, frozen=True, kw_only=True):
-    """`id` is ours: the id that an assistant has already, for those who move in."""
-
     model: Model
-    id: str | None = None
+    id: Annotated[
+        Annotated[str, rule(pattern=ASSISTANT_ID)] | None,
+        OURS,
+        about("The id that the assistant has already, for those who move in; a taken one is a 409"),
+    ] = None
 
     def check(self) -> None:
         if self.id is not None:
@@ -194,7 +203,7 @@ class ModifyAssistant(AssistantFields, frozen=True, kw_only=True):
 class CreateMessage(Request, frozen=True, kw_only=True):
     role: Literal["user", "assistant"]
     content: Content
-    attachments: list[Any] | None = None
+    attachments: Annotated[list[Any] | None, UNSUPPORTED, rule(maxItems=0)] = None
     metadata: Metadata | None = None
 
     def check(self) -> None:
@@ -231,11 +240,18 @@ class ModifyThread(Request, frozen=True, kw_only=True):
 # Runs.
 
 
-class RunOptions(Request, frozen=True, kw_only=True):
-    """What both ways to create a run have in common.
+def _needs(tag: str, field: str, kind: str) -> Meta:
+    """An object whose `type` is `tag` has to have the field, as `RunOptions.check` wants it."""
+    return rule(
+        **{
+            "if": {"required": ["type"], "properties": {"type": {"const": tag}}, "type": "object"},
+            "then": {"required": [field], "properties": {field: {"type": kind}}},
+        }
+    )
 
-    Ours: `expires_after`, the seconds from the run's creation until it expires, and
-    `on_active_run`, what to do while the thread has an active run (null: "reject").
+
+class RunOptions(Request, frozen=True, kw_only=True):
+    """What both ways to create a run have in common. What is null is taken from the assistant.
 
     Tools may be as many as on an assistant: whoever passes an assistant's tools must be able to.
     """
@@ -250,12 +266,27 @@ class RunOptions(Request, frozen=True, kw_only=True):
     stream: bool | None = None
     max_prompt_tokens: TokenLimit | None = None
     max_completion_tokens: TokenLimit | None = None
-    truncation_strategy: RequestTruncationStrategy | None = None
-    tool_choice: ToolChoice | None = None
+    truncation_strategy: Annotated[
+        RequestTruncationStrategy | None, _needs("last_messages", "last_messages", "integer")
+    ] = None
+    tool_choice: Annotated[ToolChoice | None, _needs("function", "function", "object")] = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    expires_after: Annotated[float, Meta(ge=0.001, le=MAX_EXPIRES_AFTER)] | None = None
-    on_active_run: Literal["reject", "enqueue"] | None = "reject"
+    expires_after: Annotated[
+        Annotated[float, Meta(ge=0.001, le=MAX_EXPIRES_AFTER)] | None,
+        OURS,
+        about(
+            "Seconds from its creation until the run expires; else the service's `--run-expiry`."
+        ),
+    ] = None
+    on_active_run: Annotated[
+        Literal["reject", "enqueue"] | None,
+        OURS,
+        about(
+            "What to do while the thread has an active run: refuse with a 400, or wait its turn; "
+            "`additional_messages` are added when it has come."
+        ),
+    ] = "reject"
 
     def check(self) -> None:
         _check_tools(self.tools)
@@ -299,7 +330,7 @@ class ModifyRun(Request, frozen=True, kw_only=True):
 
 
 class ToolOutput(Struct, frozen=True):
-    """The schema requires neither field; without the id nobody knows which call is answered."""
+    """The output of one call. OpenAI's schema requires no id, but nothing works without."""
 
     tool_call_id: Id
     output: str | None = None
@@ -383,13 +414,9 @@ def _check_response_format(response_format: ResponseFormat | None) -> None:
     if not isinstance(name, str):
         raise refusals.invalid_type(f"{path}.name", ["string"], refusals.kind_of(name))
     _check_pattern(f"{path}.name", name, FUNCTION_NAME)
-    for field, type_, kind in (
-        ("description", str, "string"),
-        ("schema", dict, "object"),
-        ("strict", bool, "boolean"),
-    ):
+    for field, kind in JSON_SCHEMA_FIELDS.items():
         value = document.get(field)
-        if value is not None and not isinstance(value, type_):
+        if value is not None and refusals.kind_of(value) != kind:
             raise refusals.invalid_type(f"{path}.{field}", [kind], refusals.kind_of(value))
 
 
@@ -423,11 +450,8 @@ def _check_message(message: CreateMessage, prefix: str) -> None:
                 f"{path}.image_file",
                 "Files are not supported: send the image as an 'image_url' part.",
             )
-        if isinstance(part, RequestImageUrlPart) and not _URI.match(part.image_url.url):
+        if isinstance(part, RequestImageUrlPart) and not re.match(URI, part.image_url.url):
             raise refusals.invalid_value(
                 f"{path}.image_url.url",
                 "Expected a valid URL, but got a value with an invalid format",
             )
-
-
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[^\s]")

@@ -6,9 +6,16 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from runbell.service.wire.objects import encode
+from runbell.runs import EVENT_TYPES
+from runbell.service.wire.objects import (
+    MessageObject,
+    RunObject,
+    RunStepObject,
+    ThreadObject,
+    encode,
+)
 
-__all__ = ["DONE", "frame", "message_delta", "tool_call_delta"]
+__all__ = ["DONE", "RUN_EVENTS", "THREAD_EVENTS", "frame", "message_delta", "tool_call_delta"]
 
 DONE = b"event: done\ndata: [DONE]\n\n"
 """The last event of every stream."""
@@ -95,3 +102,24 @@ def tool_call_delta(
     return RunStepDeltaObject(
         id=step_id, delta=StepDelta(step_details=StepDetailsDelta(tool_calls=(part,)))
     )
+
+
+RUN_EVENTS: dict[str, type[Struct]] = {
+    **dict.fromkeys(EVENT_TYPES, RunObject),
+    "thread.run.step.created": RunStepObject,
+    "thread.run.step.in_progress": RunStepObject,
+    "thread.run.step.delta": RunStepDeltaObject,
+    "thread.run.step.completed": RunStepObject,
+    "thread.run.step.failed": RunStepObject,
+    "thread.run.step.cancelled": RunStepObject,
+    "thread.run.step.expired": RunStepObject,
+    "thread.message.created": MessageObject,
+    "thread.message.in_progress": MessageObject,
+    "thread.message.delta": MessageDeltaObject,
+    "thread.message.completed": MessageObject,
+    "thread.message.incomplete": MessageObject,
+}
+"""The events of a run's stream, with the types of their data."""
+
+THREAD_EVENTS = {"thread.created": ThreadObject, **RUN_EVENTS}
+"""The same, of a run that was created together with its thread."""

@@ -1,0 +1,1 @@
+"""What the service says of itself is true: the document, its page, and the service against it."""
