@@ -89,10 +89,8 @@ class Executor:
         return ModelError("server_error", "The model's backend failed unexpectedly.")
 
     async def _listen(self, turn: Turn) -> Answer:
-        backend = self._ctx.backends.find(turn.request.config.model)
-        assert backend is not None, "claim has looked"
         collected = _Collector(self._ctx)
-        async with aclosing(backend.answer(turn.request)) as pieces:
+        async with aclosing(self._ctx.backends.answer(turn.request)) as pieces:
             async for piece in pieces:
                 answer = collected.add(piece)
                 if answer is not None:

@@ -25,7 +25,7 @@ import uvicorn
 from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError
 from runbell.service.app import App
-from runbell.service.backends import Backends
+from runbell.service.backends import Backend, Backends
 from runbell.service.backends.echo import Echo
 from runbell.service.changes import Changes
 from runbell.service.connection import Connection
@@ -99,8 +99,18 @@ def build(settings: Settings, store: SQLiteStore, clock: Clock) -> tuple[Context
         concurrency=settings.max_concurrent_runs,
         cancel_grace=settings.cancel_grace,
     )
-    ctx = Context(settings, clock, store, jobs, Changes(), Backends([Echo(clock)]))
+    ctx = Context(settings, clock, store, jobs, Changes(), _backends(settings, clock))
     return ctx, Executor(ctx)
+
+
+def _backends(settings: Settings, clock: Clock) -> Backends:
+    backends: list[Backend] = [Echo(clock)]
+    if settings.upstream:
+        # Imported here: without a model server, its HTTP client need not be in memory.
+        from runbell.service.backends.upstream import Upstream
+
+        backends += [Upstream(upstream, clock) for upstream in settings.upstream]
+    return Backends(backends, clock)
 
 
 def handlers(ctx: Context, executor: Executor) -> dict[JobKind, Handler]:
@@ -160,6 +170,7 @@ async def _serve_from(
         )
     )
     _spare_the_collector()
+    ctx.backends.start()
     ctx.jobs.start(handlers(ctx, executor))
     stop = asyncio.Event()
     with _signals(stop):
@@ -175,6 +186,7 @@ async def _serve_from(
         app.stop()
         server.should_exit = True
         await asyncio.gather(serving, ctx.jobs.stop(settings.shutdown_grace))
+        await ctx.backends.close()
 
 
 class _Server(uvicorn.Server):

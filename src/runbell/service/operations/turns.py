@@ -101,7 +101,7 @@ async def settle(ctx: Context, turn: Turn, outcome: Outcome) -> None:
 async def _taken_up(ctx: Context, tx: Transaction, record: RunRecord) -> Run | None:
     run, model = record.run, record.config.model
     if run.status is RunStatus.QUEUED and not run.waits_turn:
-        if ctx.backends.find(model) is None:
+        if ctx.backends.find(model) is None and not ctx.backends.undecided:
             message = f"The model '{model}' is not served any more."
             await move(ctx, tx, run, lifecycle.failed("server_error", message))
             return None
@@ -120,14 +120,18 @@ async def _taken_up(ctx: Context, tx: Transaction, record: RunRecord) -> Run | N
 async def _turn(tx: Transaction, record: RunRecord) -> Turn:
     run, config = record.run, record.config
     limit = config.truncation_strategy.last_messages or MAX_MESSAGES
-    said = await messages.conversation(tx, run.project_id, run.thread_id, limit)
     done = await steps.of_run(tx, run.id) if run.attempt > 1 else []
+    # What the run itself has said does not count: it would push out what it was asked.
+    limit += sum(step.message_id is not None for step in done)
+    said = await messages.conversation(tx, run.project_id, run.thread_id, limit)
     request = ModelRequest(
         config=config,
         messages=tuple(said),
-        steps=tuple(step for step in done if step.tool_calls),
+        steps=tuple(done),
         max_prompt_tokens=_left(config.max_prompt_tokens, run.usage.prompt_tokens),
         max_completion_tokens=_left(config.max_completion_tokens, run.usage.completion_tokens),
+        run_id=run.id,
+        expires_at_ms=run.expires_at_ms,
     )
     return Turn(run, request)
 
