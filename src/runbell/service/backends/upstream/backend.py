@@ -236,7 +236,8 @@ class Upstream:
             left_ms = request.expires_at_ms - self._clock.now_ms()
         if delay * 1000 + LAST_MOMENT_MS > left_ms:
             logger.warning("%s: %s: %s; no time is left after %d tries", *where, failures)
-            raise CallFailed(failed.code, f"{failed.message} Tried {failures} times.") from None
+            tries = f" Tried {failures} times." if failures > 1 else ""
+            raise CallFailed(failed.code, failed.message + tries) from None
         logger.warning("%s: %s: %s; try %d in %.1f s", *where, failures + 1, delay)
         await self._clock.sleep(delay)
 

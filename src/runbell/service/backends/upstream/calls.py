@@ -147,8 +147,9 @@ def _begins_another(call: _Call, key: str, name: str, arguments: str) -> bool:
         return True
     if key and call.id and key != call.id:
         return not call.parts or call.is_complete()
-    again = _says_again(call, key, name, arguments)
-    return bool(arguments.strip()) and not again and call.is_complete()
+    if not arguments.strip() or not call.is_complete():
+        return False
+    return not _says_again(call, key, name, arguments)
 
 
 def _says_again(call: _Call, key: str, name: str, arguments: str) -> bool:

@@ -63,6 +63,6 @@ def decode_chunks(data: bytes) -> list[Chunk | None]:
         return [msgspec.convert(json.loads(text), Chunk)]
     except (ValueError, RecursionError):
         lines = [line for line in data.split(b"\n") if line.strip()]
-    if len(lines) == 1:
+    if len(lines) < 2:
         raise NotAChunk
     return [chunk for line in lines for chunk in decode_chunks(line)]

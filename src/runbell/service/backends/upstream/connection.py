@@ -56,12 +56,11 @@ class Connection:
         """
         response = await self._open("GET", path, None, limits)
         try:
-            body = await self._read(response, limits, MAX_EVENT + 1)
+            return await self._document(response, limits)
+        except EventTooLong:
+            raise _too_large() from None
         finally:
             response.close()
-        if len(body) > MAX_EVENT:
-            raise _too_large()
-        return body
 
     async def events(
         self, path: str, body: dict[str, Any], limits: TimeLimits
@@ -80,7 +79,7 @@ class Connection:
                 message = "The model server answered with a web page: does its URL end in /v1?"
                 raise CallFailed("server_error", message)
             if response.content_type == "application/json":
-                yield Event("document", await self._read(response, limits, MAX_EVENT))
+                yield Event("document", await self._document(response, limits))
                 return
             decoder = EventDecoder()
             while data := await self._more(response, limits):
@@ -140,12 +139,18 @@ class Connection:
             response.close()
         raise refusal(response.status, response.headers, text, self._secret, self._clock.now_ms())
 
+    async def _document(self, response: aiohttp.ClientResponse, limits: TimeLimits) -> bytes:
+        body = await self._read(response, limits, MAX_EVENT + 1)
+        if len(body) > MAX_EVENT:
+            raise EventTooLong
+        return body
+
     async def _read(self, response: aiohttp.ClientResponse, limits: TimeLimits, most: int) -> bytes:
         """The body, or its first `most` bytes and a few more."""
-        chunks: list[bytes] = []
-        while sum(map(len, chunks)) < most and (data := await self._more(response, limits)):
-            chunks.append(data)
-        return b"".join(chunks)
+        body = bytearray()
+        while len(body) < most and (data := await self._more(response, limits)):
+            body += data
+        return bytes(body)
 
     async def _more(self, response: aiohttp.ClientResponse, limits: TimeLimits) -> bytes:
         """More of the body; nothing at its end."""

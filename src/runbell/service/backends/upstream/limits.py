@@ -68,6 +68,9 @@ class TimeLimits:
             if not self._tail:
                 self._tail = True
                 self._due = self._clock.monotonic() + min(TAIL_SECONDS, self._answer)
+                # It sleeps until a moment that is now too late.
+                self._watching.cancel()
+                self._watching = asyncio.create_task(self._watch())
         elif answer.began:
             self._begun = True
             self._due = self._clock.monotonic() + self._answer
