@@ -221,7 +221,7 @@ class Upstream:
         """Wait until the call may be tried again; raises the failure where it may not."""
         key = self._settings.key_env
         # What the server said may repeat what it was asked, which is no business of the log.
-        what = f"HTTP {failed.status}" if failed.status is not None else failed.message
+        what = f"HTTP {failed.status}" if failed.status is not None else failed.message.rstrip(".")
         if failed.status in (401, 403) and key is not None:
             what += f", the key is that of {key}"
         where = (request.run_id, self._settings.url, what)
@@ -236,8 +236,10 @@ class Upstream:
             left_ms = request.expires_at_ms - self._clock.now_ms()
         if delay * 1000 + LAST_MOMENT_MS > left_ms:
             logger.warning("%s: %s: %s; no time is left after %d tries", *where, failures)
-            tries = f" Tried {failures} times." if failures > 1 else ""
-            raise CallFailed(failed.code, failed.message + tries) from None
+            if failures == 1:
+                raise failed
+            tried = f"{failed.message.rstrip('.')} (tried {failures} times)."
+            raise CallFailed(failed.code, tried) from None
         logger.warning("%s: %s: %s; try %d in %.1f s", *where, failures + 1, delay)
         await self._clock.sleep(delay)
 
