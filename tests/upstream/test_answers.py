@@ -220,6 +220,7 @@ def test_a_limit_makes_the_answer_incomplete(reason: str, meant: str) -> None:
         ([b"data: [1]\n\n"], "server_error", "no chat completion"),
         ([b'data: {"choices": 7}\n\n'], "server_error", "no chat completion"),
         ([b'data: {"choices": [{"delta": "x"}]}\n\n'], "server_error", "no chat completion"),
+        ([b'data: {"usage": ' + b"[" * 99_999 + b"\n\n"], "server_error", "no chat completion"),
         ([b"<html>hello</html>"], "server_error", "broke off"),
         ([], "server_error", "broke off"),
         ([text("a"), Cut()], "server_error", "broke in the middle"),

@@ -117,9 +117,9 @@ BOTH = [
         [
             tool({"index": 0, "id": "a", "name": "f", "arguments": '{"x":1}'}),
             tool({"index": 0, "id": "a", "name": "f", "arguments": '{"x":1}'}),
-            tool({"index": 1, "id": "b", "name": "g", "arguments": {"y": 2}}),
+            tool({"index": 1, "id": "b", "name": "g", "arguments": {"y": "\ud83d\ude42 \ud83d"}}),
         ],
-        [A, B],
+        [A, ("b", "g", '{"y": "🙂 \ufffd"}')],
         id="the whole call once more, and arguments as an object",
     ),
     pytest.param(

@@ -9,9 +9,7 @@ import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from runbell.clock import Clock
 from runbell.pacing import RetryBackoff
@@ -25,7 +23,7 @@ from runbell.service.backends.upstream.limits import TimeLimits
 from runbell.service.backends.upstream.prompt import Prompt, prompt_of
 from runbell.service.backends.upstream.request import Dialect, chat_body
 from runbell.service.backends.upstream.sse import Event
-from runbell.service.backends.upstream.text import storable
+from runbell.service.backends.upstream.text import json_or_text, storable
 from runbell.service.upstreams import ANY, UpstreamSettings
 
 __all__ = ["Upstream"]
@@ -198,7 +196,7 @@ class Upstream:
 
     def _chunks(self, event: Event) -> list[Chunk | None]:
         if event.kind == "error":
-            raise error_in_stream(_json_or_text(event.data), self._secret)
+            raise error_in_stream(json_or_text(event.data), self._secret)
         try:
             return decode_chunks(event.data)
         except NotAChunk:
@@ -251,7 +249,7 @@ class Upstream:
 
 def _names(body: bytes) -> tuple[str, ...]:
     """The models of a list; Together's server sends the bare list."""
-    listed = _json_or_text(body)
+    listed = json_or_text(body)
     if isinstance(listed, dict):
         listed = listed.get("data")
     if not isinstance(listed, list):
@@ -263,10 +261,3 @@ def _names(body: bytes) -> tuple[str, ...]:
         if isinstance(name, str) and 0 < len(name) <= MAX_MODEL and storable(name) == name
     )
     return tuple(dict.fromkeys(usable))
-
-
-def _json_or_text(data: bytes) -> Any:
-    try:
-        return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return data.decode(errors="replace")

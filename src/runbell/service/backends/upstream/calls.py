@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgspec
-
 from runbell.service.backends.base import ToolCallDelta
 from runbell.service.backends.upstream.text import PairedText, storable
 
@@ -165,4 +163,4 @@ def _arguments(value: Any) -> str:
     """Arguments are JSON text; some servers send the object itself, or null."""
     if isinstance(value, str):
         return value
-    return msgspec.json.encode(value).decode() if isinstance(value, dict) else ""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else ""

@@ -53,7 +53,7 @@ def decode_chunks(data: bytes) -> list[Chunk | None]:
         return [None]
     try:
         return [_decode(data)]
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, RecursionError):
         raise NotAChunk from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass

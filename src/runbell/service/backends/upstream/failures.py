@@ -3,7 +3,6 @@ again."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from itertools import groupby
 from typing import Any, Final
 
 from runbell.errors import ErrorCode, ModelError
-from runbell.service.backends.upstream.text import storable
+from runbell.service.backends.upstream.text import json_or_text, storable
 
 __all__ = ["CallFailed", "Secret", "error_in_stream", "refusal", "wait_wanted"]
 
@@ -106,7 +105,6 @@ def refusal(
     Args:
         now_ms: the wall clock, for a Retry-After that is a date.
     """
-    said = body.decode(errors="replace")
     again = status in _TRANSIENT
     # OpenAI's servers say themselves what they think of another try.
     match headers.get("x-should-retry", "").lower():
@@ -114,25 +112,25 @@ def refusal(
             again = True
         case "false":
             again = False
-    failed = _judged(status, _parsed(said), said, secret, again=again)
+    failed = _judged(status, json_or_text(body), secret, again=again)
+    failed.said = body.decode(errors="replace")
     failed.after = wait_wanted(headers, now_ms)
     return failed
 
 
 def error_in_stream(error: Any, secret: Secret) -> CallFailed:
     """What an error means that came in the place of a chunk."""
-    said = json.dumps(error, ensure_ascii=False, default=str)
     details = error if isinstance(error, dict) else {}
     code = details.get("code", details.get("status"))
     status = code if isinstance(code, int) else None
     if isinstance(code, str) and code.isdigit():
         status = int(code[:3])
     if status is None or not 400 <= status <= 599:
-        status = 429 if "rate_limit" in said else 500
-    return _judged(status, error, said, secret, again=status in _TRANSIENT)
+        status = 429 if "rate_limit" in _gist(error) else 500
+    return _judged(status, error, secret, again=status in _TRANSIENT)
 
 
-def _judged(status: int, error: Any, said: str, secret: Secret, *, again: bool) -> CallFailed:
+def _judged(status: int, error: Any, secret: Secret, *, again: bool) -> CallFailed:
     sentence, gist = _sentence(error), _gist(error)
     context = status < 501 and status != 429 and bool(_CONTEXT.search(gist))
     code: ErrorCode = "server_error"
@@ -153,7 +151,7 @@ def _judged(status: int, error: Any, said: str, secret: Secret, *, again: bool) 
         what = "The model server failed"
     shown = _clipped(secret.hidden(sentence))
     message = f"{what} ({status}): {shown}" if shown else f"{what} ({status})."
-    return CallFailed(code, message, again=again, context=context, said=said, status=status)
+    return CallFailed(code, message, again=again, context=context, said=gist, status=status)
 
 
 def wait_wanted(headers: Mapping[str, str], now_ms: int) -> float | None:
@@ -177,13 +175,6 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return number if 0 <= number < math.inf else None
-
-
-def _parsed(said: str) -> Any:
-    try:
-        return json.loads(said)
-    except (ValueError, RecursionError):
-        return said
 
 
 _SENTENCES = ("message", "detail", "msg", "error_message", "error")

@@ -6,7 +6,10 @@ two: the halves come in deltas of their own. No database takes a half.
 
 from __future__ import annotations
 
-__all__ = ["PairedText", "storable"]
+import json
+from typing import Any
+
+__all__ = ["PairedText", "json_or_text", "storable"]
 
 
 def storable(text: str) -> str:
@@ -14,6 +17,15 @@ def storable(text: str) -> str:
     if _is_sound(text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def json_or_text(data: bytes) -> Any:
+    """What JSON says, halves of pairs and all; the text as it is where it is no JSON."""
+    text = data.decode(errors="replace")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 class PairedText:
