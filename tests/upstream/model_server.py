@@ -98,7 +98,8 @@ class ModelServer:
         models: what GET /models answers; a reply of its own, or names.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
+        self.port = port
         self.exchanges: list[Exchange] = []
         self.models: Reply | Iterable[str] = ("m",)
         self.otherwise: Reply = stream(text("ok"), STOP)
@@ -125,8 +126,8 @@ class ModelServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -311,9 +312,9 @@ async def silent(exchange: Exchange) -> None:
 
 
 @contextmanager
-def in_a_thread() -> Iterator[ModelServer]:
+def in_a_thread(port: int = 0) -> Iterator[ModelServer]:
     """The server with a loop of its own, for tests that block."""
-    server = ModelServer()
+    server = ModelServer(port)
     started, stopping = threading.Event(), threading.Event()
 
     async def serve() -> None:
