@@ -10,10 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PINNED := --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench pins clean
+.PHONY: help setup demo test test-upstream check bench pins clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Create .venv with all extras
 
@@ -31,6 +31,21 @@ demo: setup ## Start the service and await five runs with the stock openai SDK
 
 test: setup ## Run the tests
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# LiteLLM's proxy pins much of what we use to other versions: it has an environment of its own.
+UPSTREAM := .venv-upstream
+UPSTREAM_STAMP := $(UPSTREAM)/.installed
+
+test-upstream: setup $(UPSTREAM_STAMP) ## Test real models against LiteLLM's proxy
+	@RUNBELL_TEST_LITELLM=$(CURDIR)/$(UPSTREAM)/bin/litellm \
+		$(BIN)/python -m pytest tests/independent --session-timeout 300 $(ARGS)
+
+$(UPSTREAM_STAMP): constraints-upstream.txt
+	@test -x $(UPSTREAM)/bin/pip || $(PYTHON) -m venv --clear $(UPSTREAM)
+	@echo "Installing LiteLLM's proxy into $(UPSTREAM) ..."
+	@$(UPSTREAM)/bin/python -m pip --disable-pip-version-check --quiet --quiet install \
+		--constraint constraints-upstream.txt 'litellm[proxy]'
+	@touch $(UPSTREAM_STAMP)
 
 check: setup ## Lint, types, import contracts
 	@$(BIN)/ruff check .
@@ -50,4 +65,4 @@ pins: ## Renew constraints.txt with the newest versions of everything
 	@mv build/constraints.txt constraints.txt && rm -rf build/pins
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(UPSTREAM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -113,8 +113,8 @@ class ModelServer:
 
     @property
     def chats(self) -> list[Exchange]:
-        """The chat completions that it was asked for."""
-        return [each for each in self.exchanges if each.path.endswith("/chat/completions")]
+        """The answers that it was asked for."""
+        return [each for each in self.exchanges if _is_chat(each)]
 
     @property
     def asked(self) -> Exchange:
@@ -175,9 +175,14 @@ class ModelServer:
             if callable(self.models):
                 return self.models
             return document({"object": "list", "data": [{"id": name} for name in self.models]})
-        if not exchange.path.endswith("/chat/completions"):
+        if not _is_chat(exchange):
             return refuse(404, {"error": {"message": "no such path"}})
         return self._replies.popleft() if self._replies else self.otherwise
+
+
+def _is_chat(exchange: Exchange) -> bool:
+    # The other path is Anthropic's, for a proxy that translates.
+    return exchange.path.partition("?")[0].endswith(("/chat/completions", "/v1/messages"))
 
 
 async def _gone(reader: asyncio.StreamReader) -> None:
