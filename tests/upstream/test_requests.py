@@ -26,7 +26,7 @@ from runbell.storage.records import (
     TextValue,
     TruncationStrategy,
 )
-from tests.upstream.model_server import STOP, refuse, stream, text, tool, usage
+from tests.upstream.model_server import STOP, ModelServer, refuse, stream, text, tool, usage
 from tests.upstream.talk import (
     Talk,
     calls_step,
@@ -93,6 +93,33 @@ def test_the_request_is_json_for_the_path_below_the_base_url() -> None:
 async def test_without_a_key_none_is_sent(talk: Talk) -> None:
     await talk.said()
     assert "authorization" not in talk.server.asked.headers
+
+
+@pytest.mark.parametrize(("bypass", "proxied"), [("", True), ("*", False), ("models.test", False)])
+def test_the_environments_proxy_is_used(
+    bypass: str, proxied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As other programs use it: for the hosts that are not excepted."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+    async def story() -> None:
+        async with ModelServer() as proxy, asyncio.timeout(30):
+            monkeypatch.setenv("HTTP_PROXY", f"http://user:pass@127.0.0.1:{proxy.port}")
+            monkeypatch.setenv("NO_PROXY", bypass)
+            async with talking(url="http://models.test/v1", key="sk-1") as talk:
+                asked = request(expires_at_ms=talk.clock.now_ms())
+                if not proxied:
+                    with pytest.raises(ModelError, match="cannot be reached"):
+                        await talk.said(asked)
+                    return
+                assert (await talk.said(asked)).text == "ok"
+            assert proxy.asked.path == "http://models.test/v1/chat/completions"
+            assert proxy.asked.headers["authorization"] == "Bearer sk-1"
+            assert proxy.asked.headers["proxy-authorization"].startswith("Basic ")
+
+    asyncio.run(story())
 
 
 def test_instructions_are_the_system_message() -> None:

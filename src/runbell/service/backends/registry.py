@@ -88,16 +88,24 @@ class Backends:
         if self._starting is not None and model not in self._serving:
             # It may be one that a server is about to list: who takes every name comes last.
             await asyncio.shield(self._starting)
-        while (backend := self.find(model)) is None and self.undecided:
-            await self.refresh()
-            if self.find(model) is None and self.undecided:
-                logger.warning("%s waits for a server that has %r", request.run_id, model)
-                await self._clock.sleep(RETRY_SECONDS)
+        await self._decided(request.run_id, model)
+        backend = self.find(model)
         if backend is None:
             raise ModelError("server_error", f"The model '{model}' is not served any more.")
         async with aclosing(backend.answer(request)) as pieces:
             async for piece in pieces:
                 yield piece
+
+    async def _decided(self, run_id: str, model: str) -> None:
+        """Wait until it is known whether somebody serves the model."""
+        waits = False
+        while self.find(model) is None and self.undecided:
+            if waits:
+                await self._clock.sleep(RETRY_SECONDS)
+            await self.refresh()
+            if not waits and self.undecided:
+                logger.warning("%s waits for a server that has %r", run_id, model)
+            waits = True
 
     async def close(self) -> None:
         """Let go of all connections."""

@@ -11,7 +11,6 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import msgspec
-from yarl import URL
 
 from runbell import __version__
 from runbell.clock import Clock
@@ -109,7 +108,7 @@ class Connection:
         asking = asyncio.ensure_future(
             self._http().request(
                 method,
-                URL(f"{self._url}{path}"),
+                f"{self._url}{path}",
                 data=msgspec.json.encode(body) if body is not None else None,
                 headers=headers,
                 proxy=self._proxy,
