@@ -11,6 +11,7 @@ import ssl
 import subprocess
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -520,6 +521,30 @@ async def test_a_cancel_ends_a_pause(talk: Talk) -> None:
     with pytest.raises(asyncio.CancelledError):
         await turn
     assert len(talk.server.chats) == 1
+
+
+@on_a_server()
+async def test_a_cancel_in_the_moment_of_the_answer_closes_it(talk: Talk) -> None:
+    """The answer is there, and nobody has looked at it yet."""
+    opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    closed: list[bool] = []
+    asked: list[str] = []
+
+    async def ask(method: str, *args: Any, **options: Any) -> Any:
+        asked.append(method)
+        return await opened
+
+    response = SimpleNamespace(close=lambda: closed.append(True))
+    session = SimpleNamespace(request=ask, close=talk.upstream._connection.close)
+    talk.upstream._connection._session = session  # type: ignore[assignment]
+    turn = talk.begin()
+    await soon(lambda: asked)
+    opened.set_result(response)
+    await asyncio.sleep(0)
+    turn.cancel()
+    await asyncio.wait([turn])
+    talk.upstream._connection._session = None
+    assert (turn.cancelled(), closed) == (True, [True])
 
 
 def test_a_cancel_that_comes_at_any_moment_leaves_nothing_behind() -> None:

@@ -464,14 +464,21 @@ def test_a_thread_that_does_not_fit_into_the_model_is_halved(status: int, body: 
     asyncio.run(story())
 
 
-@on_a_server()
-async def test_what_does_not_fit_at_all_is_an_invalid_prompt(talk: Talk) -> None:
-    talk.server.otherwise = refuse(*CONTEXT[0])
-    with pytest.raises(ModelError) as caught:
-        await talk.said(request("a", "b"))
-    assert caught.value.code == "invalid_prompt"
-    assert caught.value.message == "The prompt does not fit into the model (400): too long"
-    assert [first_letters(exchange.json) for exchange in talk.server.chats] == ["ab", "b"]
+@pytest.mark.parametrize("status", [400, 500])
+def test_what_does_not_fit_at_all_is_an_invalid_prompt(status: int) -> None:
+    """Whatever the status: another try would not fit either."""
+
+    async def story() -> None:
+        async with talking() as talk, asyncio.timeout(30):
+            talk.server.otherwise = refuse(status, CONTEXT[0][1])
+            with pytest.raises(ModelError) as caught:
+                await talk.said(request("a", "b"))
+            assert caught.value.code == "invalid_prompt"
+            expected = f"The prompt does not fit into the model ({status}): too long"
+            assert caught.value.message == expected
+            assert [first_letters(each.json) for each in talk.server.chats] == ["ab", "b"]
+
+    asyncio.run(story())
 
 
 @on_a_server()

@@ -156,8 +156,6 @@ class Connection:
         try:
             return await response.content.readany()
         except (aiohttp.ClientError, OSError, ValueError):
-            if limits.over:
-                return b""
             if limits.exceeded is not None:
                 raise CallFailed("server_error", limits.exceeded) from None
             message = "The connection to the model server broke in the middle of its answer."

@@ -28,7 +28,6 @@ class TimeLimits:
 
     Attributes:
         exceeded: what took too long, as a sentence; None as long as nothing did.
-        over: nothing but the count of tokens was missing when the time was over.
     """
 
     def __init__(self, clock: Clock, answer: float, total: float = 0.0) -> None:
@@ -41,7 +40,6 @@ class TimeLimits:
         self._due = clock.monotonic() + answer
         self._end = clock.monotonic() + total if total else math.inf
         self.exceeded: str | None = None
-        self.over = False
 
     async def __aenter__(self) -> Self:
         self._watching = asyncio.create_task(self._watch())
@@ -78,9 +76,7 @@ class TimeLimits:
     async def _watch(self) -> None:
         while (left := min(self._due, self._end) - self._clock.monotonic()) > 0:
             await self._clock.sleep(left)
-        if self._tail:
-            self.over = True
-        elif self._end <= self._due:
+        if self._end <= self._due:
             self.exceeded = f"The model's answer was not whole after {self._total:g} s."
         elif self._begun:
             self.exceeded = f"The model server paused for {self._answer:g} s in its answer."
