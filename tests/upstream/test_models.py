@@ -16,7 +16,7 @@ from runbell.service.backends import Backends, RemoteBackend
 from runbell.service.backends.echo import Echo
 from runbell.service.backends.upstream import Upstream
 from runbell.service.upstreams import UpstreamSettings
-from tests.upstream.model_server import ModelServer, document, refuse, silent
+from tests.upstream.model_server import ModelServer, Pause, document, refuse, silent
 from tests.upstream.talk import Said, request, soon
 
 
@@ -237,9 +237,18 @@ async def test_a_list_that_does_not_come_is_not_waited_for(made: House) -> None:
 
 @story(())
 async def test_who_gives_up_asking_does_not_stop_the_others(made: House) -> None:
+    pause = Pause()
+
+    async def late(exchange: Any) -> None:
+        await pause.wait()
+        await document([{"id": "m"}])(exchange)
+
+    made.servers[0].models = late
     first, second = (asyncio.ensure_future(made.backends.refresh()) for _ in range(2))
-    await asyncio.sleep(0)
+    await soon(lambda: pause.reached)
     first.cancel()
+    await asyncio.wait([first])
+    pause.go()
     assert await second
     assert made.who("m") == 0
 

@@ -332,6 +332,8 @@ async def test_the_word_is_remembered_for_one_model(talk: Talk) -> None:
     await talk.said(request(max_completion_tokens=300))
     await talk.said(request(max_completion_tokens=300, model="other"))
     assert "max_tokens" in talk.server.asked.json
+    await talk.said(request(max_completion_tokens=300))
+    assert "max_completion_tokens" in talk.server.asked.json
 
 
 @on_a_server()
