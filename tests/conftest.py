@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from openai import OpenAI
 
-from tests.protocol.wire import inspect
-from tests.served import Api, Served
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+    from tests.served import Api, Served
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,6 +22,10 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A service; whatever it answers, to whomever, is held against the types of the wire."""
+    # Late: the SDK takes its time to import, and many tests talk to no service.
+    from tests.protocol.wire import inspect
+    from tests.served import Served
+
     # A cancel has to reach its worker by itself: nothing ends it by force within a test's time.
     env = {"RUNBELL_CANCEL_GRACE": "3600"}
     with Served(tmp_path_factory.mktemp("served"), env=env, watch=inspect) as served:

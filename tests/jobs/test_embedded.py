@@ -186,21 +186,21 @@ async def test_runs_that_overflow_the_hints_during_a_look_are_not_forgotten(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "MAX_HINTS", 2)
         looked, go_on = asyncio.Event(), asyncio.Event()
-        scan = service.store.scan
+        read = service.store.read
 
-        async def slow_scan(work: object) -> object:
-            found = await scan(work)  # type: ignore[arg-type,var-annotated]
+        # As a database is that is asked over a network.
+        async def slow_read(work: Any) -> Any:
+            found = await read(work)
             looked.set()
             await go_on.wait()
             return found
 
-        patch.setattr(service.store, "scan", slow_scan)
+        patch.setattr(service.store, "read", slow_read)
         worker = Worker(service)
         worker.start()
         await looked.wait()
         keys = await queued(service, 5)
         go_on.set()
-        patch.setattr(service.store, "scan", scan)
         await service.settle()
         assert set(worker.begun) == set(keys)
 
@@ -228,25 +228,51 @@ async def test_a_run_that_is_ready_again_while_it_is_handled_is_handled_again(
     assert worker.most == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a defect"), StorageUnavailable("locked")])
-def test_a_handler_that_fails_is_tried_again_ever_later(tmp_path: Path, error: Exception) -> None:
-    """Each pause is twice as long as the one before, half of it by chance, and 5 s at the most."""
+def check_pauses(worker: Worker, run: str) -> None:
+    """Each is twice as long as the one before, half of it by chance, and 5 s at the most."""
+    tries = [time for key, time in zip(worker.begun, worker.times, strict=True) if key == run]
+    for number, (before, after) in enumerate(pairwise(tries)):
+        longest = min(5.0, 0.1 * 2**number)
+        assert longest / 2 <= after - before <= longest + 1e-9
+
+
+def test_a_handler_that_fails_is_tried_again_and_then_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ever later, on a place of its own; after so many failures others get the place, and the next
+    sweep finds it again."""
+    monkeypatch.setattr(engine, "MAX_FAILURES", 8)
 
     @on_a_service(started=False, max_concurrent_runs=1)
     async def story(service: EmbeddedService) -> None:
         worker = Worker(service)
         run, other = await queued(service, 2)
-        worker.failing[run] = [error] * 10
+        worker.failing[run] = [RuntimeError("a defect")] * 8
         worker.start()
-        await service.advance(60)
-        tries = [time for key, time in zip(worker.begun, worker.times, strict=True) if key == run]
-        full = [min(5.0, 0.1 * 2**number) for number in range(10)]
-        for (before, after), longest in zip(list(pairwise(tries))[:10], full, strict=True):
-            pause = after - before
-            assert longest / 2 <= pause <= longest + 1e-9
-        assert worker.begun.index(other) == 11, "it kept its place meanwhile"
+        await service.advance(29.0)
+        assert worker.begun == [run] * 8 + [other], "it kept its place meanwhile, and then no more"
+        check_pauses(worker, run)
+        await service.advance(2.0)
+        assert worker.begun[9:] == [run, other], "both are queued still, so the sweep offers them"
 
     story(tmp_path)
+
+
+@on_a_service(started=False, max_concurrent_runs=1)
+async def test_a_handler_that_waits_for_the_database_is_tried_without_end(
+    service: EmbeddedService,
+) -> None:
+    """Ever later, and without counting: that the database is away is no fault of the run."""
+    worker = Worker(service)
+    run, other = await queued(service, 2)
+    worker.failing[run] = [StorageUnavailable("locked") for _ in range(engine.MAX_FAILURES + 5)]
+    worker.start()
+    await service.advance(300.0)
+    first = worker.begun.index(other)
+    assert worker.begun[:first] == [run] * (engine.MAX_FAILURES + 6)
+    worker.begun = worker.begun[:first]
+    worker.times = worker.times[:first]
+    check_pauses(worker, run)
 
 
 @on_a_service(started=False)
@@ -365,6 +391,26 @@ async def test_a_deadline_that_fails_is_tried_again_and_holds_up_no_other(
 
 
 # Trouble, and the end.
+
+
+@on_a_service(started=False)
+async def test_a_look_that_fails_is_repeated_soon(service: EmbeddedService) -> None:
+    """Whatever it fails of: what it was to find does not wait for the next sweep."""
+    keys = await queued(service, 2)
+    errors: list[Exception] = [RuntimeError("a defect"), StorageUnavailable("locked")] * 3
+    read = service.store.read
+
+    async def failing_read(work: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return await read(work)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.store, "read", failing_read)
+        worker = Worker(service)
+        worker.start()
+        await service.advance(5.0)
+        assert worker.begun == keys
 
 
 @on_a_service(started=False)

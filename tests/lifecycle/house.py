@@ -50,17 +50,17 @@ class HouseRun:
         self.status, self.waits, self.began, self.lost = S.IN_PROGRESS, False, True, 0
 
     def end(self, status: S, now_ms: int) -> None:
-        """The run ends; whoever waits longest is next, though its own time may be over."""
+        """The run ends; whoever waits longest is next, unless its own time is over."""
         self.status = status
         if self.waits:
             self.waits = False
             return
         for following in self.thread.runs:
             if following.live and following.waits:
-                following.begin()
-                if following.expires_at_ms <= now_ms:
-                    following.end(S.EXPIRED, now_ms)
-                return
+                if following.expires_at_ms > now_ms:
+                    following.begin()
+                    return
+                following.end(S.EXPIRED, now_ms)
 
 
 @dataclass(eq=False)

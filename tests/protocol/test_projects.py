@@ -59,6 +59,7 @@ UNNAMED = {
     ("POST", "/v1/threads"): "test_a_new_thread_is_ones_own",
     ("POST", "/v1/threads/runs"): "test_no_run_uses_a_strangers_assistant",
     ("GET", "/v1/events"): "test_the_feed_shows_ones_own_alone",
+    ("GET", "/v1/runs"): "test_runs_across_threads_are_ones_own_alone",
     ("GET", "/v1/models"): "test_models_are_for_all",
     ("GET", "/v1/models/{model:path}"): "test_models_are_for_all",
 }
@@ -300,3 +301,14 @@ def test_two_keys_of_a_project_see_the_same(two: Two) -> None:
     second = two.owner.api.served.create_key(two.owner.name)
     seen = two.owner.api.served.client(second).beta.assistants.retrieve(two.ids["assistant_id"])
     assert fields(seen)["id"] == two.ids["assistant_id"]
+
+
+def test_runs_across_threads_are_ones_own_alone(two: Two) -> None:
+    """Neither by its id nor by its status does a stranger find the run: it is just missing."""
+    run_id = two.ids["run_id"]
+    by_id = two.stranger.api.get(f"/v1/runs?ids={run_id}").ok()
+    assert (by_id["data"], by_id["missing"]) == ([], [run_id])
+    assert two.stranger.api.get("/v1/runs?status=requires_action").ok()["data"] == []
+    found = two.owner.api.get("/v1/runs?status=requires_action").ok()["data"]
+    assert [run["id"] for run in found] == [run_id]
+    assert two.owner.api.get(f"/v1/runs?ids={run_id}").ok()["missing"] == []

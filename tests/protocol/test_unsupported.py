@@ -8,7 +8,7 @@ import pytest
 from openai import OpenAI
 from openai.types.beta import Assistant
 
-from tests.protocol.scenario import ask, create_run, messages_of, outputs_for, say, until
+from tests.protocol.scenario import create_run, messages_of, say, until
 from tests.served import Answer, Api
 
 HOSTED = ["file_search", "code_interpreter"]
@@ -62,24 +62,6 @@ def test_a_model_that_nobody_serves_is_refused_with_those_that_are(
     assert client.beta.threads.runs.list(thread_id).data == []
     # The run's own model is what counts.
     until(client, create_run(client, elsewhere, thread_id, model="echo"), "completed")
-
-
-def test_streams_are_refused(api: Api, client: OpenAI, echo: Assistant) -> None:
-    thread_id = say(client, "hello")
-    body = {"assistant_id": echo.id, "stream": True}
-    for path in (f"/v1/threads/{thread_id}/runs", "/v1/threads/runs"):
-        refused(api.post(path, body), "stream", param="stream")
-    assert client.beta.threads.runs.list(thread_id).data == []
-    until(client, create_run(client, echo, thread_id, stream=False), "completed")
-
-
-def test_streams_of_outputs_are_refused(api: Api, client: OpenAI, echo: Assistant) -> None:
-    """And the outputs with them: the run still waits."""
-    run = until(client, ask(client, echo, "call get-weather {}"), "requires_action")
-    path = f"/v1/threads/{run.thread_id}/runs/{run.id}/submit_tool_outputs"
-    outputs = outputs_for(run, ["rain"])
-    refused(api.post(path, {"tool_outputs": outputs, "stream": True}), "stream", param="stream")
-    assert api.post(path, {"tool_outputs": outputs, "stream": False}).ok()["status"] == "queued"
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,11 @@ def _inspect_object(body: Any) -> None:
 
 def _inspect_list(body: Any) -> None:
     assert isinstance(body["data"], list)
-    assert {"object", "data"} <= set(body) <= {"object", "data", "first_id", "last_id", "has_more"}
+    assert (
+        {"object", "data"}
+        <= set(body)
+        <= {"object", "data", "first_id", "last_id", "has_more", "missing"}
+    )
     data = body["data"]
     ids = [item["id"] for item in data]
     assert len(set(ids)) == len(ids), "an object stands twice in a page"

@@ -48,10 +48,13 @@ def create(
     async def work(store: Store) -> str:
         clock = SystemClock()
         owner = await access.ensure_project(store, clock, project)
-        key, _ = await access.create_key(store, clock, owner, "keys")
+        key, row = await access.create_key(store, clock, owner, "keys")
+        # Beside the key, not with it: the output stays what a script wants.
+        typer.echo(f"{row.id} for the project {owner.name!r} in {path}", err=True)
         return key
 
-    typer.echo(_with_store(database, work))
+    path = sqlite_path(Settings.load({"database": database}).database).resolve()
+    typer.echo(_with_store(database, work, create=True))
 
 
 @app.command("list")
@@ -96,17 +99,20 @@ def revoke(
         return store.write(lambda tx: projects.revoke_key(tx, key_id, now_ms))
 
     if not _with_store(database, work):
-        raise ConfigurationError(f"no open key has the id {key_id!r}: see runbell keys list")
+        # It may be the key itself, which is no id and nothing to repeat.
+        raise ConfigurationError("no open key has this id: see runbell keys list")
     typer.echo(f"revoked {key_id}")
 
 
-def _with_store(database: str | None, work: Callable[[Store], Awaitable[T]]) -> T:
+def _with_store(
+    database: str | None, work: Callable[[Store], Awaitable[T]], *, create: bool = False
+) -> T:
     path = sqlite_path(Settings.load({"database": database}).database)
 
     async def run() -> T:
         from runbell.service.server import open_store
 
-        async with open_store(path) as store:
+        async with open_store(path, create=create) as store:
             return await work(store)
 
     return asyncio.run(run())

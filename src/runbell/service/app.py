@@ -11,9 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable
 from urllib.parse import parse_qsl
 
 from starlette.routing import compile_path
@@ -24,9 +22,10 @@ from runbell.errors import RequestRefused, StorageUnavailable
 from runbell.service.operations.access import Access
 from runbell.service.operations.context import Context
 from runbell.service.routes import ROUTES, Route
-from runbell.service.routes.routing import Call, RawJson
+from runbell.service.routes.routing import Answer, Call, ClientLeft, EventStream, answer
 from runbell.service.wire.decode import decode
 from runbell.service.wire.objects import encode, error_body
+from runbell.storage.probes import probe
 
 __all__ = ["App"]
 
@@ -34,17 +33,6 @@ logger = logging.getLogger(__name__)
 
 _PREFIXES = ("/openai/v1/", "/openai/")
 """Where Azure's clients look for the API."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-class _ClientLeft(Exception):
-    """Nobody is there any more to be answered."""
 
 
 class _Paths:
@@ -79,11 +67,15 @@ class App:
         self._ctx = ctx
         self._access = access
         self._stopping = False
+        self._probe_again = float("-inf")
+        self._writable = False
         self._paths = _Paths(ROUTES)
 
     def stop(self) -> None:
-        """From now on the service says that it is not ready."""
+        """From now on the service says that it is not ready; whoever waits is sent away."""
         self._stopping = True
+        self._ctx.changes.close()
+        self._ctx.live.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -99,46 +91,51 @@ class App:
         started = time.perf_counter()
         request_id = f"req_{os.urandom(16).hex()}"
         try:
-            answer = await self._answer(scope, receive)
-        except _ClientLeft:
+            result = await self._result(scope, receive)
+        except ClientLeft:
             return
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            # The service stops and can't wait longer: whether it was done, a repetition will tell.
+            result = _refusal(_stopping())
         except RequestRefused as refused:
-            answer = _refusal(refused)
+            result = _refusal(refused)
         except StorageUnavailable as error:
             logger.warning("%s: %s", request_id, error)
-            answer = _refusal(_unavailable())
+            result = _refusal(_unavailable())
         except Exception:
-            logger.exception("%s %s %s failed", request_id, scope["method"], scope["path"])
-            answer = _refusal(_server_error(request_id))
+            logger.exception("%s %s %.200r failed", request_id, scope["method"], scope["path"])
+            result = _refusal(_server_error(request_id))
         milliseconds = round((time.perf_counter() - started) * 1000)
+        status = result.status if isinstance(result, Answer) else 200
         logger.debug(
-            "%s %s %s %d %d ms",
+            "%s %s %.200r %d %d ms",
             request_id,
             scope["method"],
             scope["path"],
-            answer.status,
+            status,
             milliseconds,
         )
         headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(answer.body)),
             (b"x-request-id", request_id.encode()),
             (b"openai-processing-ms", b"%d" % milliseconds),
-            *((name.encode(), value.encode()) for name, value in answer.headers.items()),
         ]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
+        if isinstance(result, EventStream):
+            await _send_stream(result, headers, receive, send)
+        else:
+            await _send_answer(result, headers, send)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> _Answer:
+    async def _result(self, scope: Scope, receive: Receive) -> Answer | EventStream:
         method: str = scope["method"]
         path: str = scope["path"]
         if path in ("/healthz", "/readyz"):
-            return await self._health(path)
+            return await self._health(method, path)
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         project = await self._access.project(_key(headers))
         found = self._paths.find(path)
         if found is None:
-            raise RequestRefused(404, f"Invalid URL ({method} {path[:200]})")
+            raise _no_such_path(method, path)
         routes, parameters = found
         route = routes.get(method)
         if route is None:
@@ -147,13 +144,27 @@ class App:
         body = None
         if route.body is not None:
             body = decode(await self._body(headers, receive), route.body)
-        result = await route.handle(Call(self._ctx, project, parameters, body, query))
+        result = await route.handle(
+            Call(
+                self._ctx,
+                project,
+                parameters,
+                body,
+                query,
+                headers=headers,
+                left=lambda: _left(receive),
+            )
+        )
         if method != "GET":
             faults.hit("operations.committed")
-        return _Answer(200, result.body if isinstance(result, RawJson) else encode(result))
+        return result if isinstance(result, Answer | EventStream) else answer(result)
 
     async def _body(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
         limit = self._ctx.settings.max_body
+        if any(name == b"content-encoding" and value != b"identity" for name, value in headers):
+            raise RequestRefused(
+                415, "Compressed bodies are not supported: send it without Content-Encoding."
+            )
         declared = next((value for name, value in headers if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared[:20]) > limit:
             raise _too_large(limit)
@@ -164,7 +175,7 @@ class App:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise _ClientLeft
+                        raise ClientLeft
                     chunk: bytes = message.get("body", b"")
                     size += len(chunk)
                     if size > limit:
@@ -177,28 +188,74 @@ class App:
                 408, "The request's body did not arrive in time.", headers={"connection": "close"}
             ) from None
 
-    async def _health(self, path: str) -> _Answer:
+    async def _health(self, method: str, path: str) -> Answer:
+        if method not in ("GET", "HEAD"):
+            raise _wrong_method(method, ["GET", "HEAD"])
         if path == "/healthz":
-            return _Answer(200, b'{"status":"ok"}')
+            return Answer(200, b'{"status":"ok"}')
         reason = await self._not_ready()
         if reason is None:
-            return _Answer(200, b'{"status":"ready"}')
-        return _Answer(503, encode({"status": "not ready", "reason": reason}))
+            return Answer(200, b'{"status":"ready"}')
+        return Answer(503, encode({"status": "not ready", "reason": reason}))
 
     async def _not_ready(self) -> str | None:
         if self._stopping:
             return "the service is stopping"
         if not self._ctx.jobs.alive:
             return "jobs are not handed out"
+        now = self._ctx.clock.monotonic()
+        if now >= self._probe_again:
+            # Kept for a moment: whoever asks, with no key, must not keep the writer busy.
+            self._probe_again = now + 1.0
+            self._writable = await self._probe()
+        return None if self._writable else "the database cannot be written"
+
+    async def _probe(self) -> bool:
+        now_ms = self._ctx.clock.now_ms()
         try:
-            await self._ctx.store.write(_nothing)
+            await self._ctx.store.write(lambda tx: probe(tx, now_ms))
         except StorageUnavailable:
-            return "the database cannot be written"
-        return None
+            return False
+        return True
 
 
-async def _nothing(tx: Any) -> None:
-    """A transaction that changes nothing: it shows that one can be had."""
+async def _send_answer(result: Answer, headers: list[tuple[bytes, bytes]], send: Send) -> None:
+    headers += [(name.encode(), value.encode()) for name, value in result.headers.items()]
+    if result.status != 304:
+        headers += [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(result.body)),
+        ]
+    await send({"type": "http.response.start", "status": result.status, "headers": headers})
+    await send({"type": "http.response.body", "body": result.body})
+
+
+async def _send_stream(
+    stream: EventStream, headers: list[tuple[bytes, bytes]], receive: Receive, send: Send
+) -> None:
+    """Send a stream; when the client leaves, its frames end, and nothing else does."""
+    headers += [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        # Proxies that buffer answers would hold the events back.
+        (b"x-accel-buffering", b"no"),
+    ]
+    watching = asyncio.ensure_future(_left(receive))
+    watching.add_done_callback(lambda _: stream.close())
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async for frame in stream.frames:
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        watching.cancel()
+        stream.close()
+
+
+async def _left(receive: Receive) -> None:
+    """Return when the client has gone away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _key(headers: list[tuple[bytes, bytes]]) -> str | None:
@@ -213,22 +270,29 @@ def _key(headers: list[tuple[bytes, bytes]]) -> str | None:
 
 
 def _query(text: bytes) -> list[tuple[str, str]]:
-    if not text:
-        return []
     try:
+        # Empty pairs, as `?a=1&` has one, say nothing.
+        pairs = "&".join(filter(None, text.decode("ascii").split("&")))
+        if not pairs:
+            return []
         return parse_qsl(
-            text.decode("ascii"),
-            keep_blank_values=True,
-            strict_parsing=True,
-            errors="strict",
-            max_num_fields=100,
+            pairs, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=400
         )
     except ValueError:
         raise RequestRefused(400, "We could not parse the query of your request.") from None
 
 
-def _refusal(refused: RequestRefused) -> _Answer:
-    return _Answer(refused.status, encode(error_body(refused)), refused.headers)
+def _refusal(refused: RequestRefused) -> Answer:
+    return Answer(refused.status, encode(error_body(refused)), refused.headers)
+
+
+def _no_such_path(method: str, path: str) -> RequestRefused:
+    advice = ""
+    if not path.startswith("/v1/"):
+        advice = " The API is below /v1: does your base_url end in /v1?"
+    elif "/openai/" in path:
+        advice = " An azure_endpoint is the address alone, without /v1."
+    return RequestRefused(404, f"Invalid URL ({method} {path[:200]}).{advice}")
 
 
 def _wrong_method(method: str, allowed: list[str]) -> RequestRefused:
@@ -247,6 +311,16 @@ def _too_large(limit: int) -> RequestRefused:
         code="request_too_large",
         # The rest of the body is not read, so the connection cannot be used again.
         headers={"connection": "close"},
+    )
+
+
+def _stopping() -> RequestRefused:
+    return RequestRefused(
+        503,
+        "The service is stopping. Please try again.",
+        type="server_error",
+        code="service_unavailable",
+        headers={"retry-after": "1", "connection": "close"},
     )
 
 

@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import count
+from typing import TypeVar
 
 from runbell import faults
 from runbell.errors import ModelError, StorageUnavailable
 from runbell.pacing import RetryBackoff
-from runbell.runs import Run, RunStatus, ToolCall, Usage
-from runbell.service.backends import Finished, TextDelta, ToolCallDelta
+from runbell.runs import Run, RunStatus
+from runbell.service.draft import Draft
 from runbell.service.operations import turns
 from runbell.service.operations.context import Context
-from runbell.service.operations.turns import Answer, Interrupted, Outcome, Turn
+from runbell.service.operations.turns import Answer, Failed, Interrupted, Outcome, Turn
 
 __all__ = ["Executor"]
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-MAX_ANSWER_CHARS = 4_000_000
-"""Text and arguments of one turn; a model that says more is stopped, to bound memory."""
 
 
 @dataclass(slots=True)
@@ -32,10 +32,13 @@ class _Hold:
 
     attempt: int | None = None
     call: asyncio.Task[Answer] | None = None
-    stopped: bool = False
+    _stopped: bool = False
+
+    def was_stopped(self) -> bool:
+        return self._stopped
 
     def stop(self) -> None:
-        self.stopped = True
+        self._stopped = True
         if self.call is not None:
             self.call.cancel()
 
@@ -48,6 +51,7 @@ class Executor:
         self._rng = rng or random.Random()
         self._backoff = RetryBackoff(start=0.05, cap=2.0)
         self._holds: dict[str, _Hold] = {}
+        self._given_up: list[Turn] = []
         ctx.changes.subscribe(self._hear)
 
     async def execute(self, run_id: str) -> None:
@@ -55,11 +59,12 @@ class Executor:
         # Held before it is claimed: a cancel that is committed together with the claim is heard.
         hold = self._holds[run_id] = _Hold()
         try:
-            turn = await turns.claim(self._ctx, run_id)
-            if turn is None:
+            record = await turns.claim(self._ctx, run_id)
+            if record is None:
                 return
-            hold.attempt = turn.run.attempt
+            hold.attempt = record.run.attempt
             faults.hit("executor.claimed")
+            turn = await self._stored(record.run, lambda: turns.prepare(self._ctx, record))
             outcome = await self._call_model(turn, hold)
         finally:
             del self._holds[run_id]
@@ -68,47 +73,77 @@ class Executor:
         await self._settle(turn, outcome)
         faults.hit("executor.settled")
 
+    async def hand_back(self) -> None:
+        """After the last job: tell the database which runs were given up in good order."""
+        for turn in self._given_up:
+            try:
+                await turns.hand_back(self._ctx, turn)
+            except StorageUnavailable as error:
+                logger.warning("%s could not be handed back: %s", turn.run.id, error)
+        self._given_up = []
+
     async def _call_model(self, turn: Turn, hold: _Hold) -> Outcome:
-        if hold.stopped:
-            return Interrupted()
+        draft = Draft(self._ctx, turn.run)
+        if hold.was_stopped():
+            return Interrupted(draft.said)
         # A task of its own: what stops the model call must never hit the settling behind it.
-        listening = hold.call = asyncio.create_task(self._listen(turn))
+        listening = hold.call = asyncio.create_task(self._listen(turn, draft))
         try:
             await asyncio.wait([listening])
+        except asyncio.CancelledError:
+            # The process stops; the run goes on in the next one.
+            self._given_up.append(turn)
+            raise
         finally:
             listening.cancel()
         if listening.cancelled():
-            return Interrupted()
+            if hold.was_stopped():
+                return Interrupted(draft.said)
+            broken = ModelError("server_error", "The model call was broken off.")
+            return Failed(broken, draft.said)
         error = listening.exception()
         if error is None:
             return listening.result()
         if isinstance(error, ModelError):
-            return error
+            return Failed(error, draft.said)
         # A backend's own mistake ends this run, rather than the run being tried for ever.
         logger.error("the backend of %s failed", turn.request.config.model, exc_info=error)
-        return ModelError("server_error", "The model's backend failed unexpectedly.")
+        unexpected = ModelError("server_error", "The model's backend failed unexpectedly.")
+        return Failed(unexpected, draft.said)
 
-    async def _listen(self, turn: Turn) -> Answer:
-        collected = _Collector(self._ctx)
+    async def _listen(self, turn: Turn, draft: Draft) -> Answer:
         async with aclosing(self._ctx.backends.answer(turn.request)) as pieces:
             async for piece in pieces:
-                answer = collected.add(piece)
+                answer = draft.add(piece)
                 if answer is not None:
                     return answer
         raise ModelError("server_error", "The model's answer broke off.")
 
     async def _settle(self, turn: Turn, outcome: Outcome) -> None:
-        """Store the outcome; a database that is away is waited for, since the answer was paid."""
+        try:
+            await self._stored(turn.run, lambda: turns.settle(self._ctx, turn, outcome))
+        except StorageUnavailable:
+            raise
+        except Exception:
+            if isinstance(outcome, Failed):
+                raise
+            # What can't be stored now will not be storable later: no second answer is paid.
+            logger.exception("%s: its outcome cannot be stored", turn.run.id)
+            error = ModelError("server_error", "The model's answer could not be stored.")
+            failed = Failed(error, Draft(self._ctx, turn.run).said)
+            await self._stored(turn.run, lambda: turns.settle(self._ctx, turn, failed))
+
+    async def _stored(self, run: Run, use: Callable[[], Awaitable[T]]) -> T:
+        """Use the database; where it is away it is waited for, as long as the run has time."""
         for failures in count(1):
             try:
-                await turns.settle(self._ctx, turn, outcome)
+                return await use()
             except StorageUnavailable as error:
-                if self._ctx.clock.now_ms() >= turn.run.expires_at_ms:
+                if self._ctx.clock.now_ms() >= run.expires_at_ms:
                     raise
-                logger.warning("%s: its outcome waits for the database: %s", turn.run.id, error)
-            else:
-                return
+                logger.warning("%s waits for the database: %s", run.id, error)
             await self._ctx.clock.sleep(self._backoff.delay(failures, self._rng))
+        raise AssertionError("unreachable")
 
     def _hear(self, run: Run) -> None:
         """Stop the model call of a run that is not to go on, or that another worker has now."""
@@ -118,42 +153,3 @@ class Executor:
         ending = run.status.is_terminal or run.status is RunStatus.CANCELLING
         if ending or (hold.attempt is not None and run.attempt != hold.attempt):
             hold.stop()
-
-
-class _Collector:
-    """Puts the pieces of an answer together."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-        self._text: list[str] = []
-        self._calls: dict[int, ToolCall] = {}
-        self._size = 0
-
-    def add(self, piece: TextDelta | ToolCallDelta | Finished) -> Answer | None:
-        """Add a piece; the answer, once it is whole."""
-        match piece:
-            case TextDelta(text=text):
-                self._text.append(text)
-                self._size += len(text)
-            case ToolCallDelta():
-                self._add_call(piece)
-            case Finished(reason=reason, usage=usage):
-                return self._answer(reason, usage)
-        if self._size > MAX_ANSWER_CHARS:
-            raise ModelError(
-                "server_error", f"The model's answer has more than {MAX_ANSWER_CHARS} characters."
-            )
-        return None
-
-    def _add_call(self, piece: ToolCallDelta) -> None:
-        call = self._calls.get(piece.index)
-        if call is None:
-            call = ToolCall(piece.id or self._ctx.new_id("call"), "", "")
-        self._calls[piece.index] = ToolCall(
-            call.id, call.name + piece.name, call.arguments + piece.arguments
-        )
-        self._size += len(piece.name) + len(piece.arguments)
-
-    def _answer(self, reason: object, usage: Usage) -> Answer:
-        calls = tuple(self._calls[index] for index in sorted(self._calls))
-        return Answer("".join(self._text), calls, reason, usage)  # type: ignore[arg-type]

@@ -32,12 +32,13 @@ from runbell.service.connection import Connection
 from runbell.service.executor import Executor
 from runbell.service.jobs import Handler, JobKind
 from runbell.service.jobs.embedded import EmbeddedJobs
+from runbell.service.live import Live
 from runbell.service.operations import runs
 from runbell.service.operations.access import (
     DEFAULT_PROJECT,
     Access,
-    create_key,
     ensure_project,
+    new_key,
 )
 from runbell.service.operations.context import Context
 from runbell.service.settings import Settings, sqlite_path
@@ -49,6 +50,9 @@ from runbell.storage.sqlite import SQLiteStore
 __all__ = ["build", "handlers", "open_store", "run"]
 
 logger = logging.getLogger(__name__)
+
+MIN_KEY_LENGTH = 16
+"""Characters of a key that somebody chose, where other machines can try keys."""
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that it is they who close them."""
@@ -76,13 +80,18 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_store(path: Path) -> AsyncIterator[SQLiteStore]:
+async def open_store(path: Path, *, create: bool = True) -> AsyncIterator[SQLiteStore]:
     """The store in a SQLite file, its schema up to date; closed at the end.
+
+    Args:
+        create: make the file where there is none.
 
     Raises:
         ConfigurationError: the file can't be used.
         StorageUnavailable: it is locked.
     """
+    if not create and not path.exists():  # noqa: ASYNC240 - one look, before anything is served
+        raise ConfigurationError(f"there is no database at {path}: name it with --database")
     upgrade_sqlite(path, InstallationLock(path))
     store = await SQLiteStore.open(path)
     try:
@@ -99,7 +108,7 @@ def build(settings: Settings, store: SQLiteStore, clock: Clock) -> tuple[Context
         concurrency=settings.max_concurrent_runs,
         cancel_grace=settings.cancel_grace,
     )
-    ctx = Context(settings, clock, store, jobs, Changes(), _backends(settings, clock))
+    ctx = Context(settings, clock, store, jobs, Changes(), Live(), _backends(settings, clock))
     return ctx, Executor(ctx)
 
 
@@ -177,6 +186,7 @@ async def _serve_from(
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await server.listening(serving)
         url = _url(listener)
+        logger.info("everything is kept in %s", store.path.resolve())
         say(f"runbell: listening on {url}")
         if first_key is not None:
             first_key.show(url, say)
@@ -186,6 +196,7 @@ async def _serve_from(
         app.stop()
         server.should_exit = True
         await asyncio.gather(serving, ctx.jobs.stop(settings.shutdown_grace))
+        await executor.hand_back()
         await ctx.backends.close()
 
 
@@ -223,7 +234,13 @@ class _FirstKey:
 
 async def _first_key(ctx: Context, *, loopback: bool) -> _FirstKey | None:
     """Make a key where there is none; beyond loopback, insist on one that somebody chose."""
-    if ctx.settings.api_key is not None:
+    chosen = ctx.settings.api_key
+    if chosen is not None:
+        if not loopback and len(chosen) < MIN_KEY_LENGTH:
+            raise ConfigurationError(
+                f"RUNBELL_API_KEY has {len(chosen)} characters; to be reached from other machines "
+                f"it needs {MIN_KEY_LENGTH} at the least"
+            )
         return None
     keys = [key for key in await ctx.store.read(projects.list_keys) if key.revoked_at_ms is None]
     if not loopback and not any(key.origin == "keys" for key in keys):
@@ -234,21 +251,31 @@ async def _first_key(ctx: Context, *, loopback: bool) -> _FirstKey | None:
     if keys:
         return None
     project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
-    key, _ = await create_key(ctx.store, ctx.clock, project, "serve")
-    if sys.stdout.isatty():
-        return _FirstKey(key, None)
-    path = sqlite_path(ctx.settings.database)
-    file = path.with_name(path.name + ".api-key")
-    _write_secret(file, key)
+    key, row = new_key(ctx.clock, project, "serve")
+    file = None
+    if not sys.stdout.isatty():
+        path = sqlite_path(ctx.settings.database)
+        file = path.with_name(path.name + ".api-key")
+        # In front of the row: a key that exists and that nobody can read would lock everybody out.
+        _write_secret(file, key)
+    await ctx.store.write(lambda tx: projects.insert_key(tx, row))
     return _FirstKey(key, file)
 
 
 def _write_secret(file: Path, text: str) -> None:
     """Write a file that nobody but its owner could read at any moment."""
-    file.unlink(missing_ok=True)
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w") as stream:
-        stream.write(f"{text}\n")
+    try:
+        file.unlink(missing_ok=True)
+        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w") as stream:
+            stream.write(f"{text}\n")
+            stream.flush()
+            os.fsync(fd)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot leave the API key in {file} ({error.strerror}): make the folder writable, "
+            "or set RUNBELL_API_KEY"
+        ) from error
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

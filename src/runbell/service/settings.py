@@ -84,7 +84,8 @@ class Settings:
         for item in dataclasses.fields(cls):
             value: Any = (given or {}).get(item.name)
             if value is None:
-                value = environ.get(environment_name(item.name)) or None
+                # Mounted secrets and env files end in line feeds.
+                value = environ.get(environment_name(item.name), "").strip() or None
             if value is not None and item.name == "upstream":
                 values[item.name] = read_upstreams(value, environ)
             elif value is not None:
@@ -93,6 +94,11 @@ class Settings:
         if settings.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigurationError(
                 f"log_level is {settings.log_level!r}: use debug, info, warning or error"
+            )
+        key = settings.api_key
+        if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+            raise ConfigurationError(
+                "RUNBELL_API_KEY holds spaces or characters that a header cannot carry"
             )
         if settings.port > 65_535:
             raise ConfigurationError(f"port is {settings.port}: the largest is 65535")
@@ -116,6 +122,11 @@ def sqlite_path(url: str) -> Path:
         raise ConfigurationError(
             f"database is {_without_password(url)!r}: use sqlite:///runbell.db (beside you) or "
             "sqlite:////var/lib/runbell.db (from the root)"
+        )
+    if "?" in path or "#" in path:
+        raise ConfigurationError(
+            f"database is {url!r}: options behind the file's name are not supported (write a "
+            "'?' in a name as %3F, a '#' as %23)"
         )
     name = unquote(path[1:])
     if not name or name == ":memory:" or name.endswith("/"):

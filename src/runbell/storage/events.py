@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, literal_column, select
 
 from runbell.errors import UnknownCursor
 from runbell.runs import Event
@@ -12,7 +12,7 @@ from runbell.storage import schema
 from runbell.storage.statements import Statement, insert_row, limited
 from runbell.storage.store import Transaction
 
-__all__ = ["append", "page"]
+__all__ = ["FeedRow", "append", "latest", "page"]
 
 _e = schema.events.c
 
@@ -23,16 +23,25 @@ CURSOR = Statement(
     select(_e.position).where(_e.project_id == bindparam("project"), _e.id == bindparam("key")),
 )
 _after = (_e.project_id == bindparam("project"), _e.position > bindparam("low"))
+LATEST = Statement(
+    "events.latest",
+    "The project's newest event.",
+    select(_e.id)
+    .where(_e.project_id == bindparam("project"))
+    .order_by(_e.position.desc())
+    .limit(literal_column("1"))
+    .offset(literal_column("0")),
+)
 PAGE = Statement(
     "events.page",
     "The project's events behind a position, in commit order.",
-    limited(select(_e.id, _e.body).where(*_after).order_by(_e.position)),
+    limited(select(_e.id, _e.type, _e.body).where(*_after).order_by(_e.position)),
 )
 PAGE_OF_TYPES = Statement(
     "events.page_of_types",
     "The same, of certain types alone.",
     limited(
-        select(_e.id, _e.body)
+        select(_e.id, _e.type, _e.body)
         .where(
             *_after,
             # A fixed number of slots, so that the text is compiled once; unused slots repeat.
@@ -41,6 +50,16 @@ PAGE_OF_TYPES = Statement(
         .order_by(_e.position)
     ),
 )
+
+
+FeedRow = tuple[str, str, bytes]
+"""An event's id, type and bytes."""
+
+
+async def latest(tx: Transaction, project: str) -> str | None:
+    """The id of the project's newest event."""
+    row = await tx.fetch_one(LATEST, {"project": project})
+    return row[0] if row is not None else None
 
 
 async def append(tx: Transaction, event: Event) -> None:
@@ -66,8 +85,8 @@ async def page(
     after: str | None,
     types: frozenset[str] | None,
     limit: int,
-) -> tuple[list[tuple[str, bytes]], bool]:
-    """The ids and bytes of the events behind `after`, in commit order; whether there are more.
+) -> tuple[list[FeedRow], bool]:
+    """The events behind `after`, in commit order, and whether there are more.
 
     Args:
         after: the id of an event; None begins with the oldest that is kept.
@@ -90,4 +109,4 @@ async def page(
         wanted = sorted(types)
         params |= {f"type{slot}": wanted[min(slot, len(wanted) - 1)] for slot in range(10)}
     rows = await tx.fetch_all(statement, params)
-    return [(row[0], row[1]) for row in rows[:limit]], len(rows) > limit
+    return [(row[0], row[1], row[2]) for row in rows[:limit]], len(rows) > limit

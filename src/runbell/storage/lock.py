@@ -21,6 +21,8 @@ class InstallationLock:
     """Held by the process that may serve, and migrate, a SQLite file."""
 
     def __init__(self, database: Path) -> None:
+        # By its real name: a symbolic link must not open a second door to the same file.
+        database = database.resolve()
         self.path = database.with_name(database.name + ".lock")
         self._fd: int | None = None
 

@@ -46,6 +46,9 @@ LATEST = Statement(
     limited(select_row(schema.messages).where(*_in_thread).order_by(_m.position.desc())),
 )
 
+MAX_CONVERSATION_BYTES = 64_000_000
+"""Older messages are left out of a conversation when its texts have this size."""
+
 _content = JsonColumn(tuple[ContentPart, ...])
 _metadata = JsonColumn(dict[str, str])
 
@@ -117,7 +120,7 @@ async def conversation(tx: Transaction, project: str, thread_id: str, limit: int
         limit: how many at the most.
     """
     params = {"project": project, "thread": thread_id, "limit": limit}
-    rows = await tx.fetch_all(LATEST, params)
+    rows = await tx.fetch_all(LATEST, params, MAX_CONVERSATION_BYTES)
     return [_message(row) for row in reversed(rows)]
 
 

@@ -41,8 +41,14 @@ def upgrade_sqlite(path: Path, lock: InstallationLock) -> None:
                 f"{path} has an older schema and is in use by process {lock.holder()}: "
                 "stop that service first"
             )
-        path.touch(mode=0o600)
-        _migrate(path)
+        try:
+            path.touch(mode=0o600)
+            _migrate(path)
+        except Exception as error:
+            # SQLAlchemy's errors wrap the driver's; a full disk or a lock is nobody's defect.
+            if isinstance(getattr(error, "orig", error), sqlite3.OperationalError | OSError):
+                raise StorageUnavailable(f"cannot make the schema of {path}: {error}") from error
+            raise
 
 
 def _migrate(path: Path) -> None:
@@ -82,7 +88,8 @@ def _revision(path: Path) -> str | None:
                 row[0]
                 for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
             }
-            if "alembic_version" not in tables:
+            # Other programs use Alembic too: its table alone does not make a file ours.
+            if not {"alembic_version", "runs"} <= tables:
                 if tables:
                     raise ConfigurationError(
                         f"{path} is a SQLite file of another program; name another with --database"

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Column, Table, bindparam, select
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import Column, Table, bindparam, literal_column, select
+from sqlalchemy.sql.elements import ColumnElement, TextClause
 
 from runbell.errors import UnknownCursor
 from runbell.storage.statements import Statement, limited, select_row
 from runbell.storage.store import Row, Transaction
 
 __all__ = ["Page", "PagedList"]
+
+
+MAX_PAGE_BYTES = 16_000_000
+"""A page ends early, and says that there is more, when its texts have this size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +43,16 @@ class PagedList:
         name: the statements' name, `table.list`.
         table: has columns `id` and `position`.
         owner: the conditions that make up the list, with their parameters.
+        few: there are never many rows; they are found by what they are, and then sorted.
     """
 
-    def __init__(self, name: str, table: Table, *owner: ColumnElement[bool]) -> None:
+    def __init__(
+        self,
+        name: str,
+        table: Table,
+        *owner: ColumnElement[bool] | TextClause,
+        few: bool = False,
+    ) -> None:
         position: Column[Any] = table.c.position
         self._cursor = Statement(
             f"{name}.cursor",
@@ -49,9 +60,11 @@ class PagedList:
             select(position).where(*owner, table.c.id == bindparam("cursor")),
         )
         rows = select_row(table).where(*owner)
+        # An expression, which no index has, keeps the planner from reading all rows in their order.
+        order = position + literal_column("0") if few else position
         low, high = position > bindparam("low"), position < bindparam("high")
         self._pages: dict[tuple[str, bool, bool], Statement] = {}
-        for direction, ordering in (("asc", position.asc()), ("desc", position.desc())):
+        for direction, ordering in (("asc", order.asc()), ("desc", order.desc())):
             for has_low in (False, True):
                 for has_high in (False, True):
                     bounds = [*([low] if has_low else []), *([high] if has_high else [])]
@@ -83,8 +96,9 @@ class PagedList:
         direction = page.order if not backwards else _OPPOSITE[page.order]
         params["limit"] = page.limit + 1
         statement = self._pages[direction, low is not None, high is not None]
-        rows = await tx.fetch_all(statement, params)
-        more = len(rows) > page.limit
+        rows = await tx.fetch_all(statement, params, MAX_PAGE_BYTES)
+        size = sum(len(value) for row in rows for value in row if isinstance(value, str | bytes))
+        more = len(rows) > page.limit or size >= MAX_PAGE_BYTES
         rows = rows[: page.limit]
         if backwards:
             rows.reverse()

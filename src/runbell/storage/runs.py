@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from runbell.storage.statements import (
 from runbell.storage.store import Row, Transaction
 
 __all__ = [
+    "RunFilter",
     "RunRecord",
     "active",
     "cancelling_since",
@@ -34,18 +36,22 @@ __all__ = [
     "in_progress",
     "insert",
     "live",
+    "many",
     "next_waiting",
     "page",
+    "page_of_project",
     "pending_messages",
     "ready",
     "set_metadata",
     "take_turn",
+    "waiting",
 ]
 
 _r = schema.runs.c
 _in_thread = (_r.project_id == bindparam("project"), _r.thread_id == bindparam("thread"))
 _live = text(schema.LIVE)
 _active = text(schema.ACTIVE)
+_workable = text(schema.WORKABLE)
 # A status as text, not as a parameter: only then can the partial indexes be used.
 _STATUS: dict[RunStatus, ColumnElement[str]] = {
     status: literal_column(f"'{status}'") for status in RunStatus
@@ -103,7 +109,8 @@ ACTIVE = Statement(
 NEXT_WAITING = Statement(
     "runs.next_waiting",
     "The run whose turn comes when the thread's active run ends.",
-    _ROW.where(_r.thread_id == bindparam("thread"), _r.waits_turn, _live)
+    # As text, in the words of the partial index.
+    _ROW.where(_r.thread_id == bindparam("thread"), text("waits_turn"), _live)
     .order_by(_r.position)
     .limit(literal_column("1"))
     .offset(literal_column("0")),
@@ -111,7 +118,9 @@ NEXT_WAITING = Statement(
 TAKE_TURN = Statement(
     "runs.take_turn",
     "Let a waiting run hold its thread.",
-    update_row(schema.runs, "waits_turn", "pending_messages").where(_r.id == bindparam("key")),
+    update_row(schema.runs, "waits_turn", "pending_messages").where(
+        _r.id == bindparam("key"), _r.waits_turn, _live
+    ),
 )
 PENDING_MESSAGES = Statement(
     "runs.pending_messages",
@@ -130,7 +139,7 @@ READY = Statement(
     "Queued runs that may start, oldest first.",
     limited(
         select(_r.id)
-        .where(_r.status == _STATUS[RunStatus.QUEUED], _live, ~_r.waits_turn)
+        .where(_r.status == _STATUS[RunStatus.QUEUED], _workable, ~_r.waits_turn)
         .order_by(_r.position)
     ),
 )
@@ -139,7 +148,7 @@ IN_PROGRESS = Statement(
     "Runs that a worker holds, or held when it was lost.",
     limited(
         select(_r.id)
-        .where(_r.status == _STATUS[RunStatus.IN_PROGRESS], _live)
+        .where(_r.status == _STATUS[RunStatus.IN_PROGRESS], _workable)
         .order_by(_r.position)
     ),
 )
@@ -153,16 +162,45 @@ CANCELLING = Statement(
     "Runs whose cancel has begun, oldest first.",
     limited(
         select(_r.id, _r.cancelling_at_ms)
-        .where(_r.status == _STATUS[RunStatus.CANCELLING], _live)
-        .order_by(_r.position)
+        .where(_r.status == _STATUS[RunStatus.CANCELLING])
+        .order_by(_r.cancelling_at_ms)
     ),
 )
-COUNT = Statement(
-    "runs.count_live",
-    "How many runs have not ended.",
-    select(func.count()).select_from(schema.runs).where(_live),
+WAITING = Statement(
+    "runs.waiting",
+    "How many runs wait for a thread.",
+    select(func.count())
+    .select_from(schema.runs)
+    # As text, in the words of the partial index.
+    .where(_r.thread_id == bindparam("thread"), text("waits_turn"), _live),
 )
 PAGES = PagedList("runs.list", schema.runs, *_in_thread)
+_SLOTS = 50
+MANY = Statement(
+    "runs.many",
+    "Runs by their ids.",
+    # Without the project, which would lead to the index of all its runs.
+    _ROW.where(
+        # A fixed number of slots, so that the text is compiled once; unused slots repeat.
+        _r.id.in_([bindparam(f"id{slot}") for slot in range(_SLOTS)]),
+    ),
+)
+_matching = (
+    _r.status.in_([bindparam(f"status{slot}") for slot in range(len(RunStatus))]),
+    _r.created_at_ms >= bindparam("created_from"),
+    _r.created_at_ms < bindparam("created_before"),
+)
+PROJECT_PAGES = PagedList(
+    "runs.list_project", schema.runs, _r.project_id == bindparam("project"), *_matching
+)
+LIVE_PROJECT_PAGES = PagedList(
+    "runs.list_live",
+    schema.runs,
+    _r.project_id == bindparam("project"),
+    *_matching,
+    _live,
+    few=True,
+)
 
 _calls = JsonColumn(tuple[ToolCall, ...])
 _config = JsonColumn(RunConfig)
@@ -265,8 +303,15 @@ async def pending_messages(tx: Transaction, run_id: str) -> tuple[Message, ...]:
 
 
 async def take_turn(tx: Transaction, run_id: str) -> None:
-    """Let a waiting run hold its thread. Raises Conflict where the thread is held."""
-    await tx.execute(TAKE_TURN, {"key": run_id, "waits_turn": False, "pending_messages": None})
+    """Let a waiting run hold its thread.
+
+    Raises:
+        Conflict: the thread is held.
+        StaleWrite: the run does not wait any more.
+    """
+    params = {"key": run_id, "waits_turn": False, "pending_messages": None}
+    if await tx.execute(TAKE_TURN, params) != 1:
+        raise StaleWrite(f"{run_id} does not wait for its turn any more")
 
 
 async def live(tx: Transaction, thread_id: str) -> list[RunRecord]:
@@ -280,6 +325,55 @@ async def page(
     """A page of a thread's runs, and whether there are more."""
     rows, more = await PAGES.fetch(tx, page, {"project": project, "thread": thread_id})
     return [_record(row[:-1]) for row in rows], more
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs of a project are wanted.
+
+    Attributes:
+        statuses: those in one of these; empty is all.
+        created_from_ms: created at this moment or later, in milliseconds since the epoch.
+        created_before_ms: created before this moment.
+    """
+
+    statuses: frozenset[RunStatus] = frozenset()
+    created_from_ms: int | None = None
+    created_before_ms: int | None = None
+
+
+async def many(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunRecord]:
+    """The runs of the project among these ids, in the order of the ids."""
+    found: dict[str, RunRecord] = {}
+    for start in range(0, len(ids), _SLOTS):
+        chunk = ids[start : start + _SLOTS]
+        params = {f"id{slot}": chunk[min(slot, len(chunk) - 1)] for slot in range(_SLOTS)}
+        for row in await tx.fetch_all(MANY, params):
+            record = _record(row)
+            if record.run.project_id == project:
+                found[record.run.id] = record
+    return [found[run_id] for run_id in dict.fromkeys(ids) if run_id in found]
+
+
+async def page_of_project(
+    tx: Transaction, project: str, page: Page, wanted: RunFilter
+) -> tuple[list[RunRecord], bool]:
+    """A page of a project's runs, across its threads, and whether there are more."""
+    statuses = sorted(wanted.statuses or frozenset(RunStatus))
+    owner: dict[str, Any] = {
+        f"status{slot}": statuses[min(slot, len(statuses) - 1)] for slot in range(len(RunStatus))
+    }
+    owner["project"] = project
+    owner["created_from"] = wanted.created_from_ms or 0
+    latest = wanted.created_before_ms
+    owner["created_before"] = _ALWAYS_MS if latest is None else latest
+    live_alone = not any(status.is_terminal for status in statuses)
+    pages = LIVE_PROJECT_PAGES if live_alone else PROJECT_PAGES
+    rows, more = await pages.fetch(tx, page, owner)
+    return [_record(row[:-1]) for row in rows], more
+
+
+_ALWAYS_MS = 2**62
 
 
 async def ready(tx: Transaction, limit: int) -> list[str]:
@@ -302,9 +396,9 @@ async def cancelling_since(tx: Transaction, limit: int) -> list[tuple[str, int]]
     return [(row[0], row[1]) for row in await tx.fetch_all(CANCELLING, {"limit": limit})]
 
 
-async def count_live(tx: Transaction) -> int:
-    """How many runs have not ended."""
-    row = await tx.fetch_one(COUNT, {})
+async def waiting(tx: Transaction, thread_id: str) -> int:
+    """How many runs wait for a thread."""
+    row = await tx.fetch_one(WAITING, {"thread": thread_id})
     return int(row[0]) if row is not None else 0
 
 

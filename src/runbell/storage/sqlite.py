@@ -39,6 +39,12 @@ MAX_GROUP = 256
 MAX_WAITING = 10_000
 """Units that may wait for the writer before further ones are turned away."""
 
+SCANNERS = 3
+"""Threads that read many rows: a long list keeps two others moving."""
+
+MAX_WAITING_SCANS = 1_000
+"""Scans that may wait for a thread before further ones are turned away."""
+
 WRITER_BUSY_MS = 2_000
 """How long the writer waits for another process's transaction (a backup, `runbell keys`)."""
 
@@ -69,8 +75,11 @@ class SQLiteStore:
         self._closed = False
         self._writer = writer
         self._reader = _View(_connect(path, READER_BUSY_MS, reads_only=True))
-        self._scanning = _View(_connect(path, WRITER_BUSY_MS, reads_only=True))
-        self._scanner = ThreadPoolExecutor(1, thread_name_prefix="runbell-scanner")
+        self._views: queue.SimpleQueue[_View] = queue.SimpleQueue()
+        for _ in range(SCANNERS):
+            self._views.put(_View(_connect(path, WRITER_BUSY_MS, reads_only=True)))
+        self._scanner = ThreadPoolExecutor(SCANNERS, thread_name_prefix="runbell-scanner")
+        self._scans = 0
         self._thread = threading.Thread(target=self._write_all, name="runbell-writer", daemon=True)
         self._thread.start()
 
@@ -109,11 +118,22 @@ class SQLiteStore:
         if self._closed:
             raise StorageUnavailable("the database is closed")
 
-        def drive() -> T:
-            with _unavailable:
-                return _drive(work(self._scanning))
+        if self._scans >= MAX_WAITING_SCANS:
+            raise StorageUnavailable("too many lists are waiting")
 
-        return await self._loop.run_in_executor(self._scanner, drive)
+        def drive() -> T:
+            view = self._views.get()
+            try:
+                with _unavailable:
+                    return _drive(work(view))
+            finally:
+                self._views.put(view)
+
+        self._scans += 1
+        try:
+            return await self._loop.run_in_executor(self._scanner, drive)
+        finally:
+            self._scans -= 1
 
     async def close(self) -> None:
         if self._closed:
@@ -122,7 +142,8 @@ class SQLiteStore:
         self._waiting.put(None)
         await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._scanner.shutdown)
-        self._scanning.connection.close()
+        while not self._views.empty():
+            self._views.get().connection.close()
         self._reader.connection.close()
         # Last, so that SQLite folds the log into the database and removes it.
         self._writer.close()
@@ -145,20 +166,41 @@ class SQLiteStore:
             if group:
                 faults.hit("storage.group.begun")
                 try:
-                    self._commit(group)
+                    self._begin()
                 except Exception as error:  # noqa: BLE001 - every caller gets it; the thread goes on
-                    for failed in group:
-                        failed.fail(error)
+                    # Whoever waits behind them has waited as long: nobody waits twice.
+                    open_ = self._take_waiting(group) and open_
+                    _fail(group, error)
+                else:
+                    try:
+                        self._commit(group)
+                    except Exception as error:  # noqa: BLE001 - as above
+                        _fail(group, error)
                 self._loop.call_soon_threadsafe(_deliver, group)
 
-    def _commit(self, group: list[_Unit]) -> None:
+    def _take_waiting(self, group: list[_Unit]) -> bool:
+        """Add every unit that waits to the group; False where the store is to be closed."""
+        while True:
+            try:
+                unit = self._waiting.get_nowait()
+            except queue.Empty:
+                return True
+            if unit is None:
+                return False
+            group.append(unit)
+
+    def _begin(self) -> None:
         connection = self._writer
         if connection.in_transaction:
             # An earlier rollback failed, as it can on a disk that gives errors.
             connection.execute("ROLLBACK")
+        with _unavailable:
+            connection.execute("BEGIN IMMEDIATE")
+
+    def _commit(self, group: list[_Unit]) -> None:
+        connection = self._writer
         try:
             with _unavailable:
-                connection.execute("BEGIN IMMEDIATE")
                 if len(group) == 1:
                     self._execute(group[0])
                 else:
@@ -222,8 +264,21 @@ class _View:
         row: Row | None = self.connection.execute(statement.sqlite, params).fetchone()
         return row
 
-    async def fetch_all(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
-        return self.connection.execute(statement.sqlite, params).fetchall()
+    async def fetch_all(
+        self, statement: Statement, params: Mapping[str, Any], max_bytes: int | None = None
+    ) -> list[Row]:
+        cursor = self.connection.execute(statement.sqlite, params)
+        if max_bytes is None:
+            return cursor.fetchall()
+        rows: list[Row] = []
+        size = 0
+        for row in cursor:
+            rows.append(row)
+            size += sum(len(value) for value in row if isinstance(value, str | bytes))
+            if size >= max_bytes:
+                break
+        cursor.close()
+        return rows
 
     async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
         try:
@@ -238,6 +293,12 @@ class _View:
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
+
+
+def _fail(group: list[_Unit], error: Exception) -> None:
+    for unit in group:
+        # One each: an error that several tasks raise would collect all their traces.
+        unit.fail(StorageUnavailable(*error.args) if type(error) is StorageUnavailable else error)
 
 
 def _deliver(group: list[_Unit]) -> None:
@@ -277,6 +338,7 @@ def _connect(path: Path, busy_ms: int, *, reads_only: bool) -> sqlite3.Connectio
     )
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA fullfsync = ON")  # macOS: its fsync does not reach the disk
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA temp_store = MEMORY")
     if reads_only:

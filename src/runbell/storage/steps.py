@@ -15,8 +15,8 @@ __all__ = ["get", "insert", "of_run", "open_of_run", "page", "update"]
 
 _s = schema.run_steps.c
 _in_run = (
+    # A run's thread is checked where the run is; here it would lead to the thread's index.
     _s.project_id == bindparam("project"),
-    _s.thread_id == bindparam("thread"),
     _s.run_id == bindparam("run"),
 )
 
@@ -97,11 +97,9 @@ async def update(tx: Transaction, step: RunStep) -> None:
     )
 
 
-async def get(
-    tx: Transaction, project: str, thread_id: str, run_id: str, step_id: str
-) -> RunStep | None:
+async def get(tx: Transaction, project: str, run_id: str, step_id: str) -> RunStep | None:
     """One step of a run."""
-    params = {"project": project, "thread": thread_id, "run": run_id, "key": step_id}
+    params = {"project": project, "run": run_id, "key": step_id}
     row = await tx.fetch_one(GET, params)
     return _step(row) if row is not None else None
 
@@ -117,10 +115,10 @@ async def open_of_run(tx: Transaction, run_id: str) -> list[RunStep]:
 
 
 async def page(
-    tx: Transaction, project: str, thread_id: str, run_id: str, page: Page
+    tx: Transaction, project: str, run_id: str, page: Page
 ) -> tuple[list[RunStep], bool]:
     """A page of a run's steps, and whether there are more."""
-    owner = {"project": project, "thread": thread_id, "run": run_id}
+    owner = {"project": project, "run": run_id}
     rows, more = await PAGES.fetch(tx, page, owner)
     return [_step(row) for row in rows], more
 

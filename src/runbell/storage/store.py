@@ -34,8 +34,14 @@ class Transaction(Protocol):
         """The first row, or None."""
         ...
 
-    async def fetch_all(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
-        """All rows; every caller bounds them by a limit or by what one object can have."""
+    async def fetch_all(
+        self, statement: Statement, params: Mapping[str, Any], max_bytes: int | None = None
+    ) -> list[Row]:
+        """All rows; every caller bounds them by a limit or by what one object can have.
+
+        Args:
+            max_bytes: stop behind the row with which the texts of all rows reach this size.
+        """
         ...
 
     async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:

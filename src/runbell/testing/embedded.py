@@ -28,6 +28,7 @@ from runbell.service.backends.echo import Echo
 from runbell.service.changes import Changes
 from runbell.service.executor import Executor
 from runbell.service.jobs.embedded import EmbeddedJobs
+from runbell.service.live import Live
 from runbell.service.operations import assistants, runs, threads
 from runbell.service.operations.access import DEFAULT_PROJECT, ensure_project
 from runbell.service.operations.context import Context
@@ -44,6 +45,7 @@ from runbell.storage import events
 from runbell.storage import messages as message_rows
 from runbell.storage import runs as run_rows
 from runbell.storage import steps as step_rows
+from runbell.storage.events import FeedRow
 from runbell.storage.paging import Page
 from runbell.storage.records import FunctionDefinition, FunctionTool, Message, RunStep
 from runbell.storage.store import Store
@@ -89,7 +91,9 @@ class EmbeddedService:
             rng=random.Random(0),
         )
         backends = Backends([self.backend, Echo(self.clock)])
-        self.ctx = Context(self.settings, self.clock, self.store, self.jobs, Changes(), backends)
+        self.ctx = Context(
+            self.settings, self.clock, self.store, self.jobs, Changes(), Live(), backends
+        )
         self.executor = Executor(self.ctx, random.Random(0))
 
     # The process.
@@ -207,11 +211,11 @@ class EmbeddedService:
         after, more = None, True
         while more:
             rows, more = await self._feed_behind(after)
-            found += [json.loads(body) for _, body in rows]
+            found += [json.loads(body) for _, _, body in rows]
             after = rows[-1][0] if rows else None
         return found
 
-    async def _feed_behind(self, after: str | None) -> tuple[list[tuple[str, bytes]], bool]:
+    async def _feed_behind(self, after: str | None) -> tuple[list[FeedRow], bool]:
         return await self.store.scan(
             lambda tx: events.page(tx, self.project, after=after, types=None, limit=FEED_PAGE)
         )
@@ -235,7 +239,7 @@ async def embedded(
         started: hand out jobs at once; else the test calls `start`.
         settings: of `Settings`, where they are to differ from the defaults.
     """
-    async with opened(migrated_sqlite(path)) as store:
+    async with opened(migrated_sqlite(path), durable=False) as store:
         service = EmbeddedService(
             store, clock or VirtualClock(), Settings(**settings), ScriptedBackend()
         )

@@ -89,7 +89,7 @@ class Backend(Protocol):
         May be closed early, when the run was cancelled or has expired.
 
         Raises:
-            ModelError: the model failed or refused; what it had said is dropped.
+            ModelError: the model failed or refused; what it had said stays with the run.
         """
         ...
 

@@ -33,6 +33,9 @@ SWEEP_SECONDS = 30.0
 MAX_HINTS = 1_000
 """Ready runs that are remembered by id; beyond that, that there are more is enough."""
 
+MAX_FAILURES = 20
+"""How often a run may fail with a defect before its slot goes to others, until the next sweep."""
+
 BATCH = 100
 """Deferred jobs that are handled at the same time."""
 
@@ -68,6 +71,7 @@ class EmbeddedJobs:
         self._ready_wake = asyncio.Event()
         self._deferred_wake = asyncio.Event()
         self._next_due_ms = 0
+        self._held_back: dict[str, tuple[int, int]] = {}
         self._loops: list[asyncio.Task[None]] = []
 
     async def enqueue(self, tx: Transaction, job: Job) -> None:
@@ -107,10 +111,12 @@ class EmbeddedJobs:
             await asyncio.gather(*late, return_exceptions=True)
 
     def _hint(self, run_id: str) -> None:
-        if len(self._hints) < MAX_HINTS:
-            self._hints.append(run_id)
-        else:
+        if self._more_ready or len(self._hints) >= MAX_HINTS:
+            # From here on the table has the order: a hint that were taken now would overtake the
+            # runs that are known to the table alone.
             self._more_ready = True
+        else:
+            self._hints.append(run_id)
         self._ready_wake.set()
 
     def _expect(self, due_ms: int) -> None:
@@ -148,18 +154,20 @@ class EmbeddedJobs:
 
     async def _look_for_ready(self) -> None:
         limit = self._concurrency + MAX_HINTS
-        # Said before the look, since hints that overflow while it lasts are not in what it finds.
+        # Before the look: what becomes ready while it goes on has to be remembered.
         self._more_ready = False
         try:
-            ready = await self._store.scan(lambda tx: runs.ready(tx, limit))
-            held = await self._store.scan(lambda tx: runs.in_progress(tx, limit))
+            # By an index, and never behind somebody's long list.
+            ready = await self._store.read(lambda tx: runs.ready(tx, limit))
+            held = await self._store.read(lambda tx: runs.in_progress(tx, limit))
         except Exception:
             self._more_ready = True
             self._ready_wake.set()
             raise
         # In this engine nobody else executes runs: one in progress that is not ours was lost.
         found = [run_id for run_id in (*held, *ready) if run_id not in self._running]
-        self._more_ready |= len(ready) == limit or len(held) == limit
+        if len(ready) == limit or len(held) == limit:
+            self._more_ready = True
         known = set(self._hints)
         self._hints.extend(run_id for run_id in found if run_id not in known)
 
@@ -172,6 +180,7 @@ class EmbeddedJobs:
 
     async def _handle(self, run_id: str) -> None:
         handler = self._handlers[JobKind.RUN]
+        defects = 0
         try:
             for failures in count(1):
                 try:
@@ -181,6 +190,9 @@ class EmbeddedJobs:
                     logger.warning("%s waits for the database: %s", run_id, error)
                 except Exception:
                     logger.exception("executing %s failed; it is tried again", run_id)
+                    defects += 1
+                    if defects == MAX_FAILURES:
+                        return
                 await self._clock.sleep(self._backoff.delay(failures, self._rng))
         finally:
             del self._running[run_id]
@@ -195,14 +207,19 @@ class EmbeddedJobs:
     async def _hand_out_deferred(self) -> None:
         self._deferred_wake.clear()
         now_ms = self._clock.now_ms()
-        expiring = await self._store.read(lambda tx: runs.expiring(tx, BATCH))
-        cancelling = await self._store.read(lambda tx: runs.cancelling_since(tx, BATCH))
-        due = [
+        limit = BATCH + len(self._held_back)
+        expiring = await self._store.read(lambda tx: runs.expiring(tx, limit))
+        cancelling = await self._store.read(lambda tx: runs.cancelling_since(tx, limit))
+        every = [
             *((JobKind.EXPIRE, run_id, at_ms) for run_id, at_ms in expiring),
             *(
                 (JobKind.FINISH_CANCEL, run_id, since_ms + self._cancel_grace_ms)
                 for run_id, since_ms in cancelling
             ),
+        ]
+        due = [
+            (kind, run_id, max(at_ms, self._held_back.get(run_id, (0, 0))[1]))
+            for kind, run_id, at_ms in every
         ]
         ripe = [(kind, run_id) for kind, run_id, at_ms in due if at_ms <= now_ms]
         if ripe:
@@ -219,12 +236,24 @@ class EmbeddedJobs:
         results = await asyncio.gather(
             *(self._handlers[kind](run_id) for kind, run_id in ripe), return_exceptions=True
         )
+        away: StorageUnavailable | None = None
         for (kind, run_id), result in zip(ripe, results, strict=True):
-            if isinstance(result, Exception) and not isinstance(result, StorageUnavailable):
+            if isinstance(result, StorageUnavailable):
+                away = result
+            elif isinstance(result, Exception):
                 logger.error("%s of %s failed; it is tried again", kind, run_id, exc_info=result)
-        if failed := [result for result in results if isinstance(result, BaseException)]:
+                self._hold_back(run_id)
+            else:
+                self._held_back.pop(run_id, None)
+        if away is not None:
             # Raised, so that the next look waits; the rows still say what is due.
-            raise StorageUnavailable(f"{len(failed)} of {len(ripe)} deadlines wait: {failed[0]}")
+            raise away
+
+    def _hold_back(self, run_id: str) -> None:
+        """Keep a deadline that failed out of everybody's way for a while."""
+        failures = self._held_back.get(run_id, (0, 0))[0] + 1
+        pause = self._backoff.delay(failures, self._rng)
+        self._held_back[run_id] = (failures, self._clock.now_ms() + round(pause * 1000))
 
     async def _sleep_unless(self, event: asyncio.Event, seconds: float) -> None:
         tasks = [

@@ -13,7 +13,7 @@ from runbell.storage import projects
 from runbell.storage.records import ApiKey, KeyOrigin, Project
 from runbell.storage.store import Store, Transaction
 
-__all__ = ["DEFAULT_PROJECT", "Access", "create_key", "ensure_project", "masked"]
+__all__ = ["DEFAULT_PROJECT", "Access", "create_key", "ensure_project", "masked", "new_key"]
 
 DEFAULT_PROJECT = "default"
 """The name of the project that keys belong to where no other is named."""
@@ -49,11 +49,18 @@ async def ensure_project(store: Store, clock: Clock, name: str) -> Project:
 async def create_key(
     store: Store, clock: Clock, project: Project, origin: KeyOrigin
 ) -> tuple[str, ApiKey]:
-    """Make a key for a project.
+    """Make a key for a project and store its row.
 
     Returns:
         The key, which nothing can show again, and its row.
     """
+    key, row = new_key(clock, project, origin)
+    await store.write(lambda tx: projects.insert_key(tx, row))
+    return key, row
+
+
+def new_key(clock: Clock, project: Project, origin: KeyOrigin) -> tuple[str, ApiKey]:
+    """A key for a project and its row, which is not stored yet."""
     key = f"sk-rb-{secrets.token_urlsafe(32)}"
     row = ApiKey(
         id=new_id("key", clock),
@@ -63,7 +70,6 @@ async def create_key(
         origin=origin,
         created_at_ms=clock.now_ms(),
     )
-    await store.write(lambda tx: projects.insert_key(tx, row))
     return key, row
 
 
@@ -99,6 +105,9 @@ class Access:
         # Found by its digest; compared once more so that an index's timing decides nothing.
         if row is None or not hmac.compare_digest(row.digest, digest):
             raise RequestRefused(
-                401, f"Incorrect API key provided: {masked(key)}.", code="invalid_api_key"
+                401,
+                f"Incorrect API key provided: {masked(key)}. A key of this service is needed: "
+                "'runbell keys create' makes one.",
+                code="invalid_api_key",
             )
         return row.project_id

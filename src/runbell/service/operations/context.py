@@ -8,6 +8,7 @@ from runbell.clock import Clock
 from runbell.service.backends import Backends
 from runbell.service.changes import Changes
 from runbell.service.jobs import Jobs
+from runbell.service.live import Live
 from runbell.service.operations.ids import new_id
 from runbell.service.settings import Settings
 from runbell.storage.store import Store
@@ -24,6 +25,7 @@ class Context:
     store: Store
     jobs: Jobs
     changes: Changes
+    live: Live
     backends: Backends
 
     def new_id(self, prefix: str) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from runbell.errors import RequestRefused, UnknownCursor
 from runbell.runs import RunStatus
+from runbell.service.wire.refusals import clipped
 
 __all__ = [
     "cannot_cancel",
+    "choice_without_tools",
     "id_taken",
     "model_not_found",
     "model_not_served",
@@ -16,6 +18,7 @@ __all__ = [
     "no_outputs_wanted",
     "not_found",
     "thread_busy",
+    "too_many_waiting",
     "tool_unknown",
     "tool_unsupported",
     "unknown_cursor",
@@ -28,7 +31,7 @@ MAX_LISTED = 20
 
 def not_found(kind: str, key: str) -> RequestRefused:
     """There is no such thing, or it is another project's: the same answer for both."""
-    return RequestRefused(404, f"No {kind} found with id '{key}'.")
+    return RequestRefused(404, f"No {kind} found with id '{clipped(key)}'.")
 
 
 def unknown_cursor(kind: str, error: UnknownCursor) -> RequestRefused:
@@ -62,11 +65,37 @@ def no_outputs_wanted(status: RunStatus) -> RequestRefused:
     return RequestRefused(400, f'Runs in status "{status}" do not accept tool outputs.')
 
 
-def wrong_outputs(expected: Iterable[str], got: Iterable[str]) -> RequestRefused:
+def wrong_outputs(expected: Iterable[str], got: Sequence[str]) -> RequestRefused:
     return RequestRefused(
         400,
-        f"Expected tool outputs for call_ids {list(expected)}, got {list(got)}",
+        f"Expected tool outputs for call_ids {list(expected)}, got {_shown(got)}",
         param="tool_outputs",
+    )
+
+
+def _shown(ids: Sequence[str]) -> list[str]:
+    """Ids from a request, as an answer may repeat them."""
+    shown = [clipped(each) for each in ids[:_MAX_SHOWN]]
+    return shown if len(ids) <= _MAX_SHOWN else [*shown, f"and {len(ids) - _MAX_SHOWN} more"]
+
+
+_MAX_SHOWN = 128
+
+
+def too_many_waiting(thread_id: str, limit: int) -> RequestRefused:
+    return RequestRefused(
+        400,
+        f"Thread {thread_id} has {limit} runs waiting for their turn already.",
+        param="on_active_run",
+    )
+
+
+def choice_without_tools() -> RequestRefused:
+    return RequestRefused(
+        400,
+        "The tool_choice is 'required', and the run has no tools to choose from.",
+        param="tool_choice",
+        code="invalid_value",
     )
 
 
@@ -74,9 +103,9 @@ def model_not_served(model: str, served: Sequence[str], undecided: bool) -> Requ
     hint = "A model server that did not say yet which models it has may have it. "
     return RequestRefused(
         400,
-        f"The model '{model}' is not served here. {hint if undecided else ''}"
+        f"The model '{clipped(model)}' is not served here. {hint if undecided else ''}"
         f"Served: {_listed(served)}. Name one of them as the run's or the assistant's model, or "
-        f"add a model server: runbell serve --upstream URL --model-map '{model}=MODEL'.",
+        f"add a model server: runbell serve --upstream URL --model-map '{clipped(model)}=MODEL'.",
         param="model",
         code="model_not_found",
     )
@@ -85,7 +114,7 @@ def model_not_served(model: str, served: Sequence[str], undecided: bool) -> Requ
 def model_not_found(model: str, served: Sequence[str]) -> RequestRefused:
     return RequestRefused(
         404,
-        f"The model '{model}' does not exist here. Served: {_listed(served)}.",
+        f"The model '{clipped(model)}' does not exist here. Served: {_listed(served)}.",
         param="model",
         code="model_not_found",
     )
@@ -110,7 +139,7 @@ def tool_unsupported(kind: str) -> RequestRefused:
 def tool_unknown(name: str) -> RequestRefused:
     return RequestRefused(
         400,
-        f"The tool_choice names '{name}', which is not among the run's tools.",
+        f"The tool_choice names '{clipped(name)}', which is not among the run's tools.",
         param="tool_choice",
         code="invalid_value",
     )

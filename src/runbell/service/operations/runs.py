@@ -16,7 +16,7 @@ from runbell.service.operations import refusals
 from runbell.service.operations.context import Context
 from runbell.service.operations.threads import new_message, new_thread
 from runbell.service.operations.transitions import create as store_run
-from runbell.service.operations.transitions import move
+from runbell.service.operations.transitions import move, update_step
 from runbell.service.wire.requests import (
     CreateMessage,
     CreateRun,
@@ -35,10 +35,11 @@ from runbell.storage.records import (
     NamedToolChoice,
     RunConfig,
     RunStep,
+    Thread,
     ToolChoice,
     TruncationStrategy,
 )
-from runbell.storage.runs import RunRecord
+from runbell.storage.runs import RunFilter, RunRecord
 from runbell.storage.store import Transaction
 
 __all__ = [
@@ -48,12 +49,18 @@ __all__ = [
     "expire",
     "finish_cancel",
     "list_page",
+    "list_project",
     "list_steps",
     "modify",
     "retrieve",
+    "retrieve_many",
     "retrieve_step",
     "submit_tool_outputs",
 ]
+
+
+MAX_WAITING = 100
+"""Runs that may wait for one thread: they all end in one transaction when it is deleted."""
 
 
 async def create(ctx: Context, project: str, thread_id: str, request: CreateRun) -> RunRecord:
@@ -67,6 +74,8 @@ async def create(ctx: Context, project: str, thread_id: str, request: CreateRun)
         active = await runs.active(tx, thread_id)
         if active is not None and request.on_active_run != "enqueue":
             raise refusals.thread_busy(thread_id, active)
+        if active is not None and await runs.waiting(tx, thread_id) >= MAX_WAITING:
+            raise refusals.too_many_waiting(thread_id, MAX_WAITING)
         run = _new_run(ctx, project, thread_id, request, waits_turn=active is not None)
         record = RunRecord(run, config)
         await _store(ctx, tx, record, request.additional_messages or ())
@@ -75,7 +84,9 @@ async def create(ctx: Context, project: str, thread_id: str, request: CreateRun)
     return await _begun(ctx, work)
 
 
-async def create_with_thread(ctx: Context, project: str, request: CreateThreadAndRun) -> RunRecord:
+async def create_with_thread(
+    ctx: Context, project: str, request: CreateThreadAndRun
+) -> tuple[RunRecord, Thread]:
     """Begin a thread and queue a run on it."""
     thread, first = new_thread(ctx, project, request.thread or CreateThread())
     if request.tool_resources is not None:
@@ -93,7 +104,7 @@ async def create_with_thread(ctx: Context, project: str, request: CreateThreadAn
         await _store(ctx, tx, record, ())
         return record
 
-    return await _begun(ctx, work)
+    return await _begun(ctx, work), thread
 
 
 async def retrieve(ctx: Context, project: str, thread_id: str, run_id: str) -> RunRecord:
@@ -112,6 +123,7 @@ async def modify(
             return record
         run = replace(record.run, metadata=request.metadata)
         await runs.set_metadata(tx, run)
+        tx.after_commit(lambda: ctx.changes.publish(run))
         return RunRecord(run, record.config)
 
     return await ctx.store.write(work)
@@ -133,6 +145,21 @@ async def list_page(
         raise refusals.unknown_cursor("run", error) from None
 
 
+async def list_project(
+    ctx: Context, project: str, page: Page, wanted: RunFilter
+) -> tuple[list[RunRecord], bool]:
+    """A page of the project's runs, across its threads."""
+    try:
+        return await ctx.store.scan(lambda tx: runs.page_of_project(tx, project, page, wanted))
+    except UnknownCursor as error:
+        raise refusals.unknown_cursor("run", error) from None
+
+
+async def retrieve_many(ctx: Context, project: str, ids: Sequence[str]) -> list[RunRecord]:
+    """The project's runs among these ids; those that it does not have are left out."""
+    return await ctx.store.read(lambda tx: runs.many(tx, project, ids))
+
+
 async def cancel(ctx: Context, project: str, thread_id: str, run_id: str) -> RunRecord:
     """End a run as soon as possible. Cancelling twice is the same as once."""
 
@@ -144,7 +171,7 @@ async def cancel(ctx: Context, project: str, thread_id: str, run_id: str) -> Run
             change = lifecycle.cancel(record.run)
         except TransitionNotAllowed:
             raise refusals.cannot_cancel(record.run.status) from None
-        return RunRecord(await move(ctx, tx, record.run, change), record.config)
+        return await move(ctx, tx, record, change)
 
     return await ctx.store.write(work)
 
@@ -164,7 +191,7 @@ async def submit_tool_outputs(
         if sorted(got) != sorted(expected):
             raise refusals.wrong_outputs(expected, got)
         await _answer_calls(ctx, tx, run, outputs)
-        return RunRecord(await move(ctx, tx, run, lifecycle.resumed()), record.config)
+        return await move(ctx, tx, record, lifecycle.resumed())
 
     return await ctx.store.write(work)
 
@@ -176,7 +203,7 @@ async def retrieve_step(
 
     async def work(tx: Transaction) -> RunStep:
         await _run(tx, project, thread_id, run_id)
-        step = await steps.get(tx, project, thread_id, run_id, step_id)
+        step = await steps.get(tx, project, run_id, step_id)
         if step is None:
             raise refusals.not_found("run step", step_id)
         return step
@@ -191,7 +218,7 @@ async def list_steps(
 
     async def work(tx: Transaction) -> tuple[list[RunStep], bool]:
         await _run(tx, project, thread_id, run_id)
-        return await steps.page(tx, project, thread_id, run_id, page)
+        return await steps.page(tx, project, run_id, page)
 
     try:
         return await ctx.store.scan(work)
@@ -209,9 +236,8 @@ async def expire(ctx: Context, run_id: str) -> None:
         record = await runs.find(tx, run_id)
         if record is None or record.run.status.is_terminal:
             return
-        run = record.run
-        if run.expires_at_ms <= ctx.clock.now_ms():
-            await move(ctx, tx, run, lifecycle.expired(run))
+        if record.run.expires_at_ms <= ctx.clock.now_ms():
+            await move(ctx, tx, record, lifecycle.expired(record.run))
 
     await ctx.store.write(work)
 
@@ -224,7 +250,7 @@ async def finish_cancel(ctx: Context, run_id: str) -> None:
         if record is None or record.run.status is not RunStatus.CANCELLING:
             return
         reason = "Cancelled on request; its worker did not answer in time."
-        await move(ctx, tx, record.run, lifecycle.cancelled(reason))
+        await move(ctx, tx, record, lifecycle.cancelled(reason))
 
     await ctx.store.write(work)
 
@@ -327,6 +353,8 @@ def _config(ctx: Context, assistant: Assistant, request: RunOptions) -> RunConfi
 
 
 def _check_choice(choice: ToolChoice, functions: set[str]) -> None:
+    if choice == "required" and not functions:
+        raise refusals.choice_without_tools()
     if not isinstance(choice, NamedToolChoice):
         return
     if choice.type != "function":
@@ -348,7 +376,8 @@ async def _answer_calls(
             msgspec.structs.replace(call, output=by_call.get(call.id, call.output))
             for call in step.tool_calls
         )
-        await steps.update(
+        await update_step(
+            ctx,
             tx,
             msgspec.structs.replace(
                 step,

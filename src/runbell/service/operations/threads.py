@@ -113,11 +113,10 @@ async def delete(ctx: Context, project: str, thread_id: str) -> None:
     async def work(tx: Transaction) -> None:
         await _thread(tx, project, thread_id)
         for record in await runs.live(tx, thread_id):
-            run = record.run
-            if run.status is not RunStatus.CANCELLING:
-                run = await move(ctx, tx, run, lifecycle.cancel(run))
-            if run.status is RunStatus.CANCELLING:
-                await move(ctx, tx, run, lifecycle.cancelled("Its thread was deleted."))
+            if record.run.status is not RunStatus.CANCELLING:
+                record = await move(ctx, tx, record, lifecycle.cancel(record.run))
+            if record.run.status is RunStatus.CANCELLING:
+                await move(ctx, tx, record, lifecycle.cancelled("Its thread was deleted."))
         await threads.remove(tx, project, thread_id)
 
     await ctx.store.write(work)

@@ -10,14 +10,16 @@ from typing import Literal
 import msgspec
 
 from runbell.runs import Change, Run, RunStatus, apply, event_of
+from runbell.runs.lifecycle import expired
 from runbell.service.jobs import Job, JobKind
 from runbell.service.operations.context import Context
+from runbell.service.wire.objects import run_object, step_object
 from runbell.storage import events, messages, runs, steps
-from runbell.storage.records import Message
+from runbell.storage.records import Message, RunStep
 from runbell.storage.runs import RunRecord
 from runbell.storage.store import Transaction
 
-__all__ = ["create", "move"]
+__all__ = ["create", "move", "update_step"]
 
 
 async def create(
@@ -36,43 +38,59 @@ async def create(
     if not run.waits_turn:
         for message in additional:
             await messages.insert(tx, message)
-    await _announce(ctx, tx, run)
+    await _announce(ctx, tx, record)
     await ctx.jobs.enqueue(tx, Job(JobKind.EXPIRE, run.id, due_ms=run.expires_at_ms))
     if not run.waits_turn:
         await ctx.jobs.enqueue(tx, Job(JobKind.RUN, run.id))
 
 
-async def move(ctx: Context, tx: Transaction, run: Run, change: Change) -> Run:
+async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change) -> RunRecord:
     """Apply a change to a run, as it was just read.
 
     Returns:
-        The run in its new status.
+        The run in its new status, and what it was asked to do.
 
     Raises:
         TransitionNotAllowed: the table has no such way.
         StaleWrite: somebody else has moved the run meanwhile.
     """
+    run = record.run
     moved = apply(run, change, now_ms=ctx.clock.now_ms())
     await runs.change(tx, run, moved)
-    await _announce(ctx, tx, moved)
+    if moved.status.is_terminal:
+        await _end_steps(ctx, tx, moved)
+    after = RunRecord(moved, record.config)
+    await _announce(ctx, tx, after)
     if moved.status is RunStatus.QUEUED:
         await ctx.jobs.enqueue(tx, Job(JobKind.RUN, moved.id))
     elif moved.status is RunStatus.CANCELLING:
         due_ms = moved.updated_at_ms + round(ctx.settings.cancel_grace * 1000)
         await ctx.jobs.enqueue(tx, Job(JobKind.FINISH_CANCEL, moved.id, due_ms=due_ms))
-    elif moved.status.is_terminal:
-        await _end_steps(tx, moved)
-        if not run.waits_turn:
-            await _pass_turn(ctx, tx, moved.thread_id)
-    return moved
+    elif moved.status.is_terminal and not run.waits_turn:
+        await _pass_turn(ctx, tx, moved.thread_id)
+    return after
 
 
-async def _announce(ctx: Context, tx: Transaction, run: Run) -> None:
+async def _announce(ctx: Context, tx: Transaction, record: RunRecord) -> None:
+    run = record.run
     await events.append(tx, event_of(run, ctx.new_id("evt")))
     tx.after_commit(lambda: ctx.changes.publish(run))
+    tx.after_commit(
+        lambda: ctx.live.tell(run.id, f"thread.run.{run.status}", lambda: run_object(record))
+    )
 
 
-async def _end_steps(tx: Transaction, run: Run) -> None:
+async def update_step(ctx: Context, tx: Transaction, step: RunStep) -> None:
+    """Store a step that has ended, and tell those who stream its run."""
+    await steps.update(tx, step)
+    tx.after_commit(
+        lambda: ctx.live.tell(
+            step.run_id, f"thread.run.step.{step.status}", lambda: step_object(step)
+        )
+    )
+
+
+async def _end_steps(ctx: Context, tx: Transaction, run: Run) -> None:
     """What the run was in the middle of ends as the run did."""
     status = _STEP_ENDS.get(run.status)
     if status is None:
@@ -86,7 +104,7 @@ async def _end_steps(tx: Transaction, run: Run) -> None:
             error_code=error.code if error is not None else None,
             error_message=error.message if error is not None else None,
         )
-        await steps.update(tx, ended)
+        await update_step(ctx, tx, ended)
 
 
 _STEP_ENDS: dict[RunStatus, Literal["cancelled", "expired", "failed"]] = {
@@ -98,10 +116,14 @@ _STEP_ENDS: dict[RunStatus, Literal["cancelled", "expired", "failed"]] = {
 
 async def _pass_turn(ctx: Context, tx: Transaction, thread_id: str) -> None:
     """The thread is free: the run that waits longest may start."""
-    waiting = await runs.next_waiting(tx, thread_id)
-    if waiting is None:
-        return
     now_ms = ctx.clock.now_ms()
+    while True:
+        waiting = await runs.next_waiting(tx, thread_id)
+        if waiting is None:
+            return
+        if waiting.run.expires_at_ms > now_ms:
+            break
+        await move(ctx, tx, waiting, expired(waiting.run))
     for message in await runs.pending_messages(tx, waiting.run.id):
         await messages.insert(
             tx, msgspec.structs.replace(message, created_at_ms=now_ms, completed_at_ms=now_ms)

@@ -6,14 +6,17 @@ and comes back changes nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
 
 from runbell.errors import ModelError
 from runbell.runs import Run, RunStatus, ToolCall, Usage, lifecycle, take_over
 from runbell.service.backends import ModelRequest
 from runbell.service.operations.context import Context
 from runbell.service.operations.transitions import move
+from runbell.service.wire.objects import message_object, step_object
 from runbell.storage import messages, runs, steps
 from runbell.storage.records import (
     Message,
@@ -26,7 +29,20 @@ from runbell.storage.records import (
 from runbell.storage.runs import RunRecord
 from runbell.storage.store import Transaction
 
-__all__ = ["Answer", "Interrupted", "Outcome", "Turn", "claim", "settle"]
+__all__ = [
+    "Answer",
+    "Failed",
+    "Interrupted",
+    "Outcome",
+    "Turn",
+    "calls_step",
+    "claim",
+    "hand_back",
+    "message_begun",
+    "message_step_begun",
+    "prepare",
+    "settle",
+]
 
 MAX_TAKEOVERS = 5
 """After so many lost workers in a row a run is what kills them: it fails instead."""
@@ -45,23 +61,48 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said, as a whole."""
+    """What the model said, or has said so far.
+
+    The ids are given as the answer begins, since those who stream it hear them before it is stored.
+
+    Attributes:
+        began_at_ms: when it began, in milliseconds since the epoch.
+    """
 
     text: str
     calls: tuple[ToolCall, ...]
     reason: Literal["stop", "max_completion_tokens", "max_prompt_tokens"]
     usage: Usage
+    began_at_ms: int
+    message_id: str
+    message_step_id: str
+    calls_step_id: str
+
+    @property
+    def speaks(self) -> bool:
+        """It makes a message; an empty one too, where that is all the model had to say."""
+        return bool(self.text) or (self.reason == "stop" and not self.calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The model failed; `said` is what it had said by then."""
+
+    error: ModelError
+    said: Answer
 
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
     """The model call was stopped, because the run is being cancelled or has ended."""
 
+    said: Answer
 
-Outcome = Answer | ModelError | Interrupted
+
+Outcome = Answer | Failed | Interrupted
 
 
-async def claim(ctx: Context, run_id: str) -> Turn | None:
+async def claim(ctx: Context, run_id: str) -> RunRecord | None:
     """Take up a run: one that is queued, or one whose worker was lost.
 
     Returns:
@@ -69,14 +110,31 @@ async def claim(ctx: Context, run_id: str) -> Turn | None:
         for tool outputs, or could not begin and has failed.
     """
 
-    async def work(tx: Transaction) -> Turn | None:
+    async def work(tx: Transaction) -> RunRecord | None:
         record = await runs.find(tx, run_id)
-        if record is None:
-            return None
-        run = await _taken_up(ctx, tx, record)
-        return await _turn(tx, RunRecord(run, record.config)) if run is not None else None
+        return await _taken_up(ctx, tx, record) if record is not None else None
 
     return await ctx.store.write(work)
+
+
+async def prepare(ctx: Context, record: RunRecord) -> Turn:
+    """What the model is told in a turn that was taken up.
+
+    Read apart from the claim: a long conversation is in nobody's way, and while the run holds its
+    thread nobody adds to it.
+    """
+    return await ctx.store.scan(lambda tx: _turn(tx, record))
+
+
+async def hand_back(ctx: Context, turn: Turn) -> None:
+    """Say that a worker gave its run up in good order, so that it does not count as lost."""
+
+    async def work(tx: Transaction) -> None:
+        record = await runs.find(tx, turn.run.id)
+        if record is not None and record.run.attempt == turn.run.attempt and record.run.takeovers:
+            await runs.change(tx, record.run, replace(record.run, takeovers=0))
+
+    await ctx.store.write(work)
 
 
 async def settle(ctx: Context, turn: Turn, outcome: Outcome) -> None:
@@ -86,35 +144,44 @@ async def settle(ctx: Context, turn: Turn, outcome: Outcome) -> None:
         record = await runs.find(tx, turn.run.id)
         if record is None or record.run.attempt != turn.run.attempt:
             return
-        run = record.run
-        if run.status is RunStatus.CANCELLING:
-            usage = outcome.usage if isinstance(outcome, Answer) else None
-            await move(ctx, tx, run, lifecycle.cancelled("Cancelled on request.", usage))
-        elif run.status is RunStatus.IN_PROGRESS and isinstance(outcome, ModelError):
-            await move(ctx, tx, run, lifecycle.failed(outcome.code, outcome.message))
-        elif run.status is RunStatus.IN_PROGRESS and isinstance(outcome, Answer):
-            await _accept(ctx, tx, run, outcome)
+        match record.run.status, outcome:
+            case RunStatus.CANCELLING, _:
+                said = outcome if isinstance(outcome, Answer) else outcome.said
+                await _break_off(ctx, tx, record.run, said, _CANCELLED)
+                change = lifecycle.cancelled("Cancelled on request.", said.usage)
+                await move(ctx, tx, record, change)
+            case RunStatus.IN_PROGRESS, Failed(error=error, said=said):
+                await _break_off(ctx, tx, record.run, said, _FAILED, error)
+                change = lifecycle.failed(error.code, error.message, said.usage)
+                await move(ctx, tx, record, change)
+            case RunStatus.IN_PROGRESS, Answer():
+                await _accept(ctx, tx, record, outcome)
 
     await ctx.store.write(work)
 
 
-async def _taken_up(ctx: Context, tx: Transaction, record: RunRecord) -> Run | None:
+async def _taken_up(ctx: Context, tx: Transaction, record: RunRecord) -> RunRecord | None:
     run, model = record.run, record.config.model
-    if run.status is RunStatus.QUEUED and not run.waits_turn:
+    begins = run.status is RunStatus.QUEUED and not run.waits_turn
+    if (begins or run.status is RunStatus.IN_PROGRESS) and run.expires_at_ms <= ctx.clock.now_ms():
+        # As after a long downtime: no model is asked for an answer that nobody waits for.
+        await move(ctx, tx, record, lifecycle.expired(run))
+        return None
+    if begins:
         if ctx.backends.find(model) is None and not ctx.backends.undecided:
             message = f"The model '{model}' is not served any more."
-            await move(ctx, tx, run, lifecycle.failed("server_error", message))
+            await move(ctx, tx, record, lifecycle.failed("server_error", message))
             return None
-        return await move(ctx, tx, run, lifecycle.started())
+        return await move(ctx, tx, record, lifecycle.started())
     if run.status is not RunStatus.IN_PROGRESS:
         return None
     if run.takeovers >= MAX_TAKEOVERS:
         message = f"Gave up: {MAX_TAKEOVERS + 1} workers in a row were lost while executing it."
-        await move(ctx, tx, run, lifecycle.failed("server_error", message))
+        await move(ctx, tx, record, lifecycle.failed("server_error", message))
         return None
     taken = take_over(run)
     await runs.change(tx, run, taken)
-    return taken
+    return RunRecord(taken, record.config)
 
 
 async def _turn(tx: Transaction, record: RunRecord) -> Turn:
@@ -140,61 +207,127 @@ def _left(limit: int | None, used: int) -> int | None:
     return None if limit is None else max(0, limit - used)
 
 
-async def _accept(ctx: Context, tx: Transaction, run: Run, answer: Answer) -> None:
-    if answer.text or not (answer.calls or answer.reason != "stop"):
-        await _say(ctx, tx, run, answer)
-    if answer.reason != "stop":
-        await move(ctx, tx, run, lifecycle.incomplete(answer.reason, answer.usage))
-    elif answer.calls:
-        await steps.insert(tx, _calls_step(ctx, run, answer))
-        await move(ctx, tx, run, lifecycle.requires_action(answer.calls, answer.usage))
-    else:
-        await move(ctx, tx, run, lifecycle.completed(answer.usage))
-
-
-async def _say(ctx: Context, tx: Transaction, run: Run, answer: Answer) -> None:
-    """Add the model's message to the thread, and the step that says so to the run."""
+async def _accept(ctx: Context, tx: Transaction, record: RunRecord, answer: Answer) -> None:
+    run = record.run
     now_ms = max(ctx.clock.now_ms(), run.updated_at_ms)
-    whole = answer.reason == "stop"
-    message = Message(
-        project_id=run.project_id,
-        thread_id=run.thread_id,
-        id=ctx.new_id("msg"),
-        created_at_ms=now_ms,
-        role="assistant",
+    if answer.speaks:
+        ending = _WHOLE if answer.reason == "stop" else _CUT
+        await _say(ctx, tx, run, answer, ending, now_ms)
+    if answer.reason != "stop":
+        await move(ctx, tx, record, lifecycle.incomplete(answer.reason, answer.usage))
+    elif answer.calls:
+        await steps.insert(tx, calls_step(run, answer))
+        await move(ctx, tx, record, lifecycle.requires_action(answer.calls, answer.usage))
+    else:
+        await move(ctx, tx, record, lifecycle.completed(answer.usage))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a message and its step end."""
+
+    step: Literal["completed", "cancelled", "failed"]
+    incomplete_reason: str | None
+
+
+_WHOLE = _Ending("completed", None)
+_CUT = _Ending("completed", "max_tokens")
+_CANCELLED = _Ending("cancelled", "run_cancelled")
+_FAILED = _Ending("failed", "run_failed")
+
+
+async def _break_off(
+    ctx: Context,
+    tx: Transaction,
+    run: Run,
+    said: Answer,
+    ending: _Ending,
+    error: ModelError | None = None,
+) -> None:
+    """Keep what was said before the run ended: whoever streams it has read it."""
+    if said.text:
+        now_ms = max(ctx.clock.now_ms(), run.updated_at_ms)
+        await _say(ctx, tx, run, said, ending, now_ms, error)
+
+
+async def _say(
+    ctx: Context,
+    tx: Transaction,
+    run: Run,
+    answer: Answer,
+    ending: _Ending,
+    now_ms: int,
+    error: ModelError | None = None,
+) -> None:
+    """Add the model's message to the thread, and the step that says so to the run."""
+    whole = ending.incomplete_reason is None
+    message = msgspec.structs.replace(
+        message_begun(run, answer),
         content=(TextPart(TextValue(answer.text)),),
         status="completed" if whole else "incomplete",
-        incomplete_reason=None if whole else "max_tokens",
+        incomplete_reason=ending.incomplete_reason,
         completed_at_ms=now_ms if whole else None,
         incomplete_at_ms=None if whole else now_ms,
-        assistant_id=run.assistant_id,
-        run_id=run.id,
     )
-    await messages.insert(tx, message)
-    step = RunStep(
-        project_id=run.project_id,
-        thread_id=run.thread_id,
-        run_id=run.id,
-        assistant_id=run.assistant_id,
-        id=ctx.new_id("step"),
-        created_at_ms=now_ms,
-        status="completed",
-        message_id=message.id,
+    step = msgspec.structs.replace(
+        message_step_begun(run, answer),
+        status=ending.step,
         ended_at_ms=now_ms,
+        error_code=error.code if error is not None else None,
+        error_message=error.message if error is not None else None,
         # The tokens of a turn stand on one step: on the calls, where there are any.
         usage=None if answer.calls else _usage(answer),
     )
+    await messages.insert(tx, message)
     await steps.insert(tx, step)
+    tx.after_commit(
+        lambda: ctx.live.tell(
+            run.id, f"thread.message.{message.status}", lambda: message_object(message)
+        )
+    )
+    tx.after_commit(
+        lambda: ctx.live.tell(run.id, f"thread.run.step.{step.status}", lambda: step_object(step))
+    )
 
 
-def _calls_step(ctx: Context, run: Run, answer: Answer) -> RunStep:
+def message_begun(run: Run, answer: Answer) -> Message:
+    """The message that an answer makes, as it is when the answer begins."""
+    return Message(
+        project_id=run.project_id,
+        thread_id=run.thread_id,
+        id=answer.message_id,
+        created_at_ms=answer.began_at_ms,
+        role="assistant",
+        content=(),
+        status="in_progress",
+        assistant_id=run.assistant_id,
+        run_id=run.id,
+    )
+
+
+def message_step_begun(run: Run, answer: Answer) -> RunStep:
+    """The step that makes the message, as it is when the answer begins."""
     return RunStep(
         project_id=run.project_id,
         thread_id=run.thread_id,
         run_id=run.id,
         assistant_id=run.assistant_id,
-        id=ctx.new_id("step"),
-        created_at_ms=max(ctx.clock.now_ms(), run.updated_at_ms),
+        id=answer.message_step_id,
+        created_at_ms=answer.began_at_ms,
+        status="in_progress",
+        message_id=answer.message_id,
+    )
+
+
+def calls_step(run: Run, answer: Answer) -> RunStep:
+    """The step of the calls that an answer asks for; it ends when their outputs are there."""
+    return RunStep(
+        project_id=run.project_id,
+        thread_id=run.thread_id,
+        run_id=run.id,
+        assistant_id=run.assistant_id,
+        id=answer.calls_step_id,
+        created_at_ms=answer.began_at_ms,
         status="in_progress",
         tool_calls=tuple(ToolStepCall(call.id, call.name, call.arguments) for call in answer.calls),
         usage=_usage(answer),

@@ -23,6 +23,9 @@ from runbell.service.wire.requests import Request
 
 __all__ = ["MAX_DEPTH", "decode"]
 
+MAX_EXPLAINED = 1_000_000
+"""Bytes of a wrong body that are read a second time to say exactly what is wrong."""
+
 MAX_DEPTH = 100
 """Levels of objects and arrays within each other that a body may have."""
 
@@ -104,6 +107,8 @@ def _malformed(body: bytes, message: str) -> RequestRefused:
 
 
 def _explained(body: bytes, type: Any, message: str) -> RequestRefused:  # noqa: A002 - what it is
+    if len(body) > MAX_EXPLAINED:
+        return refusals.invalid_value("body", refusals.clipped(message))
     reason, _, place = message.partition(" - at `$")
     path = refusals.clipped(place.partition("[...]")[0].strip("`").lstrip("."))
     if reason in ("Number out of range", "Integer value out of range"):

@@ -33,6 +33,7 @@ __all__ = [
     "RequiredToolCalls",
     "RunObject",
     "RunStepObject",
+    "RunsById",
     "ThreadObject",
     "UsageObject",
     "assistant_object",
@@ -419,6 +420,17 @@ class ListPage(Struct, Generic[Item], frozen=True, kw_only=True):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+class RunsById(Struct, frozen=True, kw_only=True):
+    """Runs by their ids (ours), and the ids that the project does not have."""
+
+    object: Literal["list"] = "list"
+    data: list[RunObject]
+    missing: list[str]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool = False
 
 
 class ErrorDetails(Struct, frozen=True, kw_only=True):

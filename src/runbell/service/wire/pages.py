@@ -11,23 +11,29 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from runbell.runs import RunStatus
 from runbell.service.wire import refusals
 from runbell.service.wire.objects import ListPage
 from runbell.storage.paging import Page
+from runbell.storage.runs import RunFilter
 
 __all__ = [
     "EventQuery",
     "PageQuery",
+    "RunsQuery",
     "check_no_query",
     "event_query",
     "include_query",
     "page_of",
     "page_query",
+    "runs_query",
 ]
 
 FIRST_PAGE = Page()
 DEFAULT_LIMIT = FIRST_PAGE.limit
 MAX_LIMIT = 100
+MAX_IDS = 200
+ANY_RUN = RunFilter()
 
 Order = Literal["asc", "desc"]
 Params = Iterable[tuple[str, str]]
@@ -36,7 +42,7 @@ INCLUDABLE = "step_details.tool_calls[*].file_search.results[*].content"
 """The one thing that `include` can ask for. No run has it, since no run searches files."""
 
 _PAGING = frozenset({"limit", "order", "after", "before"})
-_LISTS = frozenset({"include", "types"})
+_LISTS = frozenset({"include", "types", "status", "ids"})
 """Parameters that may be repeated, also with brackets after the name, as SDKs write them."""
 
 Row = TypeVar("Row")
@@ -55,6 +61,19 @@ class PageQuery:
     page: Page = FIRST_PAGE
     run_id: str | None = None
     include: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunsQuery:
+    """Which runs of a project are asked for: some by their ids, or a page of those that match.
+
+    Attributes:
+        ids: these runs, in this order; None asks for a page.
+    """
+
+    page: Page = FIRST_PAGE
+    wanted: RunFilter = ANY_RUN
+    ids: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +97,8 @@ def page_query(params: Params, also: Collection[str] = ()) -> PageQuery:
         RequestRefused: (400) a parameter is unknown, repeated or not usable.
     """
     values = _values(params, _PAGING.union(also))
-    page = Page(
-        limit=_limit(values),
-        order=_order(values),
-        after=_text(values, "after"),
-        before=_text(values, "before"),
-    )
     return PageQuery(
-        page=page,
+        page=_page(values),
         run_id=_text(values, "run_id"),
         include=_include(values),
     )
@@ -106,6 +119,32 @@ def event_query(params: Params, known_types: Collection[str]) -> EventQuery:
         limit=_limit(values),
         after=_text(values, "after"),
         types=_types(values["types"], known_types) if "types" in values else None,
+    )
+
+
+def runs_query(params: Params) -> RunsQuery:
+    """The runs that a query asks for: `ids`, or paging with `status` and times of creation.
+
+    Times are seconds since the epoch. `status` and `ids` are separated by commas, repeated or both.
+
+    Raises:
+        RequestRefused: (400) a parameter is unknown, repeated or not usable.
+    """
+    times = {"created_before", "created_after"}
+    values = _values(params, _PAGING | times | {"status", "ids"})
+    if "ids" in values:
+        others = sorted(values.keys() - {"ids"})
+        if others:
+            raise refusals.invalid_value(others[0], "query parameter that does not go with 'ids'")
+        return RunsQuery(ids=_ids(values["ids"]))
+    after = _time_ms(values, "created_after")
+    return RunsQuery(
+        page=_page(values),
+        wanted=RunFilter(
+            statuses=_statuses(values.get("status", [])),
+            created_from_ms=None if after is None else after + 1000,
+            created_before_ms=_time_ms(values, "created_before"),
+        ),
     )
 
 
@@ -156,6 +195,41 @@ def _values(params: Params, known: Collection[str]) -> dict[str, list[str]]:
             raise refusals.invalid_value(name, "query parameter given more than once")
         values.setdefault(name, []).append(value)
     return values
+
+
+def _page(values: dict[str, list[str]]) -> Page:
+    return Page(
+        limit=_limit(values),
+        order=_order(values),
+        after=_text(values, "after"),
+        before=_text(values, "before"),
+    )
+
+
+def _ids(given: list[str]) -> tuple[str, ...]:
+    ids = tuple(dict.fromkeys(name.strip() for name in ",".join(given).split(",") if name.strip()))
+    if not ids:
+        raise refusals.too_short("ids", "array", 1, 0)
+    if len(ids) > MAX_IDS:
+        raise refusals.too_long("ids", "array", MAX_IDS, len(ids))
+    return ids
+
+
+def _statuses(given: list[str]) -> frozenset[RunStatus]:
+    names = [name.strip() for name in ",".join(given).split(",")] if given else []
+    for name in names:
+        if name not in set(RunStatus):
+            raise refusals.unsupported_value("status", name, list(RunStatus))
+    return frozenset(RunStatus(name) for name in names)
+
+
+def _time_ms(values: dict[str, list[str]], name: str) -> int | None:
+    if name not in values:
+        return None
+    text = values[name][0]
+    if not re.fullmatch(r"[0-9]{1,12}", text):
+        raise refusals.invalid_type(name, ["integer"], "string")
+    return int(text) * 1000
 
 
 def _limit(values: dict[str, list[str]]) -> int:

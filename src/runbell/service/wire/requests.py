@@ -77,6 +77,8 @@ TokenLimit = Annotated[int, Meta(ge=256, le=2**31 - 1)]
 FileIds = Annotated[list[str], Meta(max_length=20)]
 VectorStoreIds = Annotated[list[str], Meta(max_length=1)]
 Detail = Literal["auto", "low", "high"]
+# Ids that the service gave out are short; whatever is longer is none of them.
+Id = Annotated[str, Meta(max_length=256)]
 
 
 class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,7 +146,7 @@ class RequestTruncationStrategy(TruncationStrategy, frozen=True, kw_only=True):
 
 
 RequestPart = RequestTextPart | RequestImageUrlPart | RequestImageFilePart
-Content = Text | Annotated[tuple[RequestPart, ...], Meta(min_length=1)]
+Content = Text | Annotated[tuple[RequestPart, ...], Meta(min_length=1, max_length=1_000)]
 
 
 # Assistants.
@@ -203,11 +205,14 @@ class ModifyMessage(Request, frozen=True, kw_only=True):
     metadata: Metadata | None = None
 
 
+Messages = Annotated[tuple[CreateMessage, ...], Meta(max_length=1_000)]
+
+
 # Threads.
 
 
 class CreateThread(Request, frozen=True, kw_only=True):
-    messages: tuple[CreateMessage, ...] | None = None
+    messages: Messages | None = None
     tool_resources: ToolResources | None = None
     metadata: Metadata | None = None
 
@@ -235,7 +240,7 @@ class RunOptions(Request, frozen=True, kw_only=True):
     Tools may be as many as on an assistant: whoever passes an assistant's tools must be able to.
     """
 
-    assistant_id: str
+    assistant_id: Id
     model: Model | None = None
     instructions: Text | None = None
     tools: Tools | None = None
@@ -249,11 +254,10 @@ class RunOptions(Request, frozen=True, kw_only=True):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    expires_after: Annotated[float, Meta(ge=1, le=MAX_EXPIRES_AFTER)] | None = None
+    expires_after: Annotated[float, Meta(ge=0.001, le=MAX_EXPIRES_AFTER)] | None = None
     on_active_run: Literal["reject", "enqueue"] | None = "reject"
 
     def check(self) -> None:
-        _check_stream(self.stream)
         _check_tools(self.tools)
         _check_response_format(self.response_format)
         strategy = self.truncation_strategy
@@ -271,7 +275,7 @@ class RunOptions(Request, frozen=True, kw_only=True):
 class CreateRun(RunOptions, frozen=True, kw_only=True):
     reasoning_effort: ReasoningEffort | None = None
     additional_instructions: Text | None = None
-    additional_messages: tuple[CreateMessage, ...] | None = None
+    additional_messages: Messages | None = None
 
     def check(self) -> None:
         super().check()
@@ -297,16 +301,13 @@ class ModifyRun(Request, frozen=True, kw_only=True):
 class ToolOutput(Struct, frozen=True):
     """The schema requires neither field; without the id nobody knows which call is answered."""
 
-    tool_call_id: str
+    tool_call_id: Id
     output: str | None = None
 
 
 class SubmitToolOutputs(Request, frozen=True, kw_only=True):
-    tool_outputs: tuple[ToolOutput, ...]
+    tool_outputs: Annotated[tuple[ToolOutput, ...], Meta(max_length=1_024)]
     stream: bool | None = None
-
-    def check(self) -> None:
-        _check_stream(self.stream)
 
 
 # From a request to what is kept.
@@ -345,13 +346,6 @@ def _check_pattern(path: str, value: str, pattern: str) -> None:
     # fullmatch, since `$` alone would let a line feed at the end pass.
     if not re.fullmatch(pattern, value):
         raise refusals.pattern_mismatch(path, pattern)
-
-
-def _check_stream(stream: bool | None) -> None:
-    if stream:
-        raise refusals.unsupported(
-            "stream", "Runs are not streamed: leave it out and retrieve the run until it has ended."
-        )
 
 
 def _check_tools(tools: tuple[Tool, ...] | None) -> None:
@@ -405,6 +399,12 @@ def _check_thread(thread: CreateThread, prefix: str) -> None:
         _check_message(message, f"{prefix}messages[{index}].")
 
 
+def _text_length(part: RequestPart) -> int:
+    if not isinstance(part, RequestTextPart):
+        return 0
+    return len(part.text if isinstance(part.text, str) else part.text.value)
+
+
 def _check_message(message: CreateMessage, prefix: str) -> None:
     if message.attachments:
         raise refusals.unsupported(
@@ -413,6 +413,9 @@ def _check_message(message: CreateMessage, prefix: str) -> None:
         )
     if isinstance(message.content, str):
         return
+    length = sum(_text_length(part) for part in message.content)
+    if length > MAX_TEXT:
+        raise refusals.too_long(f"{prefix}content", "string", MAX_TEXT, length)
     for index, part in enumerate(message.content):
         path = f"{prefix}content[{index}]"
         if isinstance(part, RequestImageFilePart):

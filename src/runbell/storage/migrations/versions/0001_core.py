@@ -11,6 +11,12 @@ depends_on = None
 
 def upgrade() -> None:
     op.create_table(
+        "probes",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("at_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_probes")),
+    )
+    op.create_table(
         "projects",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
@@ -185,6 +191,14 @@ def upgrade() -> None:
         sa.UniqueConstraint("id", name=op.f("uq_runs_id")),
     )
     op.create_index(
+        "ix_runs_cancelling",
+        "runs",
+        ["cancelling_at_ms"],
+        unique=False,
+        sqlite_where=sa.text("status = 'cancelling'"),
+        postgresql_where=sa.text("status = 'cancelling'"),
+    )
+    op.create_index(
         "ix_runs_live_expiry",
         "runs",
         ["expires_at_ms"],
@@ -197,9 +211,13 @@ def upgrade() -> None:
         ),
     )
     op.create_index(
-        "ix_runs_live_status",
+        op.f("ix_runs_project_id_position"), "runs", ["project_id", "position"], unique=False
+    )
+    # Behind the index of all runs of a project: of two that suit SQLite takes the younger one.
+    op.create_index(
+        "ix_runs_live_project",
         "runs",
-        ["status", "position"],
+        ["project_id", "position"],
         unique=False,
         sqlite_where=sa.text(
             "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
@@ -210,6 +228,22 @@ def upgrade() -> None:
     )
     op.create_index(
         op.f("ix_runs_thread_id_position"), "runs", ["thread_id", "position"], unique=False
+    )
+    op.create_index(
+        "ix_runs_waiting",
+        "runs",
+        ["thread_id", "position"],
+        unique=False,
+        sqlite_where=sa.text("waits_turn"),
+        postgresql_where=sa.text("waits_turn"),
+    )
+    op.create_index(
+        "ix_runs_workable",
+        "runs",
+        ["status", "position"],
+        unique=False,
+        sqlite_where=sa.text("status IN ('queued', 'in_progress')"),
+        postgresql_where=sa.text("status IN ('queued', 'in_progress')"),
     )
     op.create_index(
         "uq_runs_active_thread",

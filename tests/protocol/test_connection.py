@@ -1,0 +1,123 @@
+"""Heads of requests are limited, bodies that arrive together with them are not part of them."""
+
+import asyncio
+import json
+import socket
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from runbell.service.connection import MAX_HEAD, Connection
+from tests.served import Api
+
+
+def sent(api: Api, data: bytes) -> tuple[int, bytes]:
+    """What the service answers to these bytes, sent at once: the status, and everything."""
+    with socket.create_connection(("127.0.0.1", api.served.port), timeout=30) as connection:
+        connection.sendall(data)
+        answered = b""
+        while chunk := connection.recv(1 << 20):
+            answered += chunk
+        return int(answered.split(b" ", 2)[1]), answered
+
+
+def request(api: Api, body: bytes, *, header: int = 0, close: bool = True) -> bytes:
+    """A request whose head has a header of this size."""
+    return (
+        b"POST /v1/threads HTTP/1.1\r\nHost: here\r\n"
+        + f"Authorization: Bearer {api.key}\r\nX-Large: {'x' * header}\r\n".encode()
+        + f"Connection: {'close' if close else 'keep-alive'}\r\n".encode()
+        + f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+
+
+def saying(length: int) -> bytes:
+    return json.dumps({"messages": [{"role": "user", "content": "a" * length}]}).encode()
+
+
+class Wire(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.written = b""
+        self.closing = False
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+    def pause_reading(self) -> None:
+        """Whoever writes to it takes no notice."""
+
+    resume_reading = pause_reading
+
+
+@pytest.mark.parametrize("size", [1, 100, MAX_HEAD - 1, MAX_HEAD, MAX_HEAD + 1, 1 << 20])
+def test_it_does_not_matter_in_what_pieces_a_request_is_read(size: int) -> None:
+    """A busy loop reads a head and all of a large body at once."""
+    bodies: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        length, more = 0, True
+        while more:
+            message = await receive()
+            length, more = length + len(message["body"]), message["more_body"]
+        bodies.append(length)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def read(data: bytes) -> bytes:
+        config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_config=None)
+        config.load()
+        connection, wire = Connection(config, ServerState(), {}), Wire()
+        connection.connection_made(wire)
+        for start in range(0, len(data), size):
+            connection.data_received(data[start : start + size])
+        async with asyncio.timeout(10):
+            while len(bodies) < 2:
+                await asyncio.sleep(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        connection.connection_lost(None)
+        return wire.written
+
+    length = 20_000 if size == 1 else 300_000
+    head = f"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: {length}\r\n\r\n".encode()
+    written = asyncio.run(read((head + b"a" * length) * 2))
+    assert bodies == [length, length]
+    assert written.count(b"200 OK") == 2
+
+
+@pytest.mark.parametrize("length", [10, MAX_HEAD, 2 * MAX_HEAD, 250_000])
+def test_a_body_may_arrive_together_with_its_head(api: Api, length: int) -> None:
+    status, _ = sent(api, request(api, saying(length)))
+    assert status == 200
+
+
+def test_requests_may_follow_each_other_at_once(api: Api) -> None:
+    data = request(api, saying(200_000), close=False) + request(api, saying(200_000))
+    status, answered = sent(api, data)
+    assert status == 200
+    assert answered.count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_a_head_that_is_nearly_too_large_is_read(api: Api) -> None:
+    assert sent(api, request(api, b"{}", header=MAX_HEAD - 1_000))[0] == 200
+
+
+@pytest.mark.parametrize("header", [MAX_HEAD, 3 * MAX_HEAD])
+def test_a_head_that_is_too_large_is_refused(api: Api, header: int) -> None:
+    # Only what has been read when it is refused: more would reset the connection.
+    data = request(api, b"{}", header=header)[: MAX_HEAD + 1]
+    status, answered = sent(api, data)
+    assert status == 400
+    assert answered.endswith(b"The request's head is too large.")

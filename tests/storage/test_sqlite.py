@@ -1,0 +1,24 @@
+"""SQLite passes the contract."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+
+pytest.register_assert_rewrite("runbell.testing.storage_contract")
+
+from runbell.testing.databases import migrated_sqlite, opened  # noqa: E402
+from runbell.testing.storage_contract import StorageContract, Stores  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
+    """Files beside each other, made as the migrations make them."""
+    directory = tmp_path_factory.mktemp("contract")
+    numbers = count()
+    return lambda: opened(migrated_sqlite(directory / f"{next(numbers)}.db"))
+
+
+class TestSQLite(StorageContract):
+    """What every database has to pass."""
