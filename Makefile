@@ -11,10 +11,10 @@ PINNED := --constraint constraints.txt
 SDKS := 1.109 2.54 3.52
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sdks check bench pins clean
+.PHONY: help setup demo test test-sdks test-upstream check bench pins clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Create .venv with all extras
 
@@ -42,6 +42,21 @@ test-sdks: setup $(SDKS:%=.venv-sdk-%/.installed) ## Run the scenarios with ever
 		--constraint $< openai
 	@touch $@
 
+# LiteLLM's proxy pins much of what we use to other versions: it has an environment of its own.
+UPSTREAM := .venv-upstream
+UPSTREAM_STAMP := $(UPSTREAM)/.installed
+
+test-upstream: setup $(UPSTREAM_STAMP) ## Test real models against LiteLLM's proxy
+	@RUNBELL_TEST_LITELLM=$(CURDIR)/$(UPSTREAM)/bin/litellm \
+		$(BIN)/python -m pytest tests/independent --session-timeout 300 $(ARGS)
+
+$(UPSTREAM_STAMP): constraints-upstream.txt
+	@test -x $(UPSTREAM)/bin/pip || $(PYTHON) -m venv --clear $(UPSTREAM)
+	@echo "Installing LiteLLM's proxy into $(UPSTREAM) ..."
+	@$(UPSTREAM)/bin/python -m pip --disable-pip-version-check --quiet --quiet install \
+		--constraint constraints-upstream.txt 'litellm[proxy]'
+	@touch $(UPSTREAM_STAMP)
+
 check: setup ## Lint, types, import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -60,4 +75,4 @@ pins: ## Renew constraints.txt with the newest versions of everything
 	@mv build/constraints.txt constraints.txt && rm -rf build/pins
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .venv-sdk-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-sdk-* $(UPSTREAM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

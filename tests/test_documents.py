@@ -27,7 +27,7 @@ def test_the_table_of_settings_is_what_the_settings_are():
     rows = []
     for item in dataclasses.fields(Settings):
         option = f"`--{item.name.replace('_', '-')}`" if item.metadata["option"] else ""
-        default = f"`{item.default}`" if item.default is not None else ""
+        default = f"`{item.default}`" if item.default not in (None, ()) else ""
         cells = (option, f"`{environment_name(item.name)}`", default, item.metadata["help"])
         rows.append("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|")
     table = [

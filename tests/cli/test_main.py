@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +65,16 @@ def test_a_missing_package_names_the_extra(missing: str, extra: str, arguments: 
     assert done.returncode == 1
     assert f"pip install 'runbell[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_missing_http_client_names_the_extra_where_a_model_server_is_named(
+    tmp_path: Path,
+) -> None:
+    """Without one, the service does not need it."""
+    database = f"sqlite:///{tmp_path}/runbell.db"
+    words = ["serve", "--port", "0", "--database", database, "--upstream", "http://127.0.0.1:9"]
+    done = python("-c", WITHOUT, "aiohttp", *words)
+    assert (done.returncode, "pip install 'runbell[serve]'" in done.stderr) == (1, True), done
 
 
 def test_the_module_is_the_command() -> None:

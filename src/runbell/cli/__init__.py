@@ -12,6 +12,7 @@ __all__ = ["main"]
 EXTRA_OF_PACKAGE = {
     "typer": "cli",
     "rich": "cli",
+    "aiohttp": "serve",
     "alembic": "serve",
     "msgspec": "serve",
     "prometheus_client": "serve",

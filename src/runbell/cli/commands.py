@@ -40,7 +40,7 @@ def options(
     pass
 
 
-app.command("serve")(serve.serve)
+app.command("serve", cls=serve.ServeCommand)(serve.serve)
 app.add_typer(keys.app, name="keys")
 app.add_typer(assistants.app, name="assistants")
 app.command("backup")(backup.backup)

@@ -4,13 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from runbell.service import upstreams
 from runbell.service.settings import Settings, environment_name
 
-__all__ = ["serve"]
+__all__ = ["ServeCommand", "serve"]
+
+UPSTREAM = {
+    option: option.lstrip("-").replace("-", "_")
+    for option in ("--upstream", *(each.option for each in upstreams.OPTIONS))
+}
+"""The options whose order matters, and their parameters."""
+
+
+class ServeCommand(TyperCommand):
+    """The command, which keeps the order of the options that belong to an `--upstream`.
+
+    The parser collects the values of each option by themselves; only it knows in which order the
+    options stood.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        values = {name: iter(given.get(name, ())) for name in UPSTREAM.values()}
+        options = {name: option for option, name in UPSTREAM.items()}
+        words = [
+            word
+            for parameter in order
+            if parameter.name in values
+            for word in (options[parameter.name], next(values[parameter.name]))
+        ]
+        rest = super().parse_args(ctx, args)
+        ctx.params |= dict.fromkeys(values) | {"upstream": words or None}
+        return rest
 
 
 def serve(**given: Any) -> None:
@@ -19,20 +50,43 @@ def serve(**given: Any) -> None:
     Stops gracefully on SIGTERM or Ctrl-C. RUNBELL_API_KEY sets a key beside those made by
     `runbell keys create`.
     """
-    settings = Settings.load(given)
+    settings = Settings.load({name: value for name, value in given.items() if value is not None})
     # Imported here: `runbell --help` needs no web server.
     from runbell.service.server import run
 
     run(settings, say=lambda line: print(line, flush=True))  # noqa: T201 - its output
 
 
+def _options() -> Iterator[inspect.Parameter]:
+    for item in dataclasses.fields(Settings):
+        if not item.metadata["option"]:
+            continue
+        yield _option(item)
+        if item.name == "upstream":
+            for belonging in upstreams.OPTIONS:
+                default = (
+                    f" (default {belonging.default:g})" if belonging.default is not None else ""
+                )
+                help_ = f"Of the --upstream before it. {belonging.help}{default}"
+                option = typer.Option(help=help_, metavar=belonging.metavar, show_default=False)
+                yield _parameter(UPSTREAM[belonging.option], list[str], option)
+
+
 def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
+    if item.name == "upstream":
+        help_ = f"{item.metadata['help']} ({environment_name(item.name)})"
+        option = typer.Option(help=help_, metavar="URL", show_default=False)
+        return _parameter(item.name, list[str], option)
     kind = {"int": int, "float": float}.get(str(item.type), str)
     # The environment is read by Settings, so that every way to start a service has it.
     variable = f"({environment_name(item.name)}; default {item.default})"
     option = typer.Option(help=f"{item.metadata['help']} {variable}", show_default=False)
+    return _parameter(item.name, kind, option)
+
+
+def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(
-        item.name,
+        name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
         annotation=Annotated[kind | None, option],
@@ -40,9 +94,7 @@ def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
 
 
 # Typer reads a command's options from its signature; ours are the settings, defined there alone.
-serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [_option(item) for item in dataclasses.fields(Settings) if item.metadata["option"]]
-)
+serve.__signature__ = inspect.Signature(list(_options()))  # type: ignore[attr-defined]
 serve.__annotations__ = {
     name: parameter.annotation for name, parameter in inspect.signature(serve).parameters.items()
 }

@@ -145,9 +145,7 @@ class Executor:
         return Failed(unexpected, draft.said)
 
     async def _listen(self, turn: Turn, draft: Draft) -> Answer:
-        backend = self._ctx.backends.find(turn.request.config.model)
-        assert backend is not None, "claim has looked"
-        async with aclosing(backend.answer(turn.request)) as pieces:
+        async with aclosing(self._ctx.backends.answer(turn.request)) as pieces:
             async for piece in pieces:
                 answer = draft.add(piece)
                 if answer is not None:

@@ -27,7 +27,7 @@ from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError
 from runbell.service import logs, retention
 from runbell.service.app import App
-from runbell.service.backends import Backends
+from runbell.service.backends import Backend, Backends
 from runbell.service.backends.echo import Echo
 from runbell.service.changes import Changes
 from runbell.service.connection import Connection
@@ -102,10 +102,20 @@ def build(settings: Settings, store: SQLiteStore, clock: Clock) -> tuple[Context
         concurrency=settings.max_concurrent_runs,
         cancel_grace=settings.cancel_grace,
     )
-    ctx = Context(settings, clock, store, jobs, Changes(), Live(), Backends([Echo(clock)]))
+    ctx = Context(settings, clock, store, jobs, Changes(), Live(), _backends(settings, clock))
     ctx.metrics.writer_waiting.set_function(lambda: store.waiting)
     store.on_commit = ctx.metrics.committed
     return ctx, Executor(ctx)
+
+
+def _backends(settings: Settings, clock: Clock) -> Backends:
+    backends: list[Backend] = [Echo(clock)]
+    if settings.upstream:
+        # Imported here: without a model server, its HTTP client need not be in memory.
+        from runbell.service.backends.upstream import Upstream
+
+        backends += [Upstream(upstream, clock) for upstream in settings.upstream]
+    return Backends(backends, clock)
 
 
 def handlers(ctx: Context, executor: Executor) -> dict[JobKind, Handler]:
@@ -165,6 +175,7 @@ async def _serve_from(
         )
     )
     _spare_the_collector()
+    ctx.backends.start()
     ctx.jobs.start(handlers(ctx, executor))
     stop = asyncio.Event()
     with _signals(stop), _background(retention.sweep(ctx), ctx.metrics.watch_loop()):
@@ -182,6 +193,7 @@ async def _serve_from(
         server.should_exit = True
         await asyncio.gather(serving, ctx.jobs.stop(settings.shutdown_grace))
         await executor.hand_back()
+        await ctx.backends.close()
 
 
 class _Server(uvicorn.Server):

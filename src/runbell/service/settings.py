@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from runbell.errors import ConfigurationError
+from runbell.service.upstreams import UpstreamSettings, read_upstreams
 
 __all__ = ["Settings", "environment_name", "sqlite_path"]
 
@@ -32,6 +33,11 @@ class Settings:
     database: str = _setting(
         "sqlite:///runbell.db",
         "Where everything is kept: sqlite:///FILE, or sqlite:////FILE from the root.",
+    )
+    upstream: tuple[UpstreamSettings, ...] = _setting(
+        (),
+        "Base URL of an OpenAI-compatible model server; may be given several times, and is followed"
+        " by the options that belong to it.",
     )
     run_expiry: float = _setting(
         600.0,
@@ -93,7 +99,9 @@ class Settings:
             if value is None:
                 # Mounted secrets and env files end in line feeds.
                 value = environ.get(environment_name(item.name), "").strip() or None
-            if value is not None:
+            if value is not None and item.name == "upstream":
+                values[item.name] = read_upstreams(value, environ)
+            elif value is not None:
                 values[item.name] = _checked(item, value)
         settings = cls(**values)
         if settings.log_level not in ("debug", "info", "warning", "error"):

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from runbell.runs import Usage
 from runbell.storage.records import Message, RunConfig, RunStep
 
-__all__ = ["Backend", "Finished", "ModelRequest", "Piece", "TextDelta", "ToolCallDelta"]
+__all__ = [
+    "Backend",
+    "Finished",
+    "ModelRequest",
+    "Piece",
+    "RemoteBackend",
+    "TextDelta",
+    "ToolCallDelta",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +27,12 @@ class ModelRequest:
     Attributes:
         config: what the run was asked to do; names the model.
         messages: the thread's messages, oldest first.
-        steps: what this run did in earlier turns: calls, each with its output.
+        steps: what this run did in earlier turns, in order: the messages that it made, which are
+            among `messages` too, and its calls, each with its output.
         max_prompt_tokens: what is left of the run's limit; None without one.
         max_completion_tokens: likewise.
+        run_id: whose turn it is, for logs.
+        expires_at_ms: when the run's time is over, in milliseconds since the epoch; None for never.
     """
 
     config: RunConfig
@@ -29,6 +40,8 @@ class ModelRequest:
     steps: tuple[RunStep, ...]
     max_prompt_tokens: int | None
     max_completion_tokens: int | None
+    run_id: str = ""
+    expires_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +89,32 @@ class Backend(Protocol):
         May be closed early, when the run was cancelled or has expired.
 
         Raises:
-            ModelError: the model failed or refused; what it had said is dropped.
+            ModelError: the model failed or refused; what it had said stays with the run.
         """
+        ...
+
+
+@runtime_checkable
+class RemoteBackend(Backend, Protocol):
+    """Serves models of another process, which may be away, and change what it has."""
+
+    @property
+    def rest(self) -> str | None:
+        """The model that answers for every name that nobody else serves; None without one.
+
+        `*` stands for the model of the very name that was asked for.
+        """
+        ...
+
+    @property
+    def heard(self) -> bool:
+        """Which models it has is known. Until then, it may have any."""
+        ...
+
+    async def look_up(self) -> None:
+        """Ask again which models there are, unless that was done a moment ago."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of its connections."""
         ...

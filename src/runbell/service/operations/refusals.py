@@ -25,6 +25,9 @@ __all__ = [
     "wrong_outputs",
 ]
 
+MAX_LISTED = 20
+"""Models that a message names; some servers have hundreds."""
+
 
 def not_found(kind: str, key: str) -> RequestRefused:
     """There is no such thing, or it is another project's: the same answer for both."""
@@ -96,11 +99,13 @@ def choice_without_tools() -> RequestRefused:
     )
 
 
-def model_not_served(model: str, served: Sequence[str]) -> RequestRefused:
+def model_not_served(model: str, served: Sequence[str], undecided: bool) -> RequestRefused:
+    hint = "A model server that did not say yet which models it has may have it. "
     return RequestRefused(
         400,
-        f"The model '{model}' is not served here. Served: {', '.join(served)}. "
-        "Name one of them as the run's or the assistant's model.",
+        f"The model '{clipped(model)}' is not served here. {hint if undecided else ''}"
+        f"Served: {_listed(served)}. Name one of them as the run's or the assistant's model, or "
+        f"add a model server: runbell serve --upstream URL --model-map '{clipped(model)}=MODEL'.",
         param="model",
         code="model_not_found",
     )
@@ -109,10 +114,16 @@ def model_not_served(model: str, served: Sequence[str]) -> RequestRefused:
 def model_not_found(model: str, served: Sequence[str]) -> RequestRefused:
     return RequestRefused(
         404,
-        f"The model '{clipped(model)}' does not exist here. Served: {', '.join(served)}.",
+        f"The model '{clipped(model)}' does not exist here. Served: {_listed(served)}.",
         param="model",
         code="model_not_found",
     )
+
+
+def _listed(served: Sequence[str]) -> str:
+    more = len(served) - MAX_LISTED
+    rest = f" and {more} more, which GET /v1/models lists" if more > 0 else ""
+    return ", ".join(served[:MAX_LISTED]) + rest
 
 
 def tool_unsupported(kind: str) -> RequestRefused:

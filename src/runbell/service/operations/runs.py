@@ -5,12 +5,12 @@ What a worker does to a run is in `turns`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import msgspec
 
-from runbell.errors import Conflict, TransitionNotAllowed, UnknownCursor
+from runbell.errors import Conflict, RequestRefused, TransitionNotAllowed, UnknownCursor
 from runbell.runs import Run, RunStatus, lifecycle
 from runbell.service.operations import refusals, turns
 from runbell.service.operations.context import Context
@@ -84,7 +84,7 @@ async def create(ctx: Context, project: str, thread_id: str, request: CreateRun)
         await _store(ctx, tx, record, request.additional_messages or ())
         return record
 
-    return await ctx.store.write(work)
+    return await _begun(ctx, work)
 
 
 async def create_with_thread(
@@ -107,7 +107,7 @@ async def create_with_thread(
         await _store(ctx, tx, record, ())
         return record
 
-    return await ctx.store.write(work), thread
+    return await _begun(ctx, work), thread
 
 
 async def retrieve(ctx: Context, project: str, thread_id: str, run_id: str) -> RunRecord:
@@ -290,6 +290,16 @@ async def finish_cancel(ctx: Context, run_id: str, broken: turns.BrokenOff | Non
 # Parts of the above.
 
 
+async def _begun(ctx: Context, work: Callable[[Transaction], Awaitable[RunRecord]]) -> RunRecord:
+    """Store a new run; where nobody serves its model, once more when the servers were asked."""
+    try:
+        return await ctx.store.write(work)
+    except RequestRefused as refused:
+        if refused.code != "model_not_found" or not await ctx.backends.refresh():
+            raise
+    return await ctx.store.write(work)
+
+
 async def _assistant(tx: Transaction, project: str, assistant_id: str) -> Assistant:
     assistant = await assistants.get(tx, project, assistant_id)
     if assistant is None:
@@ -358,7 +368,7 @@ def _config(ctx: Context, assistant: Assistant, request: RunOptions) -> RunConfi
         said = (instructions, request.additional_instructions)
         instructions = "\n\n".join(part for part in said if part)
     if ctx.backends.find(model) is None:
-        raise refusals.model_not_served(model, ctx.backends.models())
+        raise refusals.model_not_served(model, ctx.backends.models(), ctx.backends.undecided)
     for tool in tools:
         if not isinstance(tool, FunctionTool):
             raise refusals.tool_unsupported(_kind(tool))

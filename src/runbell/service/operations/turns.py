@@ -186,7 +186,7 @@ async def _taken_up(ctx: Context, tx: Transaction, record: RunRecord) -> RunReco
         await move(ctx, tx, record, lifecycle.expired(run))
         return None
     if begins:
-        if ctx.backends.find(model) is None:
+        if ctx.backends.find(model) is None and not ctx.backends.undecided:
             message = f"The model '{model}' is not served any more."
             await move(ctx, tx, record, lifecycle.failed("server_error", message))
             return None
@@ -205,14 +205,18 @@ async def _taken_up(ctx: Context, tx: Transaction, record: RunRecord) -> RunReco
 async def _turn(tx: Transaction, record: RunRecord) -> Turn:
     run, config = record.run, record.config
     limit = config.truncation_strategy.last_messages or MAX_MESSAGES
-    said = await messages.conversation(tx, run.project_id, run.thread_id, limit)
     done = await steps.of_run(tx, run.id) if run.attempt > 1 else []
+    # What the run itself has said does not count: it would push out what it was asked.
+    limit += sum(step.message_id is not None for step in done)
+    said = await messages.conversation(tx, run.project_id, run.thread_id, limit)
     request = ModelRequest(
         config=config,
         messages=tuple(said),
-        steps=tuple(step for step in done if step.tool_calls),
+        steps=tuple(done),
         max_prompt_tokens=_left(config.max_prompt_tokens, run.usage.prompt_tokens),
         max_completion_tokens=_left(config.max_completion_tokens, run.usage.completion_tokens),
+        run_id=run.id,
+        expires_at_ms=run.expires_at_ms,
     )
     return Turn(run, request)
 

@@ -1,0 +1,263 @@
+"""One model server as a backend: its models, its slots, and when a call is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, nullcontext
+from dataclasses import dataclass, replace
+from typing import Final
+
+from runbell.clock import Clock
+from runbell.pacing import RetryBackoff
+from runbell.runs import Usage
+from runbell.service.backends.base import Finished, ModelRequest, Piece
+from runbell.service.backends.upstream.answer import AnswerReader
+from runbell.service.backends.upstream.chunks import Chunk, NotAChunk, decode_chunks
+from runbell.service.backends.upstream.connection import Connection
+from runbell.service.backends.upstream.failures import CallFailed, Secret, error_in_stream
+from runbell.service.backends.upstream.limits import TimeLimits
+from runbell.service.backends.upstream.prompt import Prompt, prompt_of
+from runbell.service.backends.upstream.request import Dialect, chat_body
+from runbell.service.backends.upstream.sse import Event
+from runbell.service.backends.upstream.text import json_or_text, storable
+from runbell.service.upstreams import ANY, UpstreamSettings
+
+__all__ = ["Upstream"]
+
+logger = logging.getLogger(__name__)
+
+LOOK_UP_SECONDS: Final = 5.0
+"""How long a list of models may take, and how old it has to be to be asked for again."""
+
+MAX_MODEL: Final = 256
+"""Characters of a model's name, as requests may have them."""
+
+MIN_WAIT: Final = 0.1
+"""Seconds before another try, however little a server asks for."""
+
+LAST_MOMENT_MS: Final = 500
+"""A run is not left less than this for another try: it fails in time to say why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is sent, and in which words."""
+
+    model: str
+    prompt: Prompt
+    dialect: Dialect
+
+
+class Upstream:
+    """The backend of one model server.
+
+    Args:
+        rng: draws the jitter between tries.
+    """
+
+    def __init__(
+        self, settings: UpstreamSettings, clock: Clock, rng: random.Random | None = None
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._secret = Secret(settings.key)
+        self._connection = Connection(settings.url, settings.key, clock)
+        self._backoff = RetryBackoff(start=0.5, cap=30.0)
+        self._map = {name: model for name, model in settings.models if name != ANY}
+        self._listed: tuple[str, ...] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._looked: float | None = None
+        self._slots = (
+            asyncio.Semaphore(settings.concurrency) if settings.concurrency else nullcontext()
+        )
+        self._dialects: dict[str, Dialect] = {}
+
+    def __repr__(self) -> str:
+        return f"Upstream({self._settings.url!r})"
+
+    # Which models it has.
+
+    def models(self) -> tuple[str, ...]:
+        return tuple(self._map) if self._settings.models else self._listed or ()
+
+    @property
+    def rest(self) -> str | None:
+        return dict(self._settings.models).get(ANY)
+
+    @property
+    def heard(self) -> bool:
+        return bool(self._settings.models) or self._listed is not None
+
+    async def look_up(self) -> None:
+        if self._settings.models:
+            return
+        if self._looking is None:
+            if self._looked is not None and self._age() < LOOK_UP_SECONDS:
+                return
+            self._looking = asyncio.create_task(self._look(), name="upstream-models")
+        # Who asks may leave; the others still want to know.
+        await asyncio.shield(self._looking)
+
+    def _age(self) -> float:
+        return self._clock.monotonic() - (self._looked or 0.0)
+
+    async def _look(self) -> None:
+        try:
+            async with TimeLimits(self._clock, LOOK_UP_SECONDS) as limits:
+                listed = _names(await self._connection.get("/models", limits))
+        except CallFailed as failed:
+            # What it had before is what it has when it is back.
+            logger.warning("%s does not list its models: %s", self._settings.url, failed.message)
+        else:
+            if listed != self._listed:
+                shown = ", ".join(listed[:20]) + (", …" if len(listed) > 20 else "")
+                logger.info("%s serves %d models: %s", self._settings.url, len(listed), shown)
+            self._listed = listed
+        finally:
+            self._looked = self._clock.monotonic()
+            self._looking = None
+
+    # One turn.
+
+    async def answer(self, request: ModelRequest) -> AsyncGenerator[Piece, None]:
+        plan = self._plan(request)
+        if plan is None:
+            yield Finished("max_prompt_tokens", Usage())
+            return
+        if request.max_completion_tokens == 0:
+            yield Finished("max_completion_tokens", Usage())
+            return
+        failures = 0
+        delivered = False
+        while True:
+            try:
+                async with self._slots, aclosing(self._call(request, plan)) as pieces:
+                    async for piece in pieces:
+                        delivered = True
+                        yield piece
+                return
+            except CallFailed as failed:
+                # What was said is not taken back: there may be somebody who has read it.
+                if delivered:
+                    raise
+                other = self._otherwise(request, plan, failed)
+                if other is None:
+                    failures += 1
+                    await self._pause(request, failed, failures)
+                plan = other or plan
+
+    def _plan(self, request: ModelRequest) -> _Plan | None:
+        """How to ask; None where the prompt is larger than the run allows."""
+        prompt: Prompt | None = prompt_of(request)
+        if prompt is not None and request.max_prompt_tokens is not None:
+            auto = request.config.truncation_strategy.type == "auto"
+            prompt = prompt.within(request.max_prompt_tokens, drop=auto)
+        if prompt is None:
+            return None
+        name = request.config.model
+        model = self._map.get(name) or self.rest or ANY
+        model = name if model == ANY else model
+        return _Plan(model, prompt, self._dialects.get(model, Dialect()))
+
+    async def _call(self, request: ModelRequest, plan: _Plan) -> AsyncGenerator[Piece, None]:
+        """Ask once."""
+        body = chat_body(request, plan.model, plan.prompt, plan.dialect)
+        reader = AnswerReader(request, plan.prompt.size, self._secret)
+        settings = self._settings
+        told = False
+        try:
+            async with (
+                TimeLimits(self._clock, settings.first_answer, settings.total) as limits,
+                aclosing(self._connection.events("/chat/completions", body, limits)) as events,
+            ):
+                async for event in events:
+                    for chunk in self._chunks(event):
+                        if chunk is None:
+                            told = True
+                            break
+                        for piece in reader.read(chunk):
+                            yield piece
+                    if told:
+                        break
+                    limits.follow(reader)
+                    told = event.kind == "document"
+        except CallFailed:
+            # Behind the end of the answer only the count of tokens can be lost.
+            if not reader.ended:
+                raise
+        self._dialects[plan.model] = plan.dialect
+        for piece in reader.end(told=told):
+            yield piece
+
+    def _chunks(self, event: Event) -> list[Chunk | None]:
+        if event.kind == "error":
+            raise error_in_stream(json_or_text(event.data), self._secret)
+        try:
+            return decode_chunks(event.data)
+        except NotAChunk:
+            message = "The model server sent something that is no chat completion."
+            raise CallFailed("server_error", message) from None
+
+    def _otherwise(self, request: ModelRequest, plan: _Plan, failed: CallFailed) -> _Plan | None:
+        """Another way to ask, where something about the question was wrong; else None."""
+        if failed.context and request.config.truncation_strategy.type == "auto":
+            shorter = plan.prompt.halved()
+            if shorter is not None:
+                dropped = len(plan.prompt.thread) - len(shorter.thread)
+                logger.info("%s: %d messages are dropped to fit", request.run_id, dropped)
+                return replace(plan, prompt=shorter)
+        body = chat_body(request, plan.model, plan.prompt, plan.dialect)
+        dialect = plan.dialect.adapted(body, failed)
+        return replace(plan, dialect=dialect) if dialect is not None else None
+
+    async def _pause(self, request: ModelRequest, failed: CallFailed, failures: int) -> None:
+        """Wait until the call may be tried again; raises the failure where it may not."""
+        key = self._settings.key_env
+        # What the server said may repeat what it was asked, which is no business of the log.
+        what = f"HTTP {failed.status}" if failed.status is not None else failed.message.rstrip(".")
+        if failed.status in (401, 403) and key is not None:
+            what += f", the key is that of {key}"
+        where = (request.run_id, self._settings.url, what)
+        if not failed.again:
+            logger.warning("%s: %s: %s", *where)
+            raise failed
+        delay = self._backoff.delay(failures, self._rng)
+        if failed.after:
+            delay = max(MIN_WAIT, failed.after * (1 + 0.1 * self._rng.random()))
+        left_ms = math.inf
+        if request.expires_at_ms is not None:
+            left_ms = request.expires_at_ms - self._clock.now_ms()
+        if delay * 1000 + LAST_MOMENT_MS > left_ms:
+            logger.warning("%s: %s: %s; no time is left after %d tries", *where, failures)
+            if failures == 1:
+                raise failed
+            tried = f"{failed.message.rstrip('.')} (tried {failures} times)."
+            raise CallFailed(failed.code, tried) from None
+        logger.warning("%s: %s: %s; try %d in %.1f s", *where, failures + 1, delay)
+        await self._clock.sleep(delay)
+
+    async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        await self._connection.close()
+
+
+def _names(body: bytes) -> tuple[str, ...]:
+    """The models of a list; Together's server sends the bare list."""
+    listed = json_or_text(body)
+    if isinstance(listed, dict):
+        listed = listed.get("data")
+    if not isinstance(listed, list):
+        raise CallFailed("server_error", "Its answer is no list of models.")
+    names = (entry.get("id") for entry in listed if isinstance(entry, dict))
+    usable = (
+        name
+        for name in names
+        if isinstance(name, str) and 0 < len(name) <= MAX_MODEL and storable(name) == name
+    )
+    return tuple(dict.fromkeys(usable))

@@ -1,0 +1,1 @@
+"""Against servers that others wrote: `make test-upstream` starts them, `make test` does not."""
