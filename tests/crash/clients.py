@@ -86,6 +86,7 @@ class Client:
         while more:
             after = f"&after={found[-1]['id']}" if found else ""
             page = self.get(f"/events?limit=100{after}")
+            assert not found or page["first_id"] != found[-1]["id"]
             found += page["data"]
             more = page["has_more"]
         return found

@@ -117,11 +117,13 @@ class Service(RuleBasedStateMachine):
     def submit_outputs(self, data: st.DataObject, how: str) -> None:
         run = data.draw(st.sampled_from(self.house.runs()))
         calls = [call.id for call in self.do(self.service.find(run.id)).tool_calls]
-        outputs = {call: f"output of {call}" for call in reversed(calls)}
-        if how == "one is missing":
-            outputs = dict(list(outputs.items())[1:])
-        elif how == "one is unknown":
-            outputs["call_unknown"] = "?"
+        answered = {
+            "all": calls,
+            "one is missing": calls[1:],
+            "one is unknown": [*calls[1:], "call_unknown"],
+            "one too many": [*calls, "call_unknown"],
+        }[how]
+        outputs = {call: f"output of {call}" for call in reversed(answered)}
         if run.status is not S.REQUIRES_ACTION or how != "all":
             with pytest.raises(RequestRefused, match=r"do not accept|Expected tool outputs"):
                 self.do(self.service.submit(run.id, outputs))

@@ -211,6 +211,7 @@ class EmbeddedService:
         after, more = None, True
         while more:
             rows, more = await self._feed_behind(after)
+            assert after not in [row[0] for row in rows], "a page begins behind its cursor"
             found += [json.loads(body) for _, _, body in rows]
             after = rows[-1][0] if rows else None
         return found

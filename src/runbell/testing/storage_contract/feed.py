@@ -83,6 +83,7 @@ class FeedContract:
                 found, more = await read(store, after, types, limit)
                 assert len(found) == limit or not more
                 seen += found
+                assert len(seen) <= len(wanted), "the reader is never done"
                 after = found[-1][0] if found else after
             assert seen == wanted
 
@@ -153,6 +154,7 @@ class FeedContract:
 
         async def follow() -> None:
             while not (written.is_set() and len(seen) == len(committed)):
+                assert len(seen) <= 25 * 5, "the reader is never done"
                 found, _ = await read(store, after=seen[-1] if seen else None, limit=7)
                 seen.extend(event_id for event_id, _, _ in found)
 
