@@ -32,6 +32,7 @@ from runbell.service.backends.echo import Echo
 from runbell.service.changes import Changes
 from runbell.service.connection import Connection
 from runbell.service.executor import Executor
+from runbell.service.feeds import Feeds
 from runbell.service.jobs import Handler, JobKind
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
@@ -102,7 +103,10 @@ def build(settings: Settings, store: SQLiteStore, clock: Clock) -> tuple[Context
         concurrency=settings.max_concurrent_runs,
         cancel_grace=settings.cancel_grace,
     )
-    ctx = Context(settings, clock, store, jobs, Changes(), Live(), _backends(settings, clock))
+    changes = Changes()
+    feeds = Feeds(store, changes)
+    backends = _backends(settings, clock)
+    ctx = Context(settings, clock, store, jobs, changes, feeds, Live(), backends)
     ctx.metrics.writer_waiting.set_function(lambda: store.waiting)
     store.on_commit = ctx.metrics.committed
     return ctx, Executor(ctx)

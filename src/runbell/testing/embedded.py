@@ -27,6 +27,7 @@ from runbell.service.backends import Backends
 from runbell.service.backends.echo import Echo
 from runbell.service.changes import Changes
 from runbell.service.executor import Executor
+from runbell.service.feeds import Feeds
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
 from runbell.service.operations import assistants, runs, threads
@@ -90,9 +91,16 @@ class EmbeddedService:
             cancel_grace=self.settings.cancel_grace,
             rng=random.Random(0),
         )
-        backends = Backends([self.backend, Echo(self.clock)])
+        changes = Changes()
         self.ctx = Context(
-            self.settings, self.clock, self.store, self.jobs, Changes(), Live(), backends
+            self.settings,
+            self.clock,
+            self.store,
+            self.jobs,
+            changes,
+            Feeds(self.store, changes),
+            Live(),
+            Backends([self.backend, Echo(self.clock)]),
         )
         self.executor = Executor(self.ctx, random.Random(0))
 
