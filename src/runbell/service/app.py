@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import time
 from collections.abc import Iterable
@@ -26,6 +25,7 @@ from runbell.service.once import handle_once, key_of, request_digest
 from runbell.service.operations import backlog
 from runbell.service.operations.access import Access, comes_from_here
 from runbell.service.operations.context import Context
+from runbell.service.operations.ids import new_request_id
 from runbell.service.routes import ROUTES, Route
 from runbell.service.routes.routing import Answer, Call, ClientLeft, EventStream, answer
 from runbell.service.wire.decode import decode
@@ -102,7 +102,7 @@ class App:
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens."""
         started = time.perf_counter()
-        request_id = f"req_{os.urandom(16).hex()}"
+        request_id = new_request_id()
         told: list[tuple[bytes, bytes]] = []
         exchange = scope["runbell"] = logs.Exchange(request_id, scope["method"])
         try:
