@@ -36,9 +36,6 @@ LOOK_UP_SECONDS: Final = 5.0
 MAX_MODEL: Final = 256
 """Characters of a model's name, as requests may have them."""
 
-MIN_WAIT: Final = 0.1
-"""Seconds before another try, however little a server asks for."""
-
 LAST_MOMENT_MS: Final = 500
 """A run is not left less than this for another try: it fails in time to say why."""
 
@@ -228,7 +225,8 @@ class Upstream:
             raise failed
         delay = self._backoff.delay(failures, self._rng)
         if failed.after:
-            delay = max(MIN_WAIT, failed.after * (1 + 0.1 * self._rng.random()))
+            # A server may ask for more, never for less: its word must not make us hammer on it.
+            delay = max(delay, failed.after * (1 + 0.1 * self._rng.random()))
         left_ms = math.inf
         if request.expires_at_ms is not None:
             left_ms = request.expires_at_ms - self._clock.now_ms()
