@@ -21,8 +21,6 @@ async def _retrieve(call: Call[None, None]) -> ModelObject:
     name = call.path["model"]
     backends = call.ctx.backends
     if backends.find(name) is None:
-        await backends.refresh()
-    if backends.find(name) is None:
         raise refusals.model_not_found(name, backends.models())
     return _model(name)
 
