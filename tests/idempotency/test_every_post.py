@@ -201,9 +201,7 @@ def models() -> Iterator[ModelServer]:
 
 
 @pytest.fixture(scope="module")
-def with_models(
-    models: ModelServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
+def with_models(models: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     args = ["--upstream", models.url]
     with Served(tmp_path_factory.mktemp("models"), args=args) as served:
         yield served

@@ -287,7 +287,7 @@ def test_a_long_call_in_tiny_parts_takes_no_square_time() -> None:
 
 
 def read_in_parts(*parts: str, name: str | None = None) -> tuple[CallReader, list[ToolCallDelta]]:
-    """One call whose arguments come like this; with its name and id in each part, if one is given."""
+    """One call whose arguments come like this; where a name is given, with that in each part."""
     reader = CallReader()
     said = [*reader.add({"index": 0, "id": "a", "function": {"name": name or "f"}})]
     more = {"id": "a"} if name else {}

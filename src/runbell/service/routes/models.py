@@ -13,8 +13,7 @@ __all__ = ["ROUTES"]
 
 
 async def _list(call: Call[None, None]) -> ListPage[Any]:
-    await call.ctx.backends.refresh()
-    return page_of((call.ctx.backends.models(), False), _model, id_of=str)
+    return page_of((await call.ctx.backends.known(), False), _model, id_of=str)
 
 
 async def _retrieve(call: Call[None, None]) -> ModelObject:

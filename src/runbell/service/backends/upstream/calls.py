@@ -47,10 +47,8 @@ class _Object:
         """
         start = 0
         while not self.overrun and start < len(text):
-            if not self._depth:
-                start = self._outside(text, start)
-            else:
-                start = self._inside(text, start)
+            read = self._inside if self._depth else self._outside
+            start = read(text, start)
 
     def _outside(self, text: str, start: int) -> int:
         found = _BREAK.search(text, start)
