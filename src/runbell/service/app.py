@@ -196,7 +196,7 @@ class App:
         else:
             digest = request_digest(method, path, raw)
             result = await self._handled(lambda: handle_once(route.handle, call, key, digest))
-        exchange.made = result
+        exchange.made = result.made if isinstance(result, Answer) else result
         if method != "GET":
             faults.hit("operations.committed")
         return result if isinstance(result, Answer | EventStream) else answer(result)
