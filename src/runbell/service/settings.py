@@ -45,7 +45,10 @@ class Settings:
         low=0.001,
     )
     max_concurrent_runs: int = _setting(
-        500, "Runs that may call their models at the same time; others stay queued.", low=1
+        500,
+        "Runs that may be in progress at the same time for each model server, and for `echo`; "
+        "others stay queued.",
+        low=1,
     )
     cancel_grace: float = _setting(
         10.0,

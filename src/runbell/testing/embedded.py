@@ -30,6 +30,7 @@ from runbell.service.executor import Executor
 from runbell.service.feeds import Feeds
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
+from runbell.service.metrics import Metrics
 from runbell.service.operations import assistants, runs, threads
 from runbell.service.operations.access import DEFAULT_PROJECT, ensure_project
 from runbell.service.operations.context import Context
@@ -84,9 +85,12 @@ class EmbeddedService:
 
     def build(self) -> None:
         """Put the parts together on what the store has, as a process does before it serves."""
+        metrics = Metrics()
+        backends = Backends([self.backend, Echo(self.clock)], self.clock, metrics.model_called)
         self.jobs = EmbeddedJobs(
             self.store,
             self.clock,
+            backends,
             concurrency=self.settings.max_concurrent_runs,
             cancel_grace=self.settings.cancel_grace,
             rng=random.Random(0),
@@ -100,7 +104,8 @@ class EmbeddedService:
             changes,
             Feeds(self.store, changes),
             Live(),
-            Backends([self.backend, Echo(self.clock)]),
+            backends,
+            metrics,
         )
         self.executor = Executor(self.ctx, random.Random(0))
 
