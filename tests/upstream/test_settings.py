@@ -192,8 +192,8 @@ def test_without_an_upstream_the_environment_holds() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "complaint"),
     [
-        (["--model-map", "a=b"], 1, "runbell: --model-map stands before any --upstream"),
-        (["--upstream", "ftp://a"], 1, "runbell: --upstream: 'ftp://a' is no base URL"),
+        (["--model-map", "a=b"], 2, "runbell: --model-map stands before any --upstream"),
+        (["--upstream", "ftp://a"], 2, "runbell: --upstream: 'ftp://a' is no base URL"),
         (["--upstream"], 2, "requires an argument"),
         (["--upstream-nonsense", "1"], 2, "No such option"),
     ],

@@ -63,7 +63,9 @@ class AssistantFile:
 def import_assistants(
     file: Annotated[
         typer.FileBinaryRead,
-        typer.Argument(help="A list object, an array, or JSON lines; '-' reads stdin."),
+        typer.Argument(
+            metavar="FILE", help="A list object, an array, or JSON lines; '-' reads stdin."
+        ),
     ],
     existing: Annotated[
         Existing, typer.Option(help="What to do with an assistant whose id is taken.")

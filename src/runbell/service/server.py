@@ -42,7 +42,7 @@ from runbell.service.operations.access import (
     new_key,
 )
 from runbell.service.operations.context import Context
-from runbell.service.settings import Settings, sqlite_path
+from runbell.service.settings import Settings, mistaken_variables, sqlite_path
 from runbell.storage import projects
 from runbell.storage.lock import InstallationLock
 from runbell.storage.migrate import upgrade_sqlite
@@ -69,6 +69,8 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> None:
         ConfigurationError: the service cannot start; says why, and what to do.
     """
     logs.configure(settings.log_level, settings.log_format)
+    for name, meant in mistaken_variables(os.environ).items():
+        logger.warning("%s is no setting: is %s meant?", name, meant)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings, say))
 
