@@ -30,7 +30,8 @@ def main() -> None:
     """Run the command that the arguments name, and end the process.
 
     The exit code is 0 when the command did what it says, 1 when it could not, 2 when the arguments
-    or the settings are wrong. Errors of ours are one sentence on stderr: a traceback means a defect of Runbell.
+    or the settings are wrong. Errors of ours are one sentence on stderr: a traceback means a
+    defect of Runbell.
     """
     for stream in (sys.stdout, sys.stderr):
         _never_fail_to_print(stream)
@@ -40,7 +41,7 @@ def main() -> None:
 
         app(prog_name="runbell")
     except InvalidSetting as error:
-        print(f"runbell: {error}", file=sys.stderr)
+        sys.stderr.write(f"runbell: {error}\n")
         sys.exit(WRONG_ARGUMENTS)
     except RunbellError as error:
         sys.exit(f"runbell: {error}")
