@@ -166,7 +166,9 @@ def _documents(text: str) -> Iterator[tuple[int, Any]]:
         try:
             document, end = decoder.raw_decode(text, start)
         except json.JSONDecodeError as error:
-            raise _unreadable(error.lineno, f"not JSON: {error.msg}") from error
+            # A text that breaks off does so where it ends, not in an empty line behind that.
+            line = _line(text, min(error.pos, len(text.rstrip())))
+            raise _unreadable(line, f"not JSON: {error.msg}") from error
         except (ValueError, RecursionError) as error:
             raise _unreadable(_line(text, start), f"not JSON that can be sent: {error}") from error
         yield start, document

@@ -95,6 +95,12 @@ def read_upstreams(
                 found[-1] = _BY_NAME[option].apply(found[-1], value, environ)
         except ValueError as error:
             raise InvalidSetting(f"{option}: {error}{origin}") from None
+    for number, upstream in enumerate(found):
+        # With another key it is another server: what it lists and how much it takes may differ.
+        if any((each.url, each.key) == (upstream.url, upstream.key) for each in found[:number]):
+            raise InvalidSetting(
+                f"--upstream {upstream.url} is there twice: name it once, with all of its options"
+            )
     return tuple(found)
 
 
