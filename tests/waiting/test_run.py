@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runbell.runs import Run, RunStatus
 from runbell.service.operations import threads
 from runbell.service.wire.preferences import MAX_WAIT_SECONDS, knows, wait_seconds
 from runbell.testing.embedded import EmbeddedService, on_a_service
@@ -361,8 +363,8 @@ async def test_a_service_that_stops_answers_with_what_there_is(service: Embedded
     answered(service, late)
 
 
-async def _without_reading(service: EmbeddedService, run: str) -> Any:
+async def _without_reading(service: EmbeddedService, run: str) -> Run:
     service.store.unreadable = False
     found = await service.find(run)
     service.store.unreadable = True
-    return found
+    return replace(found, status=RunStatus.COMPLETED)

@@ -194,7 +194,7 @@ class App:
             result = await route.handle(call)
         else:
             result = await handle_once(route.handle, call, key, request_digest(method, path, raw))
-        exchange.made = result
+        exchange.made = result.made if isinstance(result, Answer) else result
         if method != "GET":
             faults.hit("operations.committed")
         return result if isinstance(result, Answer | EventStream) else answer(result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ __all__ = [
     "pending_messages",
     "ready",
     "set_metadata",
+    "statuses",
     "take_turn",
     "waiting",
 ]
@@ -183,6 +184,13 @@ MANY = Statement(
     _ROW.where(
         # A fixed number of slots, so that the text is compiled once; unused slots repeat.
         _r.id.in_([bindparam(f"id{slot}") for slot in range(_SLOTS)]),
+    ),
+)
+STATUSES = Statement(
+    "runs.statuses",
+    "The owners and statuses of runs, by their ids.",
+    select(_r.project_id, _r.status).where(
+        _r.id.in_([bindparam(f"id{slot}") for slot in range(_SLOTS)])
     ),
 )
 _matching = (
@@ -345,14 +353,28 @@ class RunFilter:
 async def many(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunRecord]:
     """The runs of the project among these ids, in the order of the ids."""
     found: dict[str, RunRecord] = {}
-    for start in range(0, len(ids), _SLOTS):
-        chunk = ids[start : start + _SLOTS]
-        params = {f"id{slot}": chunk[min(slot, len(chunk) - 1)] for slot in range(_SLOTS)}
+    for params in _slots(ids):
         for row in await tx.fetch_all(MANY, params):
             record = _record(row)
             if record.run.project_id == project:
                 found[record.run.id] = record
     return [found[run_id] for run_id in dict.fromkeys(ids) if run_id in found]
+
+
+async def statuses(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunStatus]:
+    """The statuses of the project's runs among these ids, in no order."""
+    return [
+        RunStatus(status)
+        for params in _slots(ids)
+        for owner, status in await tx.fetch_all(STATUSES, params)
+        if owner == project
+    ]
+
+
+def _slots(ids: Sequence[str]) -> Iterator[dict[str, str]]:
+    for start in range(0, len(ids), _SLOTS):
+        chunk = ids[start : start + _SLOTS]
+        yield {f"id{slot}": chunk[min(slot, len(chunk) - 1)] for slot in range(_SLOTS)}
 
 
 async def page_of_project(

@@ -54,7 +54,7 @@ from runbell.testing.databases import ObservedStore, migrated_sqlite, opened
 
 __all__ = ["EmbeddedService", "embedded", "on_a_service"]
 
-QUIET_TURNS = 12
+QUIET_TURNS = 25
 """Turns of the event loop without a unit of work after which nothing is on its way any more."""
 
 FEED_PAGE = 100
