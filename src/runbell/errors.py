@@ -2,6 +2,7 @@
 
 RunbellError
 ├── ConfigurationError         a setting, file or installation is not usable; says what to change
+│   ├── InvalidSetting         a setting was given a value that it cannot have
 │   └── MissingExtra           a part of Runbell needs packages that are not installed
 ├── TransitionNotAllowed       the table of run statuses has no such way
 ├── ModelError                 a model did not answer; becomes the run's `last_error`
@@ -19,6 +20,7 @@ from typing import Literal
 __all__ = [
     "ConfigurationError",
     "Conflict",
+    "InvalidSetting",
     "MissingExtra",
     "ModelError",
     "RequestRefused",
@@ -40,6 +42,10 @@ class RunbellError(Exception):
 
 class ConfigurationError(RunbellError):
     """A setting, file or installation is not usable; the message says what to change."""
+
+
+class InvalidSetting(ConfigurationError):
+    """A setting was given a value that it cannot have; says which option or variable to change."""
 
 
 class MissingExtra(ConfigurationError):

@@ -71,7 +71,7 @@ class _Paths:
         return None
 
 
-_PAGES = logs.PROBES | frozenset(openapi.PATHS)
+_PAGES = logs.PROBES | frozenset(openapi.PATHS) | {"/"}
 
 
 class App:
@@ -166,7 +166,8 @@ class App:
             return await self._page(method, path, scope)
         found = self._paths.find(path)
         if found is not None:
-            exchange.route, exchange.path = next(iter(found[0].values())).path, found[1]
+            template = next(iter(found[0].values())).path
+            exchange.route, exchange.path = template.replace(":path}", "}"), found[1]
         caller = await self._access.caller(_key(headers))
         exchange.project = caller.project
         told += self._limits.count(caller)
@@ -244,6 +245,8 @@ class App:
 
     async def _page(self, method: str, path: str, scope: Scope) -> Answer:
         """What is no part of the API: probes, metrics, the document."""
+        if path == "/":
+            return _to_the_docs(method)
         if path in openapi.PATHS:
             return await _published(method, path, scope["headers"])
         if path == "/metrics":
@@ -289,6 +292,13 @@ class App:
         except StorageUnavailable:
             return False
         return True
+
+
+def _to_the_docs(method: str) -> Answer:
+    """For somebody who looks at the service with a browser."""
+    if method not in ("GET", "HEAD"):
+        raise _wrong_method(method, ["GET", "HEAD"])
+    return Answer(302, b"", {"location": "/docs"})
 
 
 async def _published(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> Answer:
@@ -386,7 +396,7 @@ def _refusal(refused: RequestRefused) -> Answer:
 
 
 def _no_such_path(method: str, path: str) -> RequestRefused:
-    advice = ""
+    advice = " Runbell serves assistants, threads and runs: /docs shows all of it."
     if not path.startswith("/v1/"):
         advice = " The API is below /v1: does your base_url end in /v1?"
     elif "/openai/" in path:
