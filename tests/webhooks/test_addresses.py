@@ -158,6 +158,8 @@ def test_a_url_that_is_one(url: str, dialled: str) -> None:
         (f"https://{'a.' * 130}com/", "not a valid name"),
         ("https://a..example.com/", "not a valid name"),
         ("https://ex,ample.com/", "not a valid name"),
+        ("https://fa\u00df.example/", "xn--"),
+        ("https://\ud800.example/", "xn--"),
     ],
 )
 def test_a_url_that_is_none_says_what_to_change(url: str, complaint: str) -> None:
