@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from email.utils import formatdate
@@ -256,14 +258,14 @@ def test_a_name_whose_servers_do_not_answer_delays_no_other(receiver: Receiver) 
     url = receiver.url.replace("127.0.0.1", "quick.example.com")
 
     def lookup(host: str, port: int) -> list[Any]:
-        if host == "slow.example.com":
+        if host.startswith("slow"):
             let_go.wait(20)
         return leads_to("127.0.0.1")(host, port)
 
     async def run(poster: Poster) -> None:
         slow = [
-            asyncio.ensure_future(poster.post("http://slow.example.com/", HEADERS, BODY))
-            for _ in range(100)
+            asyncio.ensure_future(poster.post(f"http://slow-{n}.example.com/", HEADERS, BODY))
+            for n in range(100)
         ]
         await asyncio.sleep(0)
         assert (await poster.post(url, HEADERS, BODY)).succeeded
@@ -273,6 +275,26 @@ def test_a_name_whose_servers_do_not_answer_delays_no_other(receiver: Receiver) 
             await each
 
     with_poster(run, lookup=lookup)
+
+
+def test_a_process_that_ends_waits_for_no_lookup() -> None:
+    """Also where the servers of a name do not answer for a minute."""
+    program = """
+import asyncio, time
+from runbell.service.delivery.dialling import Poster
+
+async def main():
+    poster = Poster(connect_timeout=0.1, lookup=lambda host, port: time.sleep(60))
+    posted = await poster.post("https://slow.example.com/", {}, b"")
+    await poster.close()
+    print(posted.error)
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "There was no connection within 0.1 s.\n"
 
 
 def test_a_lookup_has_its_time_too() -> None:
