@@ -201,6 +201,7 @@ def test_a_receiver_that_misbehaves(
     receiver.otherwise = answer
     result = posted(f"{receiver.url}/{SECRET}", **({f"{limit}_timeout": 0.2} if limit else {}))
     assert (result.status, result.error, result.succeeded) == (code, sentence, False)
+    assert (result.excerpt is None) == (code is None)
     assert SECRET not in repr(result)
     assert len(receiver.requests) == 1, "a connection that was new is not tried twice"
 
@@ -372,16 +373,17 @@ def test_a_kept_connection_that_was_closed_meanwhile_costs_no_attempt(receiver: 
     assert (second.headers, second.body) == (third.headers, third.body)
 
 
-def test_a_kept_connection_is_not_waited_for_longer_than_the_whole(receiver: Receiver) -> None:
-    """All kept connections are dead, and the new one is too: it ends, with what was seen last."""
-    receiver.will(*[status(200)] * 5)
+def test_a_receiver_that_closes_every_connection_gets_few_of_one_post(receiver: Receiver) -> None:
+    """All kept connections are dead, and there are many: it ends, with what was seen last."""
+    receiver.will(*[status(200, after=0.2)] * 20)
     receiver.otherwise = hang_up()
 
     async def run(poster: Poster) -> Posted:
-        await asyncio.gather(*(poster.post(receiver.url, HEADERS, BODY) for _ in range(5)))
+        await asyncio.gather(*(poster.post(receiver.url, HEADERS, BODY) for _ in range(20)))
         return await poster.post(receiver.url, HEADERS, BODY)
 
     assert with_poster(run).error == "The connection was closed without an answer."
+    assert len(receiver.requests) == 20 + 4
 
 
 # Where it may go.

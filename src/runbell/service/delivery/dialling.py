@@ -43,6 +43,9 @@ CONNECTIONS_PER_HOST: Final = 256
 KEEP_ALIVE_SECONDS: Final = 15.0
 """How long an idle connection is kept; fewer than most servers do, so that it is we who close."""
 
+TRIES: Final = 4
+"""Connections that one POST may find closed; more of them say something about the receiver."""
+
 LOOKUPS: Final = 128
 """At the same time: one whose servers do not answer takes long, and must not delay the others."""
 
@@ -148,8 +151,7 @@ class Poster:
         began = self._clock.monotonic()
         dial = _Dial()
         _dial.set(dial)
-        status = retry_after = excerpt = None
-        error: str | None = None
+        status = retry_after = error = excerpt = None
         try:
             async with asyncio.timeout(self._whole_timeout):
                 response = await self._send(self._url(url), headers, body, dial)
@@ -157,7 +159,8 @@ class Poster:
                 retry_after = wait_seconds(
                     response.headers.get("retry-after"), self._clock.now_ms()
                 )
-                excerpt = await _read(response)
+                excerpt = bytearray()
+                await _read(response, excerpt)
         except AddressRefused as refused:
             error, dial.blocked = f"Nothing was sent: {refused}.", True
         except TimeoutError as late:
@@ -168,7 +171,8 @@ class Poster:
                 "Nothing was sent: the address is not public." if dial.blocked else _why(failure)
             )
         duration_ms = round((self._clock.monotonic() - began) * 1000)
-        return Posted(status, error, duration_ms, retry_after, excerpt, dial.blocked)
+        first = None if excerpt is None else bytes(excerpt)
+        return Posted(status, error, duration_ms, retry_after, first, dial.blocked)
 
     async def check_reachable_address(self, url: str) -> None:
         """Refuse a URL that webhooks could not be sent to anyway; for when it is registered.
@@ -204,15 +208,16 @@ class Poster:
         self, url: URL, headers: Mapping[str, str], body: bytes, dial: _Dial
     ) -> aiohttp.ClientResponse:
         session = self._session or self._open()
-        while True:
+        for again in reversed(range(TRIES)):
             dial.fresh = False
             try:
                 return await session.post(url, headers=headers, data=body, allow_redirects=False)
             except aiohttp.ClientConnectorError:
                 raise
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if dial.fresh:
+                if dial.fresh or not again:
                     raise
+        raise AssertionError("unreachable")
 
     def _open(self) -> aiohttp.ClientSession:
         # Made here, since it needs the running loop.
@@ -339,9 +344,11 @@ def _system_lookup(host: str, port: int) -> Sequence[AddressInfo]:
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The first bytes of an answer. Its connection is kept if it is whole, else closed."""
-    excerpt = b""
+async def _read(response: aiohttp.ClientResponse, excerpt: bytearray) -> None:
+    """Read an answer, and keep its first bytes, also of one that breaks off.
+
+    Its connection is kept if all of it was read, else closed.
+    """
     size = 0
     try:
         while size < READ_BYTES and (data := await response.content.readany()):
@@ -352,7 +359,6 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
             response.release()
         else:
             response.close()
-    return excerpt
 
 
 def _why(error: Exception) -> str:
