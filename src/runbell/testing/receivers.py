@@ -12,6 +12,7 @@ speaks TLS first; `runbell.testing.certificates` makes certificates, also bad on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import socket
@@ -245,7 +246,7 @@ class Receiver:
         self.otherwise: Answer = status(200, b"ok")
         self._tls = tls
         self._planned: deque[Answer] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -291,14 +292,18 @@ class Receiver:
 
     async def _end(self) -> None:
         self._server.close()
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task, writer in list(self._tasks.items()):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            writer.transport.abort()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # One more turn of the loop, in which aborted transports close their sockets.
+        await asyncio.sleep(0)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._tasks[task] = writer
         self.connections += 1
         number = self.connections
         try:
@@ -312,7 +317,10 @@ class Receiver:
             pass
         finally:
             writer.close()
-            self._tasks.discard(task)
+            # What is closed is gone only a moment later; the end of the server waits for it.
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await writer.wait_closed()
+            self._tasks.pop(task)
 
 
 def _head(code: int, headers: Iterable[tuple[str, str]]) -> bytes:
