@@ -16,19 +16,21 @@ import heapq
 import itertools
 import random
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from runbell.client.deeds import Order, Retrieve, RetrieveMany
 from runbell.client.fleet import Fleet, Join, Landed, Mail
-from runbell.client.flow import Terms, Wait, waiting
+from runbell.client.flow import Done, Terms, Wait, waiting
 from runbell.client.providers.runs import stage_of
 from runbell.client.server import Server
 from runbell.client.view import Answer, View
+from runbell.client.wishes import Flow
 from runbell.clock import VirtualClock
 from runbell.pacing import FairPacer, Pacer, PolicySource
 from runbell.pacing.policies import Backoff
+from runbell.runs import ToolCall
 
 __all__ = ["Ending", "Scripted", "SimulatedRun", "Simulation", "World"]
 
@@ -61,6 +63,7 @@ class SimulatedRun:
     started_at: float | None = None
     expires_at: float | None = None
     thread_id: str | None = None
+    calls: tuple[ToolCall, ...] = ()
 
 
 class SimulatedRuns:
@@ -85,7 +88,12 @@ class SimulatedRuns:
             created_at=item.created_at,
             started_at=item.started_at,
             expires_at=item.expires_at,
+            calls=item.calls,
         )
+
+    def schemas(self, item: SimulatedRun) -> Mapping[str, Any]:
+        """Nothing is said about the functions that the model sees."""
+        return {}
 
     def retrieve(self, client: Any, item: SimulatedRun, **options: Any) -> Any:
         """Never called: `World` answers."""
@@ -177,11 +185,13 @@ class Simulation:
         *,
         policy: PolicySource | None = None,
         timeout: float | None = None,
+        play: Callable[[Wait], Flow[Any]] = waiting,
         **terms: Any,
     ) -> None:
         """Have waits for these runs begin at a moment of the simulation.
 
         Args:
+            play: `waiting`, or `cancelling`.
             terms: more of `Terms`.
         """
         agreed = Terms(
@@ -193,7 +203,7 @@ class Simulation:
             **terms,
         )
         items = tuple(SimulatedRun(run) if isinstance(run, str) else run for run in runs)
-        self._post(at, _Beginning(items, agreed))
+        self._post(at, _Beginning(items, agreed, play))
 
     def run(self) -> list[Ending]:
         """Play until nobody waits any more: the endings, in order."""
@@ -233,6 +243,7 @@ class _Beginning:
 
     items: tuple[SimulatedRun, ...]
     terms: Terms
+    play: Callable[[Wait], Flow[Any]]
 
-    def join(self, done: Any) -> Join:
-        return Join([Wait(item, self.terms, done) for item in self.items], waiting)
+    def join(self, done: Done) -> Join:
+        return Join([Wait(item, self.terms, done) for item in self.items], self.play)
