@@ -8,12 +8,11 @@ import subprocess
 import sys
 import time
 import tracemalloc
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.figures import Figure, percentile, within
+from bench.figures import Figure, within
 
 __all__ = ["Sizes", "measure"]
 
@@ -88,8 +87,9 @@ class Away:
 
 
 async def _idle(sizes: Sizes) -> Sequence[Figure]:
-    import runbell
     from openai.types.beta.threads import Run
+
+    import runbell
     from runbell.pacing import Fixed
 
     expires_at = int(time.time()) + 3600

@@ -143,7 +143,7 @@ def test_a_policy_that_ends_polling_ends_the_wait(stage):
     run = stage.run("sleep 60")
     with runbell.Waiter(stage.client) as waiter:
         with pytest.raises(runbell.WaitTimeout, match="its policy ended polling") as caught:
-            waiter.wait(run, policy=Backoff(start=0.01, max_polls=3))
+            waiter.wait(run, policy=Backoff(start=0.01, max_polls=3), hold=False)
         assert caught.value.polls == 3
         waiter.cancel(run)
 

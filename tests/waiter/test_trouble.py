@@ -46,7 +46,7 @@ def test_many_waits_survive_everything_at_once(stage):
         return rng.choice(faults) if rng.random() < 0.3 else None
 
     stage.front.rule(rule)
-    runs = [stage.run("call get_weather {\"city\": \"Oslo\"}\nsleep 0.2") for _ in range(20)]
+    runs = [stage.run('call get_weather {"city": "Oslo"}\nsleep 0.2') for _ in range(20)]
     called = []
 
     def get_weather(city):

@@ -309,7 +309,7 @@ class Fleet:
                 for other in together:
                     self._pacer.forget(other)
                 return self._order(together, RetrieveThread(str(thread)), now)
-            if server.asks_together(len(self._open)):
+            if server.asks_together(len(self._open), self._may_hold(wait)):
                 together = [wait, *self._along(wait, now)]
                 if len(together) > 1:
                     hold = self._hold(together, now)
@@ -331,11 +331,15 @@ class Fleet:
 
     def _hold(self, waits: Sequence[Wait], now: float) -> int | None:
         """Seconds for which the server is asked to hold the request; None to say nothing."""
-        terms = waits[0].terms
-        if not terms.hold or terms.pushed or not getattr(terms.provider, "holds", False):
+        if not self._may_hold(waits[0]):
             return None
         left = min(wait.deadline for wait in waits) - now
         return self._server.hold(left)
+
+    @staticmethod
+    def _may_hold(wait: Wait) -> bool:
+        terms = wait.terms
+        return terms.hold and not terms.pushed and getattr(terms.provider, "holds", False)
 
     def _order(
         self, waits: Sequence[Wait], deed: Deed, now: float, hold: int | None = None

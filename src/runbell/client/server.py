@@ -41,11 +41,14 @@ class Server:
         self.holds: bool | None = None if self._longest > 0 else False
         self.batches: bool | None = None
 
-    def asks_together(self, waits: int) -> bool:
-        """Whether to ask about several of so many waits in one request."""
+    def asks_together(self, waits: int, may_hold: bool) -> bool:
+        """Whether to ask about several of so many waits in one request.
+
+        Few are better held one by one, where that may be done.
+        """
         if self.batches is False or waits < 2:
             return False
-        return waits > HELD_AT_ONCE or self.holds is False
+        return waits > HELD_AT_ONCE or self.holds is False or not may_hold
 
     def hold(self, left: float) -> int | None:
         """The seconds for `Prefer: wait`; None to send none.

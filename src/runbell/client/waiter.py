@@ -39,6 +39,8 @@ class WaitOptions(TypedDict, total=False):
         timeout: for the whole wait, every request in it; None for a little after the run's
             `expires_at`, or a day for what has none.
         policy: when to look, or a function that makes a policy for a run.
+        hold: let servers that can hold a request until the run is settled; then `policy` says only
+            what happens between such requests.
         cancel_on_timeout: cancel the run when the time is over; else it goes on.
         tool_timeout: for each call of a function; None for as long as the run lives.
         on_tool_error: `"output"` tells the model what a function raised; `"raise"` raises it.
@@ -51,6 +53,7 @@ class WaitOptions(TypedDict, total=False):
     tools: Tools | None
     timeout: float | None
     policy: PolicySource | None
+    hold: bool
     cancel_on_timeout: bool
     tool_timeout: float | None
     on_tool_error: Literal["output", "raise"]
@@ -176,6 +179,7 @@ class _Waiter:
             "timeout": timeout,
             "tools": tools,
             "raise_tool_errors": on_tool_error == "raise",
+            "hold": options.get("hold", True),
             "tool_timeout": options.get("tool_timeout"),
             "max_errors": max_errors,
             "restart_on": restart_on,

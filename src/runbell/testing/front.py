@@ -39,7 +39,10 @@ START_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that came to the front, and the status of its answer; 0 where it got none."""
+    """A request that came to the front, and the status of its answer; 0 where it got none.
+
+    Header names are lower case.
+    """
 
     method: str
     path: str
@@ -246,6 +249,7 @@ class Front:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         with self._lock:
             fault = self._next.popleft() if self._next else self._rule(request)
+        headers = {name.lower(): value for name, value in request.headers.items()}
         exchange = _Exchange(self, request, await request.read())
         status = 0
         try:
@@ -256,7 +260,5 @@ class Front:
             request.transport.abort()
             raise
         finally:
-            self.seen.append(
-                Request(request.method, request.raw_path, dict(request.headers), status)
-            )
+            self.seen.append(Request(request.method, request.raw_path, headers, status))
         return response
