@@ -155,11 +155,8 @@ def test_what_is_urgent_comes_first_once_it_is_due():
     for name in "abc":
         pacer.want(name, 0.0)
     pacer.want("submit", 1.5, urgent=True)
-    granted = []
-    for tenth in range(60):
-        if (name := pacer.take(tenth / 10)) is not None:
-            granted.append(name)
-    assert granted == ["a", "b", "submit", "c"]
+    granted = [pacer.take(tenth / 10) for tenth in range(60)]
+    assert [name for name in granted if name is not None] == ["a", "b", "submit", "c"]
 
 
 def test_who_wants_anew_or_nothing_is_not_asked_about_twice():

@@ -1,4 +1,4 @@
-"""Functions that the model calls: which fit, what they are given, what becomes of what they give."""
+"""Functions that the model calls: which fit, what they get, what becomes of what they give."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_nobody_to_call_is_said_at_once(stage):
     run = stage.run(f"{CALL}\ncall look-up {{}}")
     called = []
     with runbell.Waiter(stage.client, policy=QUICK) as waiter:
-        with pytest.raises(runbell.ActionRequired, match="get_weather .call_.*look-up") as caught:
+        with pytest.raises(runbell.ActionRequired, match=r"get_weather .call_.*look-up") as caught:
             waiter.wait(run)
         with pytest.raises(runbell.ActionRequired) as partly:
             waiter.wait(run, tools={"get_weather": lambda city: called.append(city)})

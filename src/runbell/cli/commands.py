@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from runbell import __version__
-from runbell.cli import assistants, backup, check, demo, keys, serve
+from runbell.cli import assistants, backup, check, demo, doctor, keys, serve, wait, watch
 
 __all__ = ["app"]
 
@@ -46,3 +46,6 @@ app.add_typer(assistants.app, name="assistants")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)
 app.command("demo")(demo.demo)
+app.command("wait")(wait.wait)
+app.command("watch")(watch.watch)
+app.command("doctor")(doctor.doctor)
