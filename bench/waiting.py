@@ -202,7 +202,7 @@ def _held(client: OpenAI, count: int) -> Waited:
     feed: Any = client.get(
         "/events",
         cast_to=object,
-        options={"params": {"types": "thread.run.completed", "limit": 100, "order": "desc"}},
+        options={"params": {"types": "thread.run.completed", "limit": 100}},
     )
     delays = [
         ends[event["data"]["id"]] - event["data"]["completed_at_ms"] / 1000

@@ -195,7 +195,7 @@ class Fleet:
     def _step(self, wait: Wait, value: Any = None, error: Exception | None = None) -> None:
         """Let a flow go on to its next wish, or to its end."""
         assert wait.flow is not None
-        run_id = wait.item.id if wait.terms.max_restarts else None
+        run_id = wait.id if wait.terms.max_restarts else None
         wait.order = None
         try:
             wish = wait.flow.send(value) if error is None else wait.flow.throw(error)
@@ -204,7 +204,7 @@ class Fleet:
         except Exception as raised:  # noqa: BLE001 - it belongs to whoever waits
             self._end(wait, None, raised)
         else:
-            if run_id is not None and run_id != wait.item.id:
+            if run_id is not None and run_id != wait.id:
                 self._unindex(wait, run_id)
                 self._index(wait)
             self._heed(wait, wish)
@@ -235,20 +235,22 @@ class Fleet:
                 pending_until=wait.pending_until - wait.began,
                 ended_by=wait.now - wait.began,
             )
-        self._forget(wait)
-        wait.done(wait, value, error)
+        try:
+            self._forget(wait)
+        finally:  # whatever goes wrong in here, nobody waits for ever
+            wait.done(wait, value, error)
 
     def _forget(self, wait: Wait) -> None:
         wait.flow = wait.wish = wait.order = None
         self._open.discard(wait)
         self._alone.discard(wait)
         self._pacer.forget(wait)
-        self._unindex(wait, wait.item.id)
+        self._unindex(wait, wait.id)
 
     def _index(self, wait: Wait) -> None:
         if self._events is not None and wait.terms.pushed:
-            self._by_run[wait.item.id].add(wait)
-            self._events.subscribe(wait.item.id, self._deliver)
+            self._by_run[wait.id].add(wait)
+            self._events.subscribe(wait.id, self._deliver)
         if self._server.batches is False:
             self._by_thread[getattr(wait.item, "thread_id", "")].add(wait)
 
@@ -402,8 +404,8 @@ class Fleet:
         for wait in waits:
             if error is not None:
                 self._step(wait, error=error)
-            elif answer is not None and found and wait.item.id in found:
-                self._step(wait, answer.about(found[wait.item.id]))
+            elif answer is not None and found and wait.id in found:
+                self._step(wait, answer.about(found[wait.id]))
             else:  # the server may say more about it when it is asked for it alone
                 self._alone.add(wait)
                 wait.order = None
@@ -442,7 +444,7 @@ class Fleet:
         now = self._clock.monotonic()
         if now < wish.until:
             for call in wish.calls:
-                if (wait.item.id, call.id) not in self._calls:
+                if (wait.id, call.id) not in self._calls:
                     self._use_tool(wait, call, wish.tools[call.name])
         outputs = self._outputs(wait, wish)
         if self._all(wish, outputs) or now >= wish.until:
@@ -454,7 +456,7 @@ class Fleet:
     def _use_tool(self, wait: Wait, call: ToolCall, tool: Tool) -> None:
         terms, number = wait.terms, next(self._numbers)
         deed = UseTool(
-            run_id=wait.item.id,
+            run_id=wait.id,
             call=call,
             tool=tool,
             limit=terms.tool_timeout,
@@ -467,7 +469,7 @@ class Fleet:
         self._orders.append(Order(number, terms.provider, deed, math.inf))
 
     def _outputs(self, wait: Wait, wish: UseTools) -> dict[str, str]:
-        found = {call.id: self._calls.get((wait.item.id, call.id)) for call in wish.calls}
+        found = {call.id: self._calls.get((wait.id, call.id)) for call in wish.calls}
         return {call_id: each.output for call_id, each in found.items() if each is not None}
 
     @staticmethod
@@ -496,7 +498,7 @@ class Fleet:
         for wait in list(self._acting):
             if not isinstance(wait.wish, UseTools):
                 self._acting.discard(wait)
-            elif wait.item.id == deed.run_id:
+            elif wait.id == deed.run_id:
                 outputs = self._outputs(wait, wait.wish)
                 if error is not None or self._all(wait.wish, outputs):
                     self._step(wait, outputs, error)

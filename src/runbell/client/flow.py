@@ -150,6 +150,11 @@ class Wait:
         return self.terms.provider.view(self.item)
 
     @property
+    def id(self) -> str:
+        """The object's id; it changes with a restart."""
+        return self.view.id
+
+    @property
     def now(self) -> float:
         return self.terms.clock.monotonic()
 
