@@ -2,6 +2,7 @@
 
 from runbell.pacing.backoff import RetryBackoff
 from runbell.pacing.bucket import Taken, TokenBucket
+from runbell.pacing.deliveries import Pace, RetrySchedule, SlowDown, is_given_up
 from runbell.pacing.pacer import FairPacer, Pacer
 from runbell.pacing.policies import (
     Advised,
@@ -13,6 +14,7 @@ from runbell.pacing.policies import (
     PolicySource,
     SqrtElapsed,
 )
+from runbell.pacing.retry_after import wait_seconds
 
 __all__ = [
     "Advised",
@@ -21,11 +23,16 @@ __all__ = [
     "FairPacer",
     "Fixed",
     "Jittered",
+    "Pace",
     "Pacer",
     "Policy",
     "PolicySource",
     "RetryBackoff",
+    "RetrySchedule",
+    "SlowDown",
     "SqrtElapsed",
     "Taken",
     "TokenBucket",
+    "is_given_up",
+    "wait_seconds",
 ]

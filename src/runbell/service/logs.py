@@ -60,7 +60,7 @@ class Exchange:
         route: the template of the path, which is all that is told of it.
         project: the id of the project whose key let the request in.
         path: the parameters of the path.
-        made: the object that was answered, for the ids of what was created.
+        made: what was answered, for the ids of what was created.
     """
 
     request_id: str
@@ -100,6 +100,9 @@ def answered(
         run_id, thread_id = exchange.made.id, exchange.made.thread_id
     elif kind == "thread":
         thread_id = exchange.made.id
+    else:
+        # A stream, or a part of a run.
+        run_id = getattr(exchange.made, "run_id", None) or run_id
     # Taken from a path, they are what a client chose to write.
     if thread_id is not None and _ID.fullmatch(thread_id):
         fields["thread_id"] = thread_id
@@ -154,10 +157,18 @@ def configure(level: str, style: str, stream: TextIO = sys.stderr) -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Json() if style == "json" else _Text())
+    if stream.isatty() and style == "text" and level == "info":
+        handler.addFilter(_not_only_read)
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # What libraries tell of their own workings is not news of this service.
     for library in ("alembic", "uvicorn"):
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def _not_only_read(record: logging.LogRecord) -> bool:
+    """False for a read that went well: a client that polls would push all else off a terminal."""
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return not (fields.get("method") == "GET" and fields.get("status", 500) < 400)
 
 
 class _Formatter(logging.Formatter):

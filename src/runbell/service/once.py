@@ -16,19 +16,15 @@ from hashlib import sha256
 from typing import Any, TypeVar
 
 from runbell.errors import RequestRefused, StorageUnavailable
-from runbell.service.live import Follower, Live
 from runbell.service.routes.routing import Answer, Call, EventStream, answer
 from runbell.service.routes.streaming import replay_run
 from runbell.storage import idempotency
 from runbell.storage.idempotency import FirstAnswer
 from runbell.storage.store import Transaction, Work
 
-__all__ = ["KEPT_MS", "handle_once", "key_of", "request_digest"]
+__all__ = ["handle_once", "key_of", "request_digest"]
 
 T = TypeVar("T")
-
-KEPT_MS = 24 * 3600 * 1000
-"""How long an answer is kept."""
 
 PRUNED_AT_ONCE = 10
 """Old answers that one new one takes the place of; more than one, so that the table shrinks."""
@@ -78,7 +74,7 @@ async def handle_once(
         RequestRefused: by `handle`; or (409) another request had this key.
     """
     project, now_ms = call.project, call.ctx.clock.now_ms()
-    oldest_ms = now_ms - KEPT_MS
+    oldest_ms = now_ms - idempotency.KEPT_MS
 
     async def work(tx: Transaction) -> FirstAnswer | Answer | EventStream:
         await idempotency.prune(tx, before_ms=oldest_ms, limit=PRUNED_AT_ONCE)
@@ -104,7 +100,7 @@ async def _handle_within(
 ) -> Answer | EventStream:
     """Let a handler do in this transaction what it would else do in transactions of its own."""
     store = _Within(tx)
-    ctx = replace(call.ctx, store=store, live=_LiveFromCommit(call.ctx.live, tx))
+    ctx = replace(call.ctx, store=store)
     try:
         given = await handle(replace(call, ctx=ctx))
     finally:
@@ -155,27 +151,3 @@ class _Within:
 
     async def close(self) -> None:
         self._tx = None
-
-
-class _LiveFromCommit(Live):
-    """Tells and follows through another one; following begins when the transaction is durable.
-
-    Handlers that follow a run do so before or after they change it, and are told of the change or
-    not. It is the same here, since callbacks after a commit keep their order.
-    """
-
-    def __init__(self, live: Live, tx: Transaction) -> None:
-        super().__init__()
-        self._live = live
-        self._tx = tx
-
-    def follow(self, run_id: str) -> Follower:
-        follower = Follower(self._live, run_id)
-        self._tx.after_commit(lambda: self._live.add(run_id, follower))
-        return follower
-
-    def followed(self, run_id: str) -> bool:
-        return self._live.followed(run_id)
-
-    def tell(self, run_id: str, event: str, data: Callable[[], Any]) -> None:
-        self._live.tell(run_id, event, data)

@@ -1,4 +1,4 @@
-"""Who clears away: runs that ended long ago, with their steps and events.
+"""Who clears away: runs that ended long ago, with their steps and events, and first answers.
 
 Threads are not touched. A thread and its messages are somebody's conversation: they go when they
 are deleted, not by age.
@@ -10,7 +10,7 @@ import logging
 
 from runbell.errors import StorageUnavailable
 from runbell.service.operations.context import Context
-from runbell.storage import retention
+from runbell.storage import idempotency, retention
 
 __all__ = ["ROWS", "SWEEP_SECONDS", "remove_old", "sweep"]
 
@@ -29,9 +29,7 @@ DAY_MS = 86_400_000
 
 
 async def sweep(ctx: Context) -> None:
-    """Remove what is old, now and again, until this is cancelled; nothing where all is kept."""
-    if ctx.settings.retain_days == 0:
-        return
+    """Remove what is old, now and again, until this is cancelled."""
     while True:
         try:
             removed = await remove_old(ctx)
@@ -46,8 +44,29 @@ async def sweep(ctx: Context) -> None:
 
 
 async def remove_old(ctx: Context) -> int:
-    """Remove everything that is old now: how many rows."""
-    before_ms = ctx.clock.now_ms() - round(ctx.settings.retain_days * DAY_MS)
+    """Remove everything that is old now: how many rows. Runs stay where all is kept."""
+    removed = await _remove_answers(ctx)
+    if ctx.settings.retain_days > 0:
+        before_ms = ctx.clock.now_ms() - round(ctx.settings.retain_days * DAY_MS)
+        removed += await _remove_runs(ctx, before_ms)
+    return removed
+
+
+async def _remove_answers(ctx: Context) -> int:
+    """First answers that count no more; their table shrinks by itself only while it is used."""
+    before_ms, removed = ctx.clock.now_ms() - idempotency.KEPT_MS, 0
+    while True:
+        rows = await ctx.store.write(
+            lambda tx: idempotency.prune(tx, before_ms=before_ms, limit=ROWS)
+        )
+        removed += rows
+        ctx.metrics.retention_removed.inc(rows)
+        if rows < ROWS:
+            return removed
+        await ctx.clock.sleep(PAUSE_SECONDS)
+
+
+async def _remove_runs(ctx: Context, before_ms: int) -> int:
     position, removed = 0, 0
     while True:
         events = await _events_behind(ctx, position)
