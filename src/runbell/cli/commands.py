@@ -11,7 +11,19 @@ from typing import Annotated
 import typer
 
 from runbell import __version__
-from runbell.cli import assistants, backup, check, demo, keys, listen, serve, trigger
+from runbell.cli import (
+    assistants,
+    backup,
+    check,
+    demo,
+    doctor,
+    keys,
+    listen,
+    serve,
+    trigger,
+    wait,
+    watch,
+)
 
 __all__ = ["app"]
 
@@ -51,3 +63,6 @@ app.command("check")(check.check)
 app.command("listen")(listen.listen)
 app.command("trigger")(trigger.trigger)
 app.command("demo")(demo.demo)
+app.command("wait")(wait.wait)
+app.command("watch")(watch.watch)
+app.command("doctor")(doctor.doctor)
