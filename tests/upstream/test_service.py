@@ -383,7 +383,7 @@ def test_a_run_survives_that_both_are_killed(tmp_path: Path) -> None:
         assistant = served.client().beta.assistants.create(model="m")
         models.will(silent)
         run = ask(served.client(), assistant, "Go")
-        eventually(lambda: models.chats, "the model is asked")
+        eventually(lambda: models.chats != [], "the model is asked")
         served.kill()
     with Served(
         tmp_path, args=["--upstream", f"http://127.0.0.1:{port}/v1"], key=served.key
