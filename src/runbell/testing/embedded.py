@@ -27,6 +27,7 @@ from runbell.service.backends import Backends
 from runbell.service.backends.echo import Echo
 from runbell.service.changes import Changes
 from runbell.service.executor import Executor
+from runbell.service.feeds import Feeds
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
 from runbell.service.metrics import Metrics
@@ -94,8 +95,17 @@ class EmbeddedService:
             cancel_grace=self.settings.cancel_grace,
             rng=random.Random(0),
         )
+        changes = Changes()
         self.ctx = Context(
-            self.settings, self.clock, self.store, self.jobs, Changes(), Live(), backends, metrics
+            self.settings,
+            self.clock,
+            self.store,
+            self.jobs,
+            changes,
+            Feeds(self.store, changes),
+            Live(),
+            backends,
+            metrics,
         )
         self.executor = Executor(self.ctx, random.Random(0))
 

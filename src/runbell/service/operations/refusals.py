@@ -39,7 +39,12 @@ def not_found(kind: str, key: str) -> RequestRefused:
 
 
 def unknown_cursor(kind: str, error: UnknownCursor) -> RequestRefused:
-    return not_found(kind, error.cursor)
+    refused = not_found(kind, error.cursor)
+    if kind != "event":
+        return refused
+    # Alone of all rows, events go by their age.
+    advice = " It may have been removed by its age: begin without 'after'."
+    return RequestRefused(404, f"{refused}{advice}")
 
 
 def id_taken(key: str) -> RequestRefused:
