@@ -391,7 +391,7 @@ MISSING: list[tuple[str, str, Any, str]] = [
         "/v1/events?after=evt_X",
         None,
         "No event found with id 'evt_X'. It may have been removed by its age: begin without"
-        + " 'after'.",
+        " 'after'.",
     ),
 ]
 
