@@ -390,7 +390,10 @@ MISSING: list[tuple[str, str, Any, str]] = [
         "GET",
         "/v1/events?after=evt_X",
         None,
-        "No event found with id 'evt_X'. It may have been removed by its age: begin without 'after'.",
+        (
+            "No event found with id 'evt_X'. "
+            "It may have been removed by its age: begin without 'after'."
+        ),
     ),
 ]
 
