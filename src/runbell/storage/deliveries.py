@@ -1,0 +1,459 @@
+"""Deliveries: events that are owed to endpoints, and the attempts to deliver them.
+
+A delivery's id is its event's: what a receiver sees as `webhook-id`. A new delivery is due at 0,
+in front of every retry, so that first attempts begin in the order in which events were committed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import bindparam, func, literal_column, select, text
+
+from runbell.storage import schema
+from runbell.storage.paging import Page, PagedList
+from runbell.storage.statements import Statement, insert_row, limited, select_row, update_row
+from runbell.storage.store import Row, Transaction
+
+__all__ = [
+    "AT_ONCE",
+    "Attempt",
+    "Delivery",
+    "DeliveryFilter",
+    "DeliveryStatus",
+    "Due",
+    "Undelivered",
+    "attempts_of",
+    "due",
+    "due_by_endpoint",
+    "failed_since",
+    "get",
+    "next_due",
+    "owe",
+    "page",
+    "record",
+    "send_again",
+    "undelivered",
+]
+
+DeliveryStatus = Literal["pending", "succeeded", "failed"]
+
+AT_ONCE = 0
+"""When a delivery that was not tried yet is due."""
+
+MAX_BYTES = 1_000_000
+"""Bodies that one look for what is due brings along."""
+
+_d = schema.deliveries.c
+_a = schema.attempts.c
+_e = schema.events.c
+_w = schema.webhook_endpoints.c
+_pending = text("deliveries.status = 'pending'")
+_one = (_d.endpoint_id == bindparam("endpoint"), _d.id == bindparam("key"))
+
+INSERT = Statement("deliveries.owe", "An event is owed.", insert_row(schema.deliveries))
+GET = Statement("deliveries.get", "One delivery.", select(schema.deliveries).where(*_one))
+
+_with_event = schema.deliveries.join(schema.events, _e.id == _d.id)
+_DUE_COLUMNS = (
+    _d.position,
+    _d.id,
+    _d.run_id,
+    _d.created_at_ms,
+    _d.attempts,
+    _d.failures,
+    _d.since_ms,
+    _d.next_at_ms,
+    _e.type,
+    _e.body,
+)
+NEW = Statement(
+    "deliveries.new",
+    "What an endpoint is owed and was not sent yet, in the order in which it was committed.",
+    limited(
+        select(*_DUE_COLUMNS)
+        .select_from(_with_event)
+        .where(
+            _d.endpoint_id == bindparam("endpoint"),
+            _pending,
+            _d.next_at_ms == literal_column(str(AT_ONCE)),
+        )
+        .order_by(_d.position)
+    ),
+)
+RETRIES = Statement(
+    "deliveries.retries",
+    "What is to be sent to an endpoint again, the longest due first.",
+    limited(
+        select(*_DUE_COLUMNS)
+        .select_from(_with_event)
+        .where(
+            _d.endpoint_id == bindparam("endpoint"),
+            _pending,
+            _d.next_at_ms > literal_column(str(AT_ONCE)),
+            _d.next_at_ms <= bindparam("now_ms"),
+        )
+        .order_by(_d.next_at_ms, _d.position)
+    ),
+)
+NEXT_DUE = Statement(
+    "deliveries.next_due",
+    "When the next delivery to an endpoint is due.",
+    limited(
+        select(_d.next_at_ms)
+        .where(_d.endpoint_id == bindparam("endpoint"), _pending)
+        .order_by(_d.next_at_ms)
+    ),
+)
+_soonest = (
+    select(_d.next_at_ms)
+    .where(_d.endpoint_id == _w.id, _pending)
+    .order_by(_d.next_at_ms)
+    .limit(literal_column("1"))
+    .offset(literal_column("0"))
+    .scalar_subquery()
+)
+DUE_BY_ENDPOINT = Statement(
+    "deliveries.due_by_endpoint",
+    "When the next delivery is due, for each enabled endpoint.",
+    select(_w.id, _soonest).where(text("enabled")),
+)
+_oldest = (
+    select(_d.created_at_ms)
+    .where(_d.endpoint_id == _w.id, _pending, text("deliveries.status <> 'succeeded'"))
+    .order_by(_d.position)
+    .limit(literal_column("1"))
+    .offset(literal_column("0"))
+    .scalar_subquery()
+)
+_overdue = (
+    select(func.count())
+    .where(_d.endpoint_id == _w.id, _pending, _d.next_at_ms <= bindparam("now_ms"))
+    .scalar_subquery()
+)
+UNDELIVERED = Statement(
+    "deliveries.undelivered",
+    "For each enabled endpoint: how many deliveries are due, and the oldest that is pending.",
+    select(_overdue, _oldest).where(text("enabled")),
+)
+RECORD = Statement(
+    "deliveries.record",
+    "What became of a delivery, if nobody has recorded this attempt.",
+    update_row(
+        schema.deliveries, "status", "attempts", "failures", "next_at_ms", "settled_at_ms"
+    ).where(
+        _d.position == bindparam("delivery"), _pending, _d.attempts == bindparam("was_attempts")
+    ),
+)
+ATTEMPT = Statement("attempts.insert", "One POST.", insert_row(schema.attempts))
+ATTEMPTS = Statement(
+    "attempts.list",
+    "The attempts of a delivery, the first one first.",
+    limited(
+        select_row(schema.attempts, "delivery")
+        .where(_a.delivery == bindparam("delivery"))
+        .order_by(_a.number)
+    ),
+)
+SEND_AGAIN = Statement(
+    "deliveries.send_again",
+    "Owe a delivery anew.",
+    update_row(
+        schema.deliveries, "status", "failures", "since_ms", "next_at_ms", "settled_at_ms"
+    ).where(_d.position == bindparam("delivery")),
+)
+FAILED_SINCE = Statement(
+    "deliveries.failed_since",
+    "Deliveries to an endpoint that have failed, of events since a time.",
+    limited(
+        select(_d.position)
+        .where(
+            _d.endpoint_id == bindparam("endpoint"),
+            text("deliveries.status = 'failed'"),
+            # In the words of the partial index.
+            text("deliveries.status <> 'succeeded'"),
+            _d.created_at_ms >= bindparam("since_ms"),
+        )
+        .order_by(_d.position)
+    ),
+)
+_of_endpoint = _d.endpoint_id == bindparam("endpoint")
+_created = (
+    _d.created_at_ms >= bindparam("created_from"),
+    _d.created_at_ms < bindparam("created_before"),
+)
+_PAGES = {
+    None: PagedList("deliveries.list", schema.deliveries, _of_endpoint, *_created),
+    "succeeded": PagedList(
+        "deliveries.list_succeeded",
+        schema.deliveries,
+        _of_endpoint,
+        text("deliveries.status = 'succeeded'"),
+        *_created,
+    ),
+    **{
+        status: PagedList(
+            f"deliveries.list_{status}",
+            schema.deliveries,
+            _of_endpoint,
+            text(f"deliveries.status = '{status}'"),
+            text("deliveries.status <> 'succeeded'"),
+            *_created,
+        )
+        for status in ("pending", "failed")
+    },
+}
+LISTS = tuple(_PAGES.values())
+OF_RUN = PagedList(
+    "deliveries.list_run",
+    schema.deliveries,
+    _of_endpoint,
+    _d.run_id == bindparam("run"),
+    _d.status.in_([bindparam(f"status{slot}") for slot in range(3)]),
+    *_created,
+    few=True,
+)
+_STATUSES: tuple[DeliveryStatus, ...] = ("pending", "succeeded", "failed")
+_ALWAYS_MS = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event that is owed to one endpoint.
+
+    Attributes:
+        id: of the event, and of the delivery at its endpoint.
+        created_at_ms: when the event happened.
+        attempts: how many there were; the number of the latest.
+        failures: failed attempts since it was last owed anew; the place in the schedule.
+        since_ms: since when it is owed: its event, or when it was last owed anew.
+        next_at_ms: when it is tried next; `AT_ONCE` for the first time; None when it is settled.
+    """
+
+    position: int
+    endpoint_id: str
+    id: str
+    run_id: str
+    created_at_ms: int
+    status: DeliveryStatus = "pending"
+    attempts: int = 0
+    failures: int = 0
+    since_ms: int = 0
+    next_at_ms: int | None = AT_ONCE
+    settled_at_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A delivery that is to be tried now, with the bytes to send."""
+
+    position: int
+    id: str
+    run_id: str
+    created_at_ms: int
+    attempts: int
+    failures: int
+    since_ms: int
+    next_at_ms: int
+    type: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of one POST.
+
+    Attributes:
+        status_code: of the answer; None where there was none.
+        error: why there was no answer, or why it was no success; None for a success.
+        excerpt: the beginning of the answer's body, as text.
+    """
+
+    number: int
+    at_ms: int
+    duration_ms: int
+    status_code: int | None
+    error: str | None
+    excerpt: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryFilter:
+    """Which deliveries of an endpoint are wanted.
+
+    Attributes:
+        created_from_ms: of events of this moment or later, in milliseconds since the epoch.
+        created_before_ms: of events before this moment.
+    """
+
+    status: DeliveryStatus | None = None
+    run_id: str | None = None
+    created_from_ms: int | None = None
+    created_before_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """Deliveries to enabled endpoints: how many are due, and the oldest pending one's event."""
+
+    due: int
+    oldest_ms: int | None
+
+
+async def owe(
+    tx: Transaction, endpoint_id: str, event_id: str, run_id: str, created_at_ms: int
+) -> None:
+    """Owe an event to an endpoint. Raises Conflict where it is owed already."""
+    await tx.execute(
+        INSERT,
+        {
+            "endpoint_id": endpoint_id,
+            "id": event_id,
+            "run_id": run_id,
+            "created_at_ms": created_at_ms,
+            "status": "pending",
+            "attempts": 0,
+            "failures": 0,
+            "since_ms": created_at_ms,
+            "next_at_ms": AT_ONCE,
+            "settled_at_ms": None,
+        },
+    )
+
+
+async def get(tx: Transaction, endpoint_id: str, event_id: str) -> Delivery | None:
+    """One delivery."""
+    row = await tx.fetch_one(GET, {"endpoint": endpoint_id, "key": event_id})
+    return _delivery(row) if row is not None else None
+
+
+async def due(tx: Transaction, endpoint_id: str, now_ms: int, limit: int) -> list[Due]:
+    """What is to be sent to an endpoint now: new ones in their order, and a share of retries.
+
+    Args:
+        limit: how many of each kind at the most; retries take at least a quarter of the places
+            where they are many, so that neither kind waits for ever behind the other.
+    """
+    retries = await tx.fetch_all(
+        RETRIES, {"endpoint": endpoint_id, "now_ms": now_ms, "limit": limit}, MAX_BYTES
+    )
+    new = await tx.fetch_all(NEW, {"endpoint": endpoint_id, "limit": limit}, MAX_BYTES)
+    return [Due(*row) for row in (*new, *retries)]
+
+
+async def next_due(tx: Transaction, endpoint_id: str) -> int | None:
+    """When the next delivery to an endpoint is due; None where none is pending."""
+    row = await tx.fetch_one(NEXT_DUE, {"endpoint": endpoint_id, "limit": 1})
+    return row[0] if row is not None else None
+
+
+async def due_by_endpoint(tx: Transaction) -> list[tuple[str, int]]:
+    """Enabled endpoints to which something is owed, and when the first of it is due."""
+    rows = await tx.fetch_all(DUE_BY_ENDPOINT, {})
+    return [(row[0], row[1]) for row in rows if row[1] is not None]
+
+
+async def undelivered(tx: Transaction, now_ms: int) -> Undelivered:
+    """What is owed to all enabled endpoints together."""
+    rows = await tx.fetch_all(UNDELIVERED, {"now_ms": now_ms})
+    oldest = [row[1] for row in rows if row[1] is not None]
+    return Undelivered(sum(row[0] for row in rows), min(oldest, default=None))
+
+
+async def record(
+    tx: Transaction,
+    due: Due,
+    attempt: Attempt,
+    *,
+    status: DeliveryStatus,
+    next_at_ms: int | None,
+) -> bool:
+    """Store what came of an attempt.
+
+    Args:
+        due: the delivery, as it was when the attempt began.
+        next_at_ms: of one that stays pending: when it is tried again.
+
+    Returns:
+        False where somebody else has recorded one meanwhile, or the delivery is gone; nothing was
+        written then.
+    """
+    settled = status != "pending"
+    params = {
+        "delivery": due.position,
+        "was_attempts": due.attempts,
+        "status": status,
+        "attempts": attempt.number,
+        "failures": due.failures + (status != "succeeded"),
+        "next_at_ms": next_at_ms,
+        "settled_at_ms": attempt.at_ms + attempt.duration_ms if settled else None,
+    }
+    if await tx.execute(RECORD, params) != 1:
+        return False
+    await tx.execute(
+        ATTEMPT,
+        {
+            "delivery": due.position,
+            "number": attempt.number,
+            "at_ms": attempt.at_ms,
+            "duration_ms": attempt.duration_ms,
+            "status_code": attempt.status_code,
+            "error": attempt.error,
+            "excerpt": attempt.excerpt,
+        },
+    )
+    return True
+
+
+async def attempts_of(tx: Transaction, delivery: Delivery, limit: int) -> list[Attempt]:
+    """The attempts of a delivery, the first one first."""
+    rows = await tx.fetch_all(ATTEMPTS, {"delivery": delivery.position, "limit": limit})
+    return [Attempt(*row) for row in rows]
+
+
+async def send_again(tx: Transaction, position: int, now_ms: int) -> None:
+    """Owe a delivery anew, from the beginning of the schedule; its attempts stay."""
+    await tx.execute(
+        SEND_AGAIN,
+        {
+            "delivery": position,
+            "status": "pending",
+            "failures": 0,
+            "since_ms": now_ms,
+            "next_at_ms": now_ms,
+            "settled_at_ms": None,
+        },
+    )
+
+
+async def failed_since(
+    tx: Transaction, endpoint_id: str, since_ms: int, limit: int
+) -> list[int]:
+    """Positions of deliveries that have failed, of events since a time, oldest first."""
+    params = {"endpoint": endpoint_id, "since_ms": since_ms, "limit": limit}
+    return [row[0] for row in await tx.fetch_all(FAILED_SINCE, params)]
+
+
+async def page(
+    tx: Transaction, endpoint_id: str, page: Page, wanted: DeliveryFilter
+) -> tuple[list[Delivery], bool]:
+    """A page of an endpoint's deliveries, and whether there are more."""
+    latest = wanted.created_before_ms
+    owner: dict[str, Any] = {
+        "endpoint": endpoint_id,
+        "created_from": wanted.created_from_ms or 0,
+        "created_before": _ALWAYS_MS if latest is None else latest,
+    }
+    if wanted.run_id is None:
+        rows, more = await _PAGES[wanted.status].fetch(tx, page, owner)
+    else:
+        statuses = _STATUSES if wanted.status is None else (wanted.status,) * len(_STATUSES)
+        owner |= {f"status{slot}": status for slot, status in enumerate(statuses)}
+        rows, more = await OF_RUN.fetch(tx, page, {**owner, "run": wanted.run_id})
+    found = [await get(tx, endpoint_id, row[1]) for row in rows]
+    return [each for each in found if each is not None], more
+
+
+def _delivery(row: Row) -> Delivery:
+    return Delivery(*row)
