@@ -30,12 +30,17 @@ class Changes:
         """Tell everybody that the run is now as given."""
         for listener in self._listeners:
             listener(run)
-        for key in (run.id, run.project_id):
-            for watch in self._watches.get(key, ()):
-                watch.wake()
+        self.wake(run.id)
+        self.wake(run.project_id)
+
+    def wake(self, key: str) -> None:
+        """Wake those who wait for what has this id."""
+        for watch in self._watches.get(key, ()):
+            watch.wake()
 
     def watch(self, keys: Iterable[str]) -> Watch:
-        """Wait for changes of these runs, or of any run of these projects, by their ids."""
+        """Wait for changes of these runs, of any run of these projects, or of what is owed to
+        these endpoints, by their ids."""
         return Watch(self, frozenset(keys))
 
     @property

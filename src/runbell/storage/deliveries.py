@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from sqlalchemy import bindparam, func, literal_column, select, text
 
+from runbell.runs import Event
 from runbell.storage import schema
 from runbell.storage.paging import Page, PagedList
 from runbell.storage.statements import Statement, insert_row, limited, select_row, update_row
@@ -60,12 +61,12 @@ _DUE_COLUMNS = (
     _d.position,
     _d.id,
     _d.run_id,
+    _d.type,
     _d.created_at_ms,
     _d.attempts,
     _d.failures,
     _d.since_ms,
     _d.next_at_ms,
-    _e.type,
     _e.body,
 )
 NEW = Statement(
@@ -149,11 +150,11 @@ RECORD = Statement(
 ATTEMPT = Statement("attempts.insert", "One POST.", insert_row(schema.attempts))
 ATTEMPTS = Statement(
     "attempts.list",
-    "The attempts of a delivery, the first one first.",
+    "The attempts of a delivery, the latest one first.",
     limited(
         select_row(schema.attempts, "delivery")
         .where(_a.delivery == bindparam("delivery"))
-        .order_by(_a.number)
+        .order_by(_a.number.desc())
     ),
 )
 SEND_AGAIN = Statement(
@@ -235,6 +236,7 @@ class Delivery:
     endpoint_id: str
     id: str
     run_id: str
+    type: str
     created_at_ms: int
     status: DeliveryStatus = "pending"
     attempts: int = 0
@@ -251,12 +253,12 @@ class Due:
     position: int
     id: str
     run_id: str
+    type: str
     created_at_ms: int
     attempts: int
     failures: int
     since_ms: int
     next_at_ms: int
-    type: str
     body: bytes
 
 
@@ -301,21 +303,20 @@ class Undelivered:
     oldest_ms: int | None
 
 
-async def owe(
-    tx: Transaction, endpoint_id: str, event_id: str, run_id: str, created_at_ms: int
-) -> None:
+async def owe(tx: Transaction, endpoint_id: str, event: Event) -> None:
     """Owe an event to an endpoint. Raises Conflict where it is owed already."""
     await tx.execute(
         INSERT,
         {
             "endpoint_id": endpoint_id,
-            "id": event_id,
-            "run_id": run_id,
-            "created_at_ms": created_at_ms,
+            "id": event.id,
+            "run_id": event.run_id,
+            "type": event.type,
+            "created_at_ms": event.created_at_ms,
             "status": "pending",
             "attempts": 0,
             "failures": 0,
-            "since_ms": created_at_ms,
+            "since_ms": event.created_at_ms,
             "next_at_ms": AT_ONCE,
             "settled_at_ms": None,
         },
@@ -332,8 +333,8 @@ async def due(tx: Transaction, endpoint_id: str, now_ms: int, limit: int) -> lis
     """What is to be sent to an endpoint now: new ones in their order, and a share of retries.
 
     Args:
-        limit: how many of each kind at the most; retries take at least a quarter of the places
-            where they are many, so that neither kind waits for ever behind the other.
+        limit: how many of each of the two kinds at the most, so that neither waits for ever
+            behind the other.
     """
     retries = await tx.fetch_all(
         RETRIES, {"endpoint": endpoint_id, "now_ms": now_ms, "limit": limit}, MAX_BYTES
@@ -407,9 +408,9 @@ async def record(
 
 
 async def attempts_of(tx: Transaction, delivery: Delivery, limit: int) -> list[Attempt]:
-    """The attempts of a delivery, the first one first."""
+    """The latest attempts of a delivery, in their order."""
     rows = await tx.fetch_all(ATTEMPTS, {"delivery": delivery.position, "limit": limit})
-    return [Attempt(*row) for row in rows]
+    return [Attempt(*row) for row in reversed(rows)]
 
 
 async def send_again(tx: Transaction, position: int, now_ms: int) -> None:

@@ -334,6 +334,7 @@ deliveries = Table(
     Column("endpoint_id", Text, nullable=False),
     Column("id", Text, nullable=False),
     Column("run_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("status", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
