@@ -3,7 +3,8 @@
 RunbellError
 ├── ConfigurationError         a setting, file or installation is not usable; says what to change
 │   ├── MissingExtra           a part of Runbell needs packages that are not installed
-│   └── InvalidSecret          a text is no signing secret, or no public key
+│   ├── InvalidSecret          a text is no signing secret, or no public key
+│   └── CannotDecrypt          what is stored was encrypted with another key, or is damaged
 ├── InvalidSignature           a webhook is not proved to be its sender's
 │   ├── MalformedWebhook       a header is missing, empty, there twice or no such value (400)
 │   ├── SignatureMismatch      no signature is one of ours (401)
@@ -24,6 +25,7 @@ from typing import Literal
 
 __all__ = [
     "AddressRefused",
+    "CannotDecrypt",
     "ConfigurationError",
     "Conflict",
     "InvalidSecret",
@@ -68,6 +70,10 @@ class MissingExtra(ConfigurationError):
 
 class InvalidSecret(ConfigurationError):
     """A text is no signing secret, or no public key. The message never holds the text."""
+
+
+class CannotDecrypt(ConfigurationError):
+    """A secret that is stored was encrypted with another key, or is damaged."""
 
 
 SignatureReason = Literal[

@@ -19,8 +19,10 @@ VECTORS = [
         "whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c=",
         "wh_685c059ae39c8190af8c71ed1022a24d",
         1750861210,
-        b'{"id": "evt_685c059ae3a481909bdc86819b066fb6", "object": "event", "created_at": '
-        b'1750861210, "type": "response.completed", "data": {"id": "resp_123"}}',
+        (
+            b'{"id": "evt_685c059ae3a481909bdc86819b066fb6", "object": "event", "created_at": '
+            b'1750861210, "type": "response.completed", "data": {"id": "resp_123"}}'
+        ),
         "v1,gUAg4R2hWouRZqRQG4uJypNS8YK885G838+EHb4nKBY=",
     ),
 ]
