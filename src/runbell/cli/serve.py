@@ -77,7 +77,7 @@ def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
         help_ = f"{item.metadata['help']} ({environment_name(item.name)})"
         option = typer.Option(help=help_, metavar="URL", show_default=False)
         return _parameter(item.name, list[str], option)
-    kind = {"int": int, "float": float}.get(str(item.type), str)
+    kind = {"int": int, "float": float, "bool": bool}.get(str(item.type), str)
     # The environment is read by Settings, so that every way to start a service has it.
     default = f"; default {item.default}" if item.default is not None else ""
     variable = f"({environment_name(item.name)}{default})"

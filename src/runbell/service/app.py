@@ -189,10 +189,12 @@ class App:
             left=lambda: _left(receive),
         )
         key = key_of(headers) if method == "POST" else None
+        if route.before is not None:
+            await route.before(call)
         if key is None:
             result = await route.handle(call)
         else:
-            result = await handle_once(route.handle, call, key, request_digest(method, path, raw))
+            result = await handle_once(route, call, key, request_digest(method, path, raw))
         exchange.made = result
         if method != "GET":
             faults.hit("operations.committed")

@@ -100,10 +100,16 @@ RETRIES = Statement(
 )
 NEXT_DUE = Statement(
     "deliveries.next_due",
-    "When the next delivery to an endpoint is due.",
+    "When the next delivery to an endpoint is due, if that is enabled.",
     limited(
         select(_d.next_at_ms)
-        .where(_d.endpoint_id == bindparam("endpoint"), _pending)
+        .select_from(schema.deliveries.join(schema.webhook_endpoints, _w.id == _d.endpoint_id))
+        .where(
+            _d.endpoint_id == bindparam("endpoint"),
+            _pending,
+            _d.next_at_ms > bindparam("after_ms"),
+            text("enabled"),
+        )
         .order_by(_d.next_at_ms)
     ),
 )
@@ -184,26 +190,19 @@ _created = (
     _d.created_at_ms >= bindparam("created_from"),
     _d.created_at_ms < bindparam("created_before"),
 )
-_PAGES = {
-    None: PagedList("deliveries.list", schema.deliveries, _of_endpoint, *_created),
-    "succeeded": PagedList(
-        "deliveries.list_succeeded",
-        schema.deliveries,
-        _of_endpoint,
-        text("deliveries.status = 'succeeded'"),
-        *_created,
-    ),
-    **{
-        status: PagedList(
-            f"deliveries.list_{status}",
-            schema.deliveries,
-            _of_endpoint,
-            text(f"deliveries.status = '{status}'"),
-            text("deliveries.status <> 'succeeded'"),
-            *_created,
-        )
-        for status in ("pending", "failed")
-    },
+
+
+def _pages(name: str, *conditions: str) -> PagedList:
+    return PagedList(name, schema.deliveries, _of_endpoint, *map(text, conditions), *_created)
+
+
+# The second condition is in the words of the partial index.
+_unsettled = "deliveries.status <> 'succeeded'"
+_PAGES: dict[DeliveryStatus | None, PagedList] = {
+    None: _pages("deliveries.list"),
+    "succeeded": _pages("deliveries.list_succeeded", "deliveries.status = 'succeeded'"),
+    "pending": _pages("deliveries.list_pending", "deliveries.status = 'pending'", _unsettled),
+    "failed": _pages("deliveries.list_failed", "deliveries.status = 'failed'", _unsettled),
 }
 LISTS = tuple(_PAGES.values())
 OF_RUN = PagedList(
@@ -343,9 +342,14 @@ async def due(tx: Transaction, endpoint_id: str, now_ms: int, limit: int) -> lis
     return [Due(*row) for row in (*new, *retries)]
 
 
-async def next_due(tx: Transaction, endpoint_id: str) -> int | None:
-    """When the next delivery to an endpoint is due; None where none is pending."""
-    row = await tx.fetch_one(NEXT_DUE, {"endpoint": endpoint_id, "limit": 1})
+async def next_due(tx: Transaction, endpoint_id: str, after_ms: int = -1) -> int | None:
+    """When the next delivery to an endpoint is due; None where none is, or it is disabled.
+
+    Args:
+        after_ms: later than this: what is due already does not count.
+    """
+    params = {"endpoint": endpoint_id, "after_ms": after_ms, "limit": 1}
+    row = await tx.fetch_one(NEXT_DUE, params)
     return row[0] if row is not None else None
 
 
@@ -428,9 +432,7 @@ async def send_again(tx: Transaction, position: int, now_ms: int) -> None:
     )
 
 
-async def failed_since(
-    tx: Transaction, endpoint_id: str, since_ms: int, limit: int
-) -> list[int]:
+async def failed_since(tx: Transaction, endpoint_id: str, since_ms: int, limit: int) -> list[int]:
     """Positions of deliveries that have failed, of events since a time, oldest first."""
     params = {"endpoint": endpoint_id, "since_ms": since_ms, "limit": limit}
     return [row[0] for row in await tx.fetch_all(FAILED_SINCE, params)]

@@ -30,6 +30,7 @@ __all__ = [
     "mark_succeeding",
     "page",
     "remove",
+    "some_sealed",
     "update",
 ]
 
@@ -105,10 +106,10 @@ PAGES = PagedList(
     schema.webhook_endpoints,
     _w.project_id == bindparam("project"),
 )
-ENABLED = Statement(
-    "webhook_endpoints.enabled",
-    "Ids of enabled endpoints, of all projects.",
-    limited(select(_w.id).where(text("enabled"), _w.id > bindparam("after")).order_by(_w.id)),
+SOME_SEALED = Statement(
+    "webhook_endpoints.some_sealed",
+    "Any endpoint's secret: to see whether the key is the one of then.",
+    limited(select(_w.secret, _w.id)),
 )
 
 
@@ -227,6 +228,12 @@ async def page(tx: Transaction, project: str, page: Page) -> tuple[list[Endpoint
     """A page of the project's endpoints, and whether there are more."""
     rows, more = await PAGES.fetch(tx, page, {"project": project})
     return [_endpoint(row) for row in rows], more
+
+
+async def some_sealed(tx: Transaction) -> tuple[bytes, str] | None:
+    """The secret of any endpoint, and the endpoint's id; None where there is no endpoint."""
+    row = await tx.fetch_one(SOME_SEALED, {"limit": 1})
+    return (row[0], row[1]) if row is not None else None
 
 
 _known: dict[str, Subscription] = {}

@@ -20,6 +20,7 @@ from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Job, JobKind
+from runbell.service.jobs.owed import OwedEndpoints
 from runbell.storage import runs
 from runbell.storage.store import Store, Transaction
 
@@ -73,20 +74,25 @@ class EmbeddedJobs:
         self._next_due_ms = 0
         self._held_back: dict[str, tuple[int, int]] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._owed = OwedEndpoints(store, clock, self._backoff, self._rng)
 
     async def enqueue(self, tx: Transaction, job: Job) -> None:
         if job.kind is JobKind.RUN:
             tx.after_commit(lambda: self._hint(job.key))
+        elif job.kind is JobKind.DELIVER:
+            tx.after_commit(lambda: self._owed.expect(job.key, job.due_ms))
         else:
             tx.after_commit(lambda: self._expect(job.due_ms or 0))
 
     def start(self, handlers: Mapping[JobKind, Handler]) -> None:
         self._handlers = handlers
+        self._owed.start(handlers[JobKind.DELIVER])
         self._ready_wake.set()
         self._loops = [
             asyncio.create_task(self._forever(self._hand_out_ready), name="jobs-ready"),
             asyncio.create_task(self._forever(self._hand_out_deferred), name="jobs-deferred"),
             asyncio.create_task(self._forever(self._sweep), name="jobs-sweep"),
+            asyncio.create_task(self._forever(self._owed.hand_out), name="jobs-owed"),
         ]
 
     @property
@@ -96,14 +102,15 @@ class EmbeddedJobs:
     @property
     def idle(self) -> bool:
         """No handler is running and none is about to."""
-        return not self._running and not self._hints and not self._more_ready
+        return not (self._running or self._hints or self._more_ready or self._owed.running)
 
     async def stop(self, grace: float) -> None:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._loops = []
-        running = list(self._running.values())
+        self._owed.stop()
+        running = [*self._running.values(), *self._owed.running]
         if running:
             _, late = await asyncio.wait(running, timeout=grace)
             for task in late:
@@ -270,3 +277,4 @@ class EmbeddedJobs:
         await self._clock.sleep(SWEEP_SECONDS)
         self._more_ready = True
         self._ready_wake.set()
+        self._owed.look_again()

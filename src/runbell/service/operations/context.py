@@ -14,9 +14,10 @@ from runbell.service.live import Live
 from runbell.service.metrics import Metrics
 from runbell.service.operations.ids import new_id
 from runbell.service.settings import Settings
+from runbell.service.vault import Vault
 from runbell.storage.store import Store
 
-__all__ = ["Context", "Posted", "Poster", "Vault"]
+__all__ = ["Context", "Posted", "Poster"]
 
 
 class Posted(Protocol):
@@ -68,14 +69,6 @@ class Poster(Protocol):
     async def close(self) -> None:
         """End all connections."""
         ...
-
-
-class Vault(Protocol):
-    """Encrypts what must not be read in a copy of the database; `service/vault.py` does."""
-
-    def seal(self, plain: bytes) -> bytes: ...
-
-    def open(self, sealed: bytes) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,11 +63,11 @@ def keys_of(ctx: Context, endpoint: Endpoint, now_ms: int) -> Keys:
     """Decrypt what signing needs.
 
     Raises:
-        ConfigurationError: it was encrypted with another key than the service has.
+        CannotDecrypt: it was encrypted with another key than the service has.
     """
-    secrets = [Secret(ctx.vault.open(endpoint.secret))]
+    secrets = [Secret(ctx.vault.open(endpoint.secret, endpoint.id))]
     if endpoint.old_secret is not None and now_ms < (endpoint.old_secret_until_ms or 0):
-        secrets.append(Secret(ctx.vault.open(endpoint.old_secret)))
+        secrets.append(Secret(ctx.vault.open(endpoint.old_secret, endpoint.id)))
     return Keys(tuple(secrets), _headers(ctx, endpoint))
 
 
@@ -94,15 +94,16 @@ async def create(
 
     async def work(tx: Transaction) -> Endpoint:
         now_ms = ctx.clock.now_ms()
+        key = ctx.new_id("wh")
         blank = Endpoint(
             project_id=project,
-            id=ctx.new_id("wh"),
+            id=key,
             created_at_ms=now_ms,
             updated_at_ms=now_ms,
             name=request.name,
             url=request.url,
             subscription=Subscription(request.event_types),
-            secret=ctx.vault.seal(secret.key),
+            secret=ctx.vault.seal(secret.key, key),
             secret_hint=secret.hint,
         )
         endpoint = _changed(ctx, blank, request)
@@ -152,7 +153,7 @@ async def rotate_secret(
         after = replace(
             before,
             updated_at_ms=now_ms,
-            secret=ctx.vault.seal(secret.key),
+            secret=ctx.vault.seal(secret.key, endpoint_id),
             secret_hint=secret.hint,
             old_secret=before.secret if keep_old else None,
             old_secret_until_ms=now_ms + OVERLAP_MS if keep_old else None,
@@ -231,7 +232,7 @@ def _changed(ctx: Context, endpoint: Endpoint, request: EndpointFields) -> Endpo
     if request.rate_limit is not None:
         given["rate_limit"] = request.rate_limit or None
     if request.headers is not None and request.headers != _headers(ctx, endpoint):
-        given["headers"] = _sealed(ctx, request.headers)
+        given["headers"] = _sealed(ctx, request.headers, endpoint.id)
     given["subscription"] = _subscription(endpoint.subscription, request)
     return dataclasses.replace(endpoint, **given, **_switched(endpoint, request.enabled))
 
@@ -271,9 +272,11 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(dict[str, str]).decode
 
 
-def _sealed(ctx: Context, headers: Mapping[str, str]) -> bytes | None:
-    return ctx.vault.seal(_encode(headers)) if headers else None
+def _sealed(ctx: Context, headers: Mapping[str, str], endpoint_id: str) -> bytes | None:
+    return ctx.vault.seal(_encode(headers), f"{endpoint_id} headers") if headers else None
 
 
 def _headers(ctx: Context, endpoint: Endpoint) -> dict[str, str]:
-    return {} if endpoint.headers is None else _decode(ctx.vault.open(endpoint.headers))
+    if endpoint.headers is None:
+        return {}
+    return _decode(ctx.vault.open(endpoint.headers, f"{endpoint.id} headers"))

@@ -9,7 +9,7 @@ branch_labels = None
 depends_on = None
 
 
-def _position() -> sa.Column:
+def _position() -> "sa.Column[int]":
     return sa.Column(
         "position",
         sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
