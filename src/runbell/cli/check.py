@@ -10,13 +10,13 @@ from runbell.cli.keys import Database
 from runbell.service.settings import Settings, sqlite_path
 
 if TYPE_CHECKING:
-    from runbell.storage.check import Report
+    from runbell.storage.report import Report
 
 __all__ = ["check"]
 
 
 def check(database: Database = None) -> None:
-    """Verify the database: every job can be derived, every event has its transition.
+    """Verify the database: every job can be derived, every event has its transition and is owed.
 
     Reads only, also beside a running service. Ends with 0 where everything is as it should be, else
     with 1 and a list of what is not.

@@ -56,11 +56,14 @@ class Backlog:
 
     Attributes:
         runs: runs that have not ended, by status; every such status is there.
-        due: jobs that are due, by kind.
+        due: jobs that are due, by kind; of webhooks, deliveries.
+        undelivered_seconds: since the event of the oldest delivery that is owed to an endpoint
+            that is enabled.
     """
 
     runs: Mapping[str, int]
     due: Mapping[str, Due]
+    undelivered_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,11 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        self._undelivered = Gauge(
+            "runbell_webhook_oldest_undelivered_seconds",
+            "Time since the oldest event that an enabled endpoint has not got yet; 0 for none.",
+            registry=registry,
+        )
         self._readable = Gauge(
             "runbell_database_readable",
             "1 where this page could ask the database, 0 where what it says is left out.",
@@ -234,6 +242,7 @@ class Metrics:
         if backlog is not None:
             for status, count in backlog.runs.items():
                 self._runs.labels(status).set(count)
+            self._undelivered.set(backlog.undelivered_seconds)
             for kind, due in backlog.due.items():
                 self._due.labels(kind).set(due.count)
                 self._oldest_due.labels(kind).set(due.oldest_seconds)

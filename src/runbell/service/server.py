@@ -138,7 +138,7 @@ async def _vault(settings: Settings, store: SQLiteStore) -> Vault:
     sealed = await store.read(endpoints.some_sealed)
     key = load_or_make_key(
         given=settings.encryption_key,
-        key_file=settings.key_file or None,
+        key_file=settings.key_file,
         beside=sqlite_path(settings.database),
         create=sealed is None,
     )

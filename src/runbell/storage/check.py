@@ -6,25 +6,18 @@ read in pages, so that memory does not grow with them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
 
 import msgspec
 from sqlalchemy import and_, bindparam, func, select, text, tuple_
 
 from runbell.runs import TRANSITIONS, RunStatus
-from runbell.storage import schema
+from runbell.storage import check_webhooks, schema
+from runbell.storage.report import Named, Report, rows
 from runbell.storage.statements import Statement, limited
 from runbell.storage.store import Transaction
 
-__all__ = ["Found", "Report", "check"]
-
-PAGE = 500
-"""Rows that are read at a time."""
-
-MAX_EXAMPLES = 20
-"""Rows that break one rule and are listed; the others are counted."""
+__all__ = ["check"]
 
 LATE_MS = 60_000
 """How long a running service may leave an expired run unended: far longer than it ever should."""
@@ -152,34 +145,6 @@ MESSAGES = Statement(
 )
 
 
-@dataclass(slots=True)
-class Found:
-    """What breaks one rule: how often, and the first few by name."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Report:
-    """What a check has found.
-
-    Attributes:
-        problems: by the rule that is broken; empty where everything is in order.
-        looked_at: how many rows of each table.
-    """
-
-    problems: dict[str, Found] = field(default_factory=dict)
-    looked_at: dict[str, int] = field(default_factory=dict)
-
-    def add(self, rule: str, example: str) -> None:
-        """Something breaks a rule."""
-        found = self.problems.setdefault(rule, Found())
-        found.count += 1
-        if len(found.examples) < MAX_EXAMPLES:
-            found.examples.append(example)
-
-
 async def check(tx: Transaction, *, now_ms: int | None = None) -> Report:
     """Hold every row against the rules.
 
@@ -193,36 +158,12 @@ async def check(tx: Transaction, *, now_ms: int | None = None) -> Report:
     await _check_events(tx, report)
     await _check_steps(tx, report)
     await _check_messages(tx, report)
+    await check_webhooks.check(tx, report)
     return report
 
 
-_Named = dict[str, Any]
-
-
-async def _rows(
-    tx: Transaction, report: Report, table: str, statement: Statement, **behind: Any
-) -> AsyncIterator[_Named]:
-    """All rows of a statement, a page at a time.
-
-    Args:
-        table: what the rows are, for the count of those that were looked at.
-        behind: the columns that the statement is sorted by, with values before the first row's.
-    """
-    names = [column.name for column in statement.clause.selected_columns]  # type: ignore[attr-defined] # a Select
-    report.looked_at[table] = 0
-    while True:
-        page = await tx.fetch_all(statement, {**behind, "limit": PAGE})
-        for values in page:
-            yield dict(zip(names, values, strict=True))
-        report.looked_at[table] += len(page)
-        if len(page) < PAGE:
-            return
-        last = dict(zip(names, page[-1], strict=True))
-        behind = {name: last[name] for name in behind}
-
-
 async def _check_runs(tx: Transaction, report: Report, now_ms: int | None) -> None:
-    async for run in _rows(tx, report, "runs", RUNS, position=0):
+    async for run in rows(tx, report, "runs", RUNS, position=0):
         told = f"{run['id']} ({run['status']})"
         if run["thread_project"] != run["project_id"]:
             report.add("a run without a thread", f"{told}: {run['thread_id']}")
@@ -249,7 +190,7 @@ async def _check_runs(tx: Transaction, report: Report, now_ms: int | None) -> No
             )
 
 
-def _broken(run: _Named, status: RunStatus) -> Iterator[str]:
+def _broken(run: Named, status: RunStatus) -> Iterator[str]:
     """The rules that a run's row breaks by itself."""
     stamp = _STAMPS.get(status)
     if stamp is not None and run[stamp] is None:
@@ -285,7 +226,7 @@ async def _check_turns(tx: Transaction, report: Report) -> None:
         if waiting and not active:
             report.add("a run that waits its turn behind none", f"{thread}: {waiting[0]}")
 
-    async for run in _rows(tx, report, "live runs", LIVE, thread_id="", position=0):
+    async for run in rows(tx, report, "live runs", LIVE, thread_id="", position=0):
         if run["thread_id"] != thread:
             finish()
             thread, active, waiting = run["thread_id"], [], []
@@ -313,8 +254,8 @@ _decode = msgspec.json.Decoder(_Body).decode
 
 
 async def _check_events(tx: Transaction, report: Report) -> None:
-    before: _Named | None = None
-    async for event in _rows(tx, report, "events", EVENTS, run_id="", sequence=0):
+    before: Named | None = None
+    async for event in rows(tx, report, "events", EVENTS, run_id="", sequence=0):
         if before is not None and before["run_id"] != event["run_id"]:
             _check_last(report, before)
             before = None
@@ -325,7 +266,7 @@ async def _check_events(tx: Transaction, report: Report) -> None:
         _check_last(report, before)
 
 
-def _status(event: _Named) -> RunStatus | None:
+def _status(event: Named) -> RunStatus | None:
     """The status that an event's type tells of; None where there is no such type."""
     name = str(event["type"]).removeprefix("thread.run.")
     if event["type"] == "thread.run.created":
@@ -336,7 +277,7 @@ def _status(event: _Named) -> RunStatus | None:
         return None
 
 
-def _check_step(report: Report, before: _Named | None, event: _Named) -> None:
+def _check_step(report: Report, before: Named | None, event: Named) -> None:
     """Hold an event against the one before it of the same run."""
     told = f"{event['id']} of {event['run_id']}: {event['sequence']} {event['type']}"
     kept = event["run_status"] is not None
@@ -358,7 +299,7 @@ def _check_step(report: Report, before: _Named | None, event: _Named) -> None:
         report.add("an event without a transition", f"{told} follows {before['type']}")
 
 
-def _check_last(report: Report, event: _Named) -> None:
+def _check_last(report: Report, event: Named) -> None:
     """Hold a run's last event against the run."""
     told = f"{event['run_id']}: the last event is {event['sequence']} {event['type']}"
     status = _status(event)
@@ -372,7 +313,7 @@ def _check_last(report: Report, event: _Named) -> None:
         )
 
 
-def _check_body(report: Report, event: _Named) -> None:
+def _check_body(report: Report, event: Named) -> None:
     try:
         body = _decode(event["body"])
     except (msgspec.DecodeError, TypeError):
@@ -385,7 +326,7 @@ def _check_body(report: Report, event: _Named) -> None:
 
 
 async def _check_steps(tx: Transaction, report: Report) -> None:
-    async for step in _rows(tx, report, "steps", STEPS, position=0):
+    async for step in rows(tx, report, "steps", STEPS, position=0):
         told = f"{step['id']} of {step['run_id']}"
         if step["thread_project"] != step["project_id"]:
             report.add("a step without a thread", f"{told}: {step['thread_id']}")
@@ -396,7 +337,7 @@ async def _check_steps(tx: Transaction, report: Report) -> None:
 
 
 async def _check_messages(tx: Transaction, report: Report) -> None:
-    async for message in _rows(tx, report, "messages", MESSAGES, position=0):
+    async for message in rows(tx, report, "messages", MESSAGES, position=0):
         told = f"{message['id']} in {message['thread_id']}"
         if message["thread_project"] != message["project_id"]:
             report.add("a message without a thread", told)

@@ -141,8 +141,9 @@ _overdue = (
 )
 UNDELIVERED = Statement(
     "deliveries.undelivered",
-    "For each enabled endpoint: how many deliveries are due, and the oldest that is pending.",
-    select(_overdue, _oldest).where(text("enabled")),
+    "For each enabled endpoint: how many deliveries are due, the oldest that is pending, and when "
+    "the first is due.",
+    select(_overdue, _oldest, _soonest).where(text("enabled")),
 )
 RECORD = Statement(
     "deliveries.record",
@@ -296,9 +297,16 @@ class DeliveryFilter:
 
 @dataclass(frozen=True, slots=True)
 class Undelivered:
-    """Deliveries to enabled endpoints: how many are due, and the oldest pending one's event."""
+    """What is owed to enabled endpoints.
+
+    Attributes:
+        due: deliveries whose time has come.
+        due_since_ms: the time of the first of them; of one not tried yet, that of its event.
+        oldest_ms: the time of the oldest event that is owed, due or not.
+    """
 
     due: int
+    due_since_ms: int | None
     oldest_ms: int | None
 
 
@@ -363,7 +371,10 @@ async def undelivered(tx: Transaction, now_ms: int) -> Undelivered:
     """What is owed to all enabled endpoints together."""
     rows = await tx.fetch_all(UNDELIVERED, {"now_ms": now_ms})
     oldest = [row[1] for row in rows if row[1] is not None]
-    return Undelivered(sum(row[0] for row in rows), min(oldest, default=None))
+    since = [row[2] or row[1] for row in rows if row[0]]
+    return Undelivered(
+        sum(row[0] for row in rows), min(since, default=None), min(oldest, default=None)
+    )
 
 
 async def record(

@@ -21,6 +21,7 @@ __all__ = [
     "Endpoint",
     "Listening",
     "Subscription",
+    "all_enabled",
     "disable",
     "find",
     "get",
@@ -105,6 +106,11 @@ PAGES = PagedList(
     "webhook_endpoints.list",
     schema.webhook_endpoints,
     _w.project_id == bindparam("project"),
+)
+ALL_ENABLED = Statement(
+    "webhook_endpoints.all_enabled",
+    "Every enabled endpoint.",
+    select_row(schema.webhook_endpoints).where(text("enabled")),
 )
 SOME_SEALED = Statement(
     "webhook_endpoints.some_sealed",
@@ -228,6 +234,11 @@ async def page(tx: Transaction, project: str, page: Page) -> tuple[list[Endpoint
     """A page of the project's endpoints, and whether there are more."""
     rows, more = await PAGES.fetch(tx, page, {"project": project})
     return [_endpoint(row) for row in rows], more
+
+
+async def all_enabled(tx: Transaction) -> list[Endpoint]:
+    """Every enabled endpoint, of all projects: for checks."""
+    return [_endpoint(row) for row in await tx.fetch_all(ALL_ENABLED, {})]
 
 
 async def some_sealed(tx: Transaction) -> tuple[bytes, str] | None:

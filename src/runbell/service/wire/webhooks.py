@@ -154,6 +154,11 @@ class RecoverDeliveries(Request, frozen=True, kw_only=True):
     ] = None
 
 
+class FiltersObject(Struct, frozen=True, kw_only=True):
+    assistant_ids: tuple[str, ...]
+    metadata: dict[str, str]
+
+
 class EndpointObject(Struct, frozen=True, kw_only=True):
     """A URL to which events are pushed."""
 
@@ -169,7 +174,7 @@ class EndpointObject(Struct, frozen=True, kw_only=True):
     disabled_reason: Annotated[str | None, OURS]
     failing_since: Annotated[int | None, OURS]
     rate_limit: Annotated[int | None, OURS]
-    filters: Annotated[Filters, OURS]
+    filters: Annotated[FiltersObject, OURS]
     headers: Annotated[dict[str, str], OURS]
     metadata: Annotated[dict[str, str], OURS]
 
@@ -209,7 +214,7 @@ def _endpoint_fields(endpoint: Endpoint, headers: Mapping[str, str]) -> dict[str
         "disabled_reason": endpoint.disabled_reason,
         "failing_since": None if since is None else seconds(since),
         "rate_limit": endpoint.rate_limit,
-        "filters": Filters(wanted.assistant_ids, wanted.metadata),
+        "filters": FiltersObject(assistant_ids=wanted.assistant_ids, metadata=wanted.metadata),
         "headers": dict(headers),
         "metadata": endpoint.metadata or {},
     }
