@@ -143,7 +143,9 @@ UNDELIVERED = Statement(
     "deliveries.undelivered",
     "For each enabled endpoint: how many deliveries are due, the oldest that is pending, and when "
     "the first is due.",
-    select(_overdue, _oldest, _soonest).where(text("enabled")),
+    select(_overdue, _oldest, _soonest)
+    .select_from(schema.webhook_endpoints)
+    .where(text("enabled")),
 )
 RECORD = Statement(
     "deliveries.record",

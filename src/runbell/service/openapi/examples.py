@@ -230,7 +230,7 @@ class _Story:
             "event_types": ["thread.run.completed", "thread.run.failed"],
         }
         ours = {"rate_limit": 50, "filters": {"assistant_ids": [IDS["assistant_id"]]}}
-        endpoint, secret = _endpoint(), (_endpoint(), {}, _SECRET)
+        endpoint = _endpoint()
         shown = webhooks.endpoint_object(endpoint, {})
         delivery = webhooks.delivery_object(*_delivery())
         tested = webhooks.EndpointTestObject(
@@ -240,13 +240,13 @@ class _Story:
         return {
             "listWebhookEndpoints": Example((_page([shown]),)),
             "createWebhookEndpoint": Example(
-                (webhooks.endpoint_with_secret(*secret),), {**asked, **ours}
+                (webhooks.endpoint_with_secret(endpoint, {}, _SECRET),), {**asked, **ours}
             ),
             "getWebhookEndpoint": Example((shown,)),
             "updateWebhookEndpoint": Example((shown,), {"enabled": True, "rate_limit": 50}),
             "deleteWebhookEndpoint": _deleted("webhook_endpoint.deleted", endpoint.id),
             "rotateWebhookEndpointSecret": Example(
-                (webhooks.endpoint_with_secret(*secret),),
+                (webhooks.endpoint_with_secret(endpoint, {}, _SECRET),),
                 {"keep_old_secret_active_for_24_hours": True},
             ),
             "testWebhookEndpoint": Example((tested,), {"event_type": "thread.run.completed"}),
