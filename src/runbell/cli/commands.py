@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from runbell import __version__
-from runbell.cli import assistants, backup, check, demo, keys, serve
+from runbell.cli import assistants, backup, check, demo, keys, listen, serve, trigger
 
 __all__ = ["app"]
 
@@ -45,4 +45,6 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(assistants.app, name="assistants")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)
+app.command("listen")(listen.listen)
+app.command("trigger")(trigger.trigger)
 app.command("demo")(demo.demo)
