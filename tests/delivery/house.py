@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from runbell.runs import Event
@@ -91,6 +90,7 @@ def signed(post: Any, *secrets: Secret) -> int:
     return one.timestamp
 
 
-async def turns(count: int = 20) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
+async def jump(service: EmbeddedService, seconds: float) -> None:
+    """Let so much time pass at once: what became due on the way is done at its end."""
+    service.clock.advance(seconds)
+    await service.settle()
