@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from runbell import __version__
-from runbell.cli import assistants, backup, check, demo, keys, listen, serve, trigger
+from runbell.cli import (
+    assistants,
+    backup,
+    check,
+    deliveries,
+    demo,
+    endpoints,
+    keys,
+    listen,
+    serve,
+    trigger,
+)
 
 __all__ = ["app"]
 
@@ -43,6 +54,8 @@ def options(
 app.command("serve", cls=serve.ServeCommand)(serve.serve)
 app.add_typer(keys.app, name="keys")
 app.add_typer(assistants.app, name="assistants")
+app.add_typer(endpoints.app, name="endpoints")
+app.add_typer(deliveries.app, name="deliveries")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)
 app.command("listen")(listen.listen)
