@@ -13,10 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-try:
-    from uvloop import new_event_loop
-except ImportError:
-    from asyncio import new_event_loop
+import uvloop
 
 ANSWERS = {
     b"/ok": b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
@@ -68,5 +65,5 @@ async def main(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main(Path(sys.argv[1])))

@@ -135,7 +135,7 @@ STREAMS: dict[str, Callable[[Api], Prepared]] = {
 
 def test_every_route_that_takes_a_post_has_a_case() -> None:
     assert set(POSTS) | REPEATING == {route.path for route in ROUTES if route.method == "POST"}
-    assert REPEATING == {route.path for route in ROUTES if route.repeats}
+    assert {route.path for route in ROUTES if route.repeats} == REPEATING
     streaming = {
         route.path
         for route in ROUTES

@@ -14,6 +14,8 @@ from runbell.errors import RunbellError
 
 __all__ = ["app"]
 
+HEADING = ("ID", "EVENT", "RUN", "STATUS", "TRIES", "LAST", "HAPPENED", "NEXT")
+
 app = typer.Typer(help="See what became of each webhook, and send it again.", no_args_is_help=True)
 
 DeliveryId = Annotated[
@@ -39,21 +41,7 @@ def list_deliveries(
     given = {name: value for name, value in query.items() if value is not None}
     with connect(base_url, api_key) as client:
         found = every(client, f"{path_of(endpoint)}/deliveries", given, limit)
-    rows = [("ID", "EVENT", "RUN", "STATUS", "TRIES", "LAST", "HAPPENED", "NEXT")]
-    for each in found:
-        rows.append(
-            (
-                each["id"],
-                each["event_type"].removeprefix("thread.run."),
-                each["run_id"],
-                each["status"],
-                str(each["attempt_count"]),
-                _last(each),
-                time_of(each["created_at_ms"]),
-                time_of(each["next_attempt_at_ms"]),
-            )
-        )
-    print_table(rows)
+    print_table([HEADING, *map(_row, found)])
 
 
 @app.command()
@@ -130,6 +118,19 @@ def _show(answer: object) -> None:
         if each["response"]:
             # As Python writes it: an endpoint's answer must not play tricks on a terminal.
             typer.echo(f"  answered {each['response']!r}")
+
+
+def _row(delivery: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        delivery["id"],
+        delivery["event_type"].removeprefix("thread.run."),
+        delivery["run_id"],
+        delivery["status"],
+        str(delivery["attempt_count"]),
+        _last(delivery),
+        time_of(delivery["created_at_ms"]),
+        time_of(delivery["next_attempt_at_ms"]),
+    )
 
 
 def _last(delivery: dict[str, Any]) -> str:

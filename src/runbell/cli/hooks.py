@@ -40,6 +40,7 @@ class Hooks:
         self.known_ms: dict[str, tuple[str, float]] = {}
         self.problems: list[str] = []
         self._sequences: dict[str, int] = {}
+        self._open: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=MAX_HEAD)
@@ -53,10 +54,16 @@ class Hooks:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Not waited for: the service keeps its connections for a while.
         self._server.close()
+        # The service would keep them for a while.
+        for writer in self._open.values():
+            writer.close()
+        await asyncio.gather(*self._open, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[task] = writer
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -69,6 +76,7 @@ class Hooks:
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError, ValueError):
             return
         finally:
+            del self._open[task]
             writer.close()
 
     def _take(self, headers: list[tuple[str, str]], body: bytes, now_ms: float) -> int:
