@@ -49,8 +49,11 @@ def happy_path(served: Served) -> list[str]:
     client.beta.threads.runs.steps.list(run.id, thread_id=run.thread_id)
     thread = say(client, CANARY, metadata={CANARY: CANARY})
     client.beta.threads.messages.create(thread, role="user", content=CANARY)
-    with client.beta.threads.runs.stream(thread_id=thread, assistant_id=assistant.id) as stream:
-        stream.until_done()
+    with client.beta.threads.runs.create(
+        thread_id=thread, assistant_id=assistant.id, stream=True
+    ) as stream:
+        ids.append(stream.response.headers["x-request-id"])
+        assert len(list(stream)) > 5
     until(client, create_run(client, assistant, thread, instructions=CANARY), "completed")
     client.beta.threads.delete(thread)
     api = served.api()

@@ -15,7 +15,7 @@ from runbell.errors import ConfigurationError, UnknownCursor
 from runbell.service import retention
 from runbell.service.operations import runs, threads
 from runbell.service.settings import Settings
-from runbell.storage import events
+from runbell.storage import events, idempotency
 from runbell.storage import retention as rows
 from runbell.storage.check import check
 from runbell.storage.paging import Page
@@ -87,6 +87,33 @@ async def test_a_run_goes_when_it_is_old_and_not_before(service: EmbeddedService
     await finished(service, thread)
     assert len(await service.messages(thread)) == 4
     await in_order(service)
+
+
+@on_a_service(retain_days=DAYS)
+async def test_first_answers_go_when_they_count_no_more(service: EmbeddedService) -> None:
+    """In batches, and those that count still stay."""
+    many = 2 * retention.ROWS + 1
+    await claim(service, *(f"old {number}" for number in range(many)))
+    service.clock.advance(idempotency.KEPT_MS / 1000 + 1)
+    await claim(service, "young")
+    removing = asyncio.create_task(retention.remove_old(service.ctx))
+    while not removing.done():
+        await service.advance(retention.PAUSE_SECONDS)
+    assert await removing == many
+    now_ms = service.clock.now_ms()
+    left = await service.store.write(
+        lambda tx: idempotency.prune(tx, before_ms=now_ms + 1, limit=many)
+    )
+    assert left == 1
+
+
+async def claim(service: EmbeddedService, *keys: str) -> None:
+    now_ms = service.clock.now_ms()
+    project = service.project
+    for key in keys:
+        await service.store.write(
+            lambda tx: idempotency.claim(tx, project, key, b"", now_ms=now_ms, oldest_ms=0)  # noqa: B023
+        )
 
 
 @on_a_service()

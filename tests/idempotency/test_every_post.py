@@ -76,6 +76,7 @@ def delivery(api: Api) -> Prepared:
     (owed,) = api.get(f"{path}/deliveries").ok()["data"]
     return f"{path}/deliveries/{owed['id']}/resend", None
 
+
 POSTS: dict[str, Callable[[Api], Prepared]] = {
     "/v1/assistants": lambda api: ("/v1/assistants", {"model": "echo"}),
     "/v1/assistants/{assistant_id}": lambda api: (f"/v1/assistants/{assistant(api)}", METADATA),

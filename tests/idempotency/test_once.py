@@ -10,8 +10,9 @@ import pytest
 
 from runbell import faults
 from runbell.errors import RequestRefused
-from runbell.service.once import KEPT_MS, PRUNED_AT_ONCE, key_of, request_digest
+from runbell.service.once import PRUNED_AT_ONCE, key_of, request_digest
 from runbell.storage import idempotency
+from runbell.storage.idempotency import KEPT_MS
 from runbell.testing.databases import writer_held
 from runbell.testing.faults import armed
 from tests.idempotency.house import House, Reply, on_a_house

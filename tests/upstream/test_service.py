@@ -22,6 +22,7 @@ from tests.protocol.scenario import (
     function_tool,
     messages_of,
     outputs_for,
+    text_of,
     until,
 )
 from tests.protocol.wire import inspect
@@ -275,7 +276,9 @@ def test_a_cancel_ends_the_call(models: ModelServer, client: OpenAI, assistant: 
     eventually(lambda: exchange.left, "the call has ended")
     assert time.monotonic() - begun < 2
     assert ended(client, run).status == "cancelled"
-    assert messages_of(client, run.thread_id) == ["Go"]
+    asked, cut = client.beta.threads.messages.list(run.thread_id, order="asc").data
+    assert (text_of(asked), asked.status) == ("Go", "completed")
+    assert (text_of(cut), cut.status) == ("a", "incomplete"), "what was said until then is kept"
 
 
 def test_the_end_of_a_run_ends_the_call(
@@ -327,9 +330,13 @@ def test_a_model_that_a_server_has_since_a_moment_is_found(
         models.models = ("m",)
 
 
-def test_the_key_is_nowhere(house: Served, client: OpenAI, assistant: Assistant) -> None:
-    """After all of this: not in what the process wrote, nor in the database."""
+def test_the_key_is_nowhere(
+    house: Served, models: ModelServer, client: OpenAI, assistant: Assistant
+) -> None:
+    """Not in what the process wrote, nor in the database, also where a model server repeats it."""
     ended(client, ask(client, assistant, "Go"))
+    models.will(refuse(401, {"error": f"wrong key {KEY}"}))
+    assert ended(client, ask(client, assistant, "Go")).status == "failed"
     written = [path.read_bytes() for path in house.directory.iterdir() if path.is_file()]
     assert len(written) >= 3
     assert not [data for data in written if KEY.encode() in data or KEY[:16].encode() in data]

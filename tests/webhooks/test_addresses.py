@@ -20,7 +20,8 @@ NOT_PUBLIC = """
     64:ff9b::7f00:1 64:ff9b::a9fe:a9fe 64:ff9b::a00:1 64:ff9b:1::1 100::1 100:0:0:1::1
     2001::1 2001:0:7f00:1::1 2001:2::1 2001:db8::1 2001:10::1 2001:20::1 2002:7f00:1::1
     2002:808:808::1 3fff::1 4000::1 5f00::1 fc00::1 fd00:ec2::254 fdff::1 fe80::1 febf::1
-    fe80::1%eth0 fec0::1 feff::1 ff02::1 ff0e::1 ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff
+    fe80::1%eth0 2606:4700::1111%eth0 fec0::1 feff::1 ff02::1 ff0e::1
+    ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff
 """
 
 PUBLIC = """

@@ -134,10 +134,11 @@ def test_a_header_that_is_there_twice_is_malformed(name: str) -> None:
         "9" * 16,
         "9" * 5_000,
         "\uff11\uff18",
+        b"\xb9\xb2",
         "soon",
     ],
 )
-def test_a_timestamp_that_is_no_number_of_seconds_is_malformed(stamp: str) -> None:
+def test_a_timestamp_that_is_no_number_of_seconds_is_malformed(stamp: str | bytes) -> None:
     with pytest.raises(MalformedWebhook) as refused:
         check(headers(timestamp=stamp))
     assert (refused.value.status, refused.value.reason) == (400, "malformed_header")

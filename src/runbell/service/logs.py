@@ -69,7 +69,7 @@ class Exchange:
         route: the template of the path, which is all that is told of it.
         project: the id of the project whose key let the request in.
         path: the parameters of the path.
-        made: the object that was answered, for the ids of what was created.
+        made: what was answered, for the ids of what was created.
     """
 
     request_id: str
@@ -109,6 +109,9 @@ def answered(
         run_id, thread_id = exchange.made.id, exchange.made.thread_id
     elif kind == "thread":
         thread_id = exchange.made.id
+    else:
+        # A stream, or a part of a run.
+        run_id = getattr(exchange.made, "run_id", None) or run_id
     # Taken from a path, they are what a client chose to write.
     if thread_id is not None and _ID.fullmatch(thread_id):
         fields["thread_id"] = thread_id

@@ -23,12 +23,9 @@ from runbell.storage import idempotency
 from runbell.storage.idempotency import FirstAnswer
 from runbell.storage.store import Transaction, Work
 
-__all__ = ["KEPT_MS", "handle_once", "key_of", "request_digest"]
+__all__ = ["handle_once", "key_of", "request_digest"]
 
 T = TypeVar("T")
-
-KEPT_MS = 24 * 3600 * 1000
-"""How long an answer is kept."""
 
 PRUNED_AT_ONCE = 10
 """Old answers that one new one takes the place of; more than one, so that the table shrinks."""
@@ -83,7 +80,7 @@ async def handle_once(
         raise _repeats()
     seal, unseal = _sealing(call, digest) if route.secret else (_plain, _plain)
     project, now_ms = call.project, call.ctx.clock.now_ms()
-    oldest_ms = now_ms - KEPT_MS
+    oldest_ms = now_ms - idempotency.KEPT_MS
 
     async def work(tx: Transaction) -> FirstAnswer | Answer | EventStream:
         await idempotency.prune(tx, before_ms=oldest_ms, limit=PRUNED_AT_ONCE)

@@ -1,4 +1,5 @@
-"""Who clears away: runs that ended long ago, with their steps, events and deliveries.
+"""Who clears away: runs that ended long ago, with their steps, events and deliveries, what was owed
+to endpoints that are gone, and first answers.
 
 Threads are not touched. A thread and its messages are somebody's conversation: they go when they
 are deleted, not by age.
@@ -11,7 +12,7 @@ from functools import partial
 
 from runbell.errors import StorageUnavailable
 from runbell.service.operations.context import Context
-from runbell.storage import retention
+from runbell.storage import idempotency, retention
 
 __all__ = ["ROWS", "SWEEP_SECONDS", "remove_forgotten", "remove_old", "sweep"]
 
@@ -50,6 +51,24 @@ async def sweep(ctx: Context) -> None:
 async def remove_old(ctx: Context) -> int:
     """Remove everything that is old now: how many rows."""
     before_ms = ctx.clock.now_ms() - round(ctx.settings.retain_days * DAY_MS)
+    return await _remove_runs(ctx, before_ms) + await _remove_answers(ctx)
+
+
+async def _remove_answers(ctx: Context) -> int:
+    """First answers that count no more; their table shrinks by itself only while it is used."""
+    before_ms, removed = ctx.clock.now_ms() - idempotency.KEPT_MS, 0
+    while True:
+        rows = await ctx.store.write(
+            lambda tx: idempotency.prune(tx, before_ms=before_ms, limit=ROWS)
+        )
+        removed += rows
+        ctx.metrics.retention_removed.inc(rows)
+        if rows < ROWS:
+            return removed
+        await ctx.clock.sleep(PAUSE_SECONDS)
+
+
+async def _remove_runs(ctx: Context, before_ms: int) -> int:
     position, removed = 0, 0
     while True:
         events = await _events_behind(ctx, position)
