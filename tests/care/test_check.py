@@ -13,10 +13,11 @@ import pytest
 
 from runbell.service.operations import threads
 from runbell.service.wire.requests import CreateMessage
-from runbell.storage import check as checking
+from runbell.storage import report as checking
 from runbell.storage.backup import damage
-from runbell.storage.check import Report, check
+from runbell.storage.check import check
 from runbell.storage.lock import InstallationLock
+from runbell.storage.report import Report
 from runbell.storage.sqlite import read_only
 from runbell.testing.databases import migrated_sqlite
 from runbell.testing.embedded import EmbeddedService, embedded
@@ -119,7 +120,7 @@ def test_a_database_that_was_lived_in_is_in_order(database: Path) -> None:
     assert report.problems == {}
     assert report.looked_at["runs"] == 10
     assert report.looked_at["live runs"] == 5
-    assert all(report.looked_at.values())
+    assert all(count for table, count in report.looked_at.items() if table != "deliveries")
 
 
 def test_pages_of_any_size_see_the_same(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
