@@ -14,6 +14,7 @@ import pytest
 from openai import OpenAI
 
 from runbell.runs import EVENT_TYPES
+from runbell.service.openapi.examples import REFUSALS
 from runbell.testing.receivers import Receiver, closed_port, silent, status
 from tests.protocol.scenario import ask, until
 from tests.served import Api, Served, eventually
@@ -133,7 +134,8 @@ def test_a_test_of_an_endpoint_that_is_not_there_is_an_error(
     with pytest.raises(openai.APIStatusError) as caught:
         served.client(api.key, max_retries=2).webhooks.test(endpoint.id, event_type=kind)
     assert caught.value.status_code == 424
-    assert "Connection refused" in str(caught.value)
+    # The sentence is the document's example.
+    assert REFUSALS[424].message in str(caught.value)
 
 
 # What is refused.

@@ -229,6 +229,10 @@ def test_the_owner_is_answered_on_every_named_route(new_project: Callable[[], Pr
     owner = new_project()
     client = owner.client
     assistant = client.beta.assistants.create(model="echo", tools=[function_tool("f")])
+    made = owner.api.post("/v1/webhook_endpoints", ENDPOINT).ok()["id"]
+    until(client, ask(client, assistant, "call f {}"), "requires_action")
+    (owed,) = owner.api.get(f"/v1/webhook_endpoints/{made}/deliveries").ok()["data"]
+    endpoint = {"webhook_endpoint_id": made, "delivery_id": owed["id"]}
     for route in sorted(NAMED):
         run = until(client, ask(client, assistant, "call f {}"), "requires_action")
         thread = f"/v1/threads/{run.thread_id}"
@@ -252,7 +256,17 @@ def test_the_owner_is_answered_on_every_named_route(new_project: Callable[[], Pr
             "run_id": run.id,
             "message_id": message["id"],
             "step_id": step["id"],
+            **endpoint,
         }
+        if path.endswith("/test"):
+            # Nobody is there: the answer says so, and to its owner alone.
+            answer = owner.api.post(path.format(**ids), body)
+            assert answer.status == 424, answer
+            continue
+        if method == "DELETE" and "webhook" in path:
+            ids["webhook_endpoint_id"] = owner.api.post("/v1/webhook_endpoints", ENDPOINT).ok()[
+                "id"
+            ]
         answer = owner.api.served.request(method, path.format(**ids), json=body, key=owner.key)
         assert answer.status == 200, answer
 
@@ -265,6 +279,20 @@ def test_lists_show_ones_own_alone(two: Two) -> None:
     assert [assistant["id"] for assistant in stranger] == [two.own_assistant_id]
     owner = two.owner.api.get("/v1/assistants?limit=100").ok()["data"]
     assert [assistant["id"] for assistant in owner] == [two.ids["assistant_id"]]
+
+
+def test_a_new_endpoint_hears_of_ones_own_runs_alone(two: Two) -> None:
+    """It wants what the owner's runs do, and is owed nothing of it."""
+    stranger = two.stranger.api
+    made = stranger.post("/v1/webhook_endpoints", {**ENDPOINT, "event_types": ["thread.run.*"]})
+    path = f"/v1/webhook_endpoints/{made.ok()['id']}"
+    client = two.owner.client
+    assistant = client.beta.assistants.retrieve(two.ids["assistant_id"])
+    until(client, ask(client, assistant, "hello"), "completed")
+    assert stranger.get(f"{path}/deliveries").ok()["data"] == []
+    assert two.owner.api.get(path).status == 404
+    assert made.ok()["id"] not in two.owner.api.get("/v1/webhook_endpoints").body.decode()
+    assert stranger.delete(path).status == 200
 
 
 def test_an_id_may_be_taken_in_each_project(two: Two) -> None:

@@ -243,8 +243,8 @@ def _subscription(before: Subscription, request: EndpointFields) -> Subscription
     if types is not None:
         given["event_types"] = tuple(dict.fromkeys(types))
     if request.filters is not None:
-        given["assistant_ids"] = tuple(dict.fromkeys(request.filters.assistant_ids))
-        given["metadata"] = request.filters.metadata
+        given["assistant_ids"] = tuple(dict.fromkeys(request.filters.assistant_ids or ()))
+        given["metadata"] = request.filters.metadata or {}
     return msgspec.structs.replace(before, **given)
 
 

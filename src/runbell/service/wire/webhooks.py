@@ -99,8 +99,8 @@ _Headers = Annotated[
 class Filters(Struct, frozen=True, forbid_unknown_fields=True):
     """Which runs' events are pushed; without a filter, those of all."""
 
-    assistant_ids: Annotated[tuple[Id, ...], Meta(max_length=100)] = ()
-    metadata: Metadata = {}
+    assistant_ids: Annotated[tuple[Id, ...], Meta(max_length=100)] | None = None
+    metadata: Metadata | None = None
 
 
 class EndpointFields(Request, frozen=True, kw_only=True):
