@@ -2,6 +2,7 @@
 
 RunbellError
 ├── ConfigurationError         a setting, file or installation is not usable; says what to change
+│   ├── InvalidSetting         a setting was given a value that it cannot have
 │   ├── MissingExtra           a part of Runbell needs packages that are not installed
 │   ├── InvalidSecret          a text is no signing secret, or no public key
 │   └── CannotDecrypt          what is stored was encrypted with another key, or is damaged
@@ -29,6 +30,7 @@ __all__ = [
     "ConfigurationError",
     "Conflict",
     "InvalidSecret",
+    "InvalidSetting",
     "InvalidSignature",
     "MalformedWebhook",
     "MissingExtra",
@@ -54,6 +56,10 @@ class RunbellError(Exception):
 
 class ConfigurationError(RunbellError):
     """A setting, file or installation is not usable; the message says what to change."""
+
+
+class InvalidSetting(ConfigurationError):
+    """A setting was given a value that it cannot have; says which option or variable to change."""
 
 
 class MissingExtra(ConfigurationError):

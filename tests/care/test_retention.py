@@ -120,9 +120,8 @@ async def claim(service: EmbeddedService, *keys: str) -> None:
 async def test_nothing_goes_by_default(service: EmbeddedService) -> None:
     thread = await service.thread("hello")
     run = await finished(service, thread)
-    await asyncio.wait_for(retention.sweep(service.ctx), 1)
     service.clock.advance(10 * 365 * 86_400)
-    await asyncio.wait_for(retention.sweep(service.ctx), 1)
+    assert await retention.remove_old(service.ctx) == 0
     assert await kept(service, thread) == {run}
 
 

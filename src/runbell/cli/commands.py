@@ -30,6 +30,9 @@ app = typer.Typer(
     help="Know the moment an asynchronous run finishes.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    # Only this joins the lines of a docstring's paragraphs.
+    rich_markup_mode="markdown",
     # A traceback of ours is for a bug report: whole, plain, and without the values of variables.
     pretty_exceptions_enable=False,
 )

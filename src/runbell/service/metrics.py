@@ -92,9 +92,9 @@ class Metrics:
             registry=registry,
         )
         self._moved = {kind: self._transitions.labels(kind) for kind in EVENT_TYPES}
-        self.model_call = Histogram(
+        self._model_call = Histogram(
             "runbell_model_call_seconds",
-            "Duration of model calls, by how they ended.",
+            "Duration of model calls, each try for itself, by how they ended.",
             ["outcome"],
             buckets=_MODEL_CALL,
             registry=registry,
@@ -206,6 +206,10 @@ class Metrics:
         self._attempt_seconds.observe(seconds)
         if delay is not None:
             self._delivered.observe(max(0.0, delay))
+
+    def model_called(self, outcome: str, seconds: float) -> None:
+        """A model call, or a try of one, is over."""
+        self._model_call.labels(outcome).observe(seconds)
 
     def committed(self, units: int, seconds: float) -> None:
         """The writer has committed a group of units; called on its thread."""

@@ -49,9 +49,12 @@ async def sweep(ctx: Context) -> None:
 
 
 async def remove_old(ctx: Context) -> int:
-    """Remove everything that is old now: how many rows."""
-    before_ms = ctx.clock.now_ms() - round(ctx.settings.retain_days * DAY_MS)
-    return await _remove_runs(ctx, before_ms) + await _remove_answers(ctx)
+    """Remove everything that is old now: how many rows. Runs stay where all is kept."""
+    removed = await _remove_answers(ctx)
+    if ctx.settings.retain_days > 0:
+        before_ms = ctx.clock.now_ms() - round(ctx.settings.retain_days * DAY_MS)
+        removed += await _remove_runs(ctx, before_ms)
+    return removed
 
 
 async def _remove_answers(ctx: Context) -> int:

@@ -77,9 +77,9 @@ async def check(tx: Transaction, report: Report) -> None:
     """Hold every delivery against its event and its attempts, and the events of each endpoint that
     has not been changed since against its deliveries."""
     async for delivery in rows(tx, report, "deliveries", DELIVERIES, position=0):
-        told = f"{delivery['id']} to {delivery['endpoint_id']} ({delivery['status']})"
+        told = f"{delivery['id']} to {delivery['endpoint_id']}, {delivery['status']}"
         for rule in _broken(delivery):
-            report.add(rule, told)
+            report.add(rule, delivery["run_id"], told)
     for endpoint in await all_enabled(tx):
         await _check_owed(tx, report, endpoint)
 
@@ -126,6 +126,7 @@ async def _check_owed(tx: Transaction, report: Report, endpoint: Endpoint) -> No
         for _, event_id, run_id, kind in found:
             report.add(
                 "an event that was not owed to an endpoint that wants it",
-                f"{event_id} of {run_id}: {kind} to {endpoint.id}",
+                run_id,
+                f"{event_id}, {kind}, to {endpoint.id}",
             )
         behind["position"] = found[-1][0]

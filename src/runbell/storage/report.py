@@ -23,10 +23,10 @@ Named = dict[str, Any]
 
 @dataclass(slots=True)
 class Found:
-    """What breaks one rule: how often, and the first few by name."""
+    """What breaks one rule: how often, and the first few: what breaks it, and how."""
 
     count: int = 0
-    examples: list[str] = field(default_factory=list)
+    examples: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -41,12 +41,26 @@ class Report:
     problems: dict[str, Found] = field(default_factory=dict)
     looked_at: dict[str, int] = field(default_factory=dict)
 
-    def add(self, rule: str, example: str) -> None:
-        """Something breaks a rule."""
+    def add(self, rule: str, subject: str, detail: str = "") -> None:
+        """Something breaks a rule.
+
+        Args:
+            subject: the id of the run, or whatever else it is; all that is wrong with one subject
+                is shown together.
+            detail: what else there is to say.
+        """
         found = self.problems.setdefault(rule, Found())
         found.count += 1
         if len(found.examples) < MAX_EXAMPLES:
-            found.examples.append(example)
+            found.examples.append((subject, detail))
+
+    def by_subject(self) -> dict[str, list[tuple[str, str]]]:
+        """The examples by what breaks a rule: each rule, and its detail."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for rule, each in self.problems.items():
+            for subject, detail in each.examples:
+                found.setdefault(subject, []).append((rule, detail))
+        return found
 
 
 async def rows(

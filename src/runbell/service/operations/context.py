@@ -9,6 +9,7 @@ from typing import Protocol
 from runbell.clock import Clock
 from runbell.service.backends import Backends
 from runbell.service.changes import Changes
+from runbell.service.feeds import Feeds
 from runbell.service.jobs import Jobs
 from runbell.service.live import Live
 from runbell.service.metrics import Metrics
@@ -80,6 +81,7 @@ class Context:
     store: Store
     jobs: Jobs
     changes: Changes
+    feeds: Feeds
     live: Live
     backends: Backends
     poster: Poster
