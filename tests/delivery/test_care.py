@@ -131,9 +131,8 @@ async def test_a_run_stays_as_long_as_its_events_are_owed(service: EmbeddedServi
     await update(service, endpoint, enabled=False)
     assert await removed(service) > 0
     assert await seen(service, endpoint) == await seen(service, done) == []
-    with closing(sqlite3.connect(service.store._inner.path)) as connection:  # type: ignore[attr-defined]
-        for table in ("runs", "events", "deliveries", "attempts"):
-            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+    report = await service.store.scan(check)
+    assert [report.looked_at[table] for table in ("runs", "events", "deliveries")] == [0, 0, 0]
 
 
 @on_a_service(retain_days=1)

@@ -116,7 +116,7 @@ class EmbeddedJobs:
 
     def start(self, handlers: Mapping[JobKind, Handler]) -> None:
         self._handlers = handlers
-        self._owed.start(handlers[JobKind.DELIVER])
+        self._owed.start(handlers.get(JobKind.DELIVER))
         self._lanes.subscribe(self._ready_wake.set, self._sort_again)
         self._ready_wake.set()
         self._loops = [

@@ -48,8 +48,8 @@ class OwedEndpoints:
         """The handlers that are at work."""
         return list(self._running.values())
 
-    def start(self, handler: Handler) -> None:
-        """From now on, endpoints are handed to `handler`."""
+    def start(self, handler: Handler | None) -> None:
+        """From now on, endpoints are handed to `handler`; None hands out nothing."""
         self._handler = handler
         self.look_again()
 
