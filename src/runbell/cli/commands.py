@@ -17,11 +17,14 @@ from runbell.cli import (
     check,
     deliveries,
     demo,
+    doctor,
     endpoints,
     keys,
     listen,
     serve,
     trigger,
+    wait,
+    watch,
 )
 
 __all__ = ["app"]
@@ -64,3 +67,6 @@ app.command("check")(check.check)
 app.command("listen")(listen.listen)
 app.command("trigger")(trigger.trigger)
 app.command("demo")(demo.demo)
+app.command("wait")(wait.wait)
+app.command("watch")(watch.watch)
+app.command("doctor")(doctor.doctor)
