@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from bench import memory, runs, waits
+from bench import memory, runs, waiting, waits
 from bench.figures import Figure, machine
 from bench.server import served
 
@@ -56,6 +56,9 @@ def _measure(quick: bool) -> Iterator[Figure]:
     with served() as server:
         few, many = (500, 3_000) if quick else (10_000, 100_000)
         yield from memory.measure(server, few, many)
+    yield from waiting.measure(
+        waiting.Sizes(10_000, 60, 3.0) if quick else waiting.Sizes(100_000, 200, 10.0)
+    )
     yield from waits.measure(waits.Sizes(300, 300) if quick else waits.Sizes(5_000, 500))
 
 

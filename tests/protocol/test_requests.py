@@ -32,6 +32,8 @@ def paths(api: Api, client: OpenAI, echo: Assistant) -> dict[str, str]:
 
 # Unknown fields: one for each object that the API closes.
 
+EVENT_MAY_BE_GONE = "It may have been removed by its age: begin without 'after'."
+
 CLOSED: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/assistants", {"model": "echo", "x": 1}, "x"),
     ("/v1/assistants/{assistant_id}", {"x": 1}, "x"),
@@ -390,10 +392,7 @@ MISSING: list[tuple[str, str, Any, str]] = [
         "GET",
         "/v1/events?after=evt_X",
         None,
-        (
-            "No event found with id 'evt_X'. "
-            "It may have been removed by its age: begin without 'after'."
-        ),
+        "No event found with id 'evt_X'. " + EVENT_MAY_BE_GONE,
     ),
 ]
 

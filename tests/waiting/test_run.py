@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import pytest
 
 from runbell.runs import Run, RunStatus
 from runbell.service.operations import threads
+from runbell.service.routes.runs import _Look
 from runbell.service.wire.preferences import MAX_WAIT_SECONDS, knows, wait_seconds
+from runbell.storage.runs import RunRecord
 from runbell.testing.embedded import EmbeddedService, on_a_service
 from tests.web import Exchange, Web
 
@@ -338,6 +342,32 @@ async def test_a_run_that_is_not_there_is_not_waited_for(service: EmbeddedServic
     exchange = web.get(f"{path}x", ("Prefer", "wait=60"))
     await service.settle()
     answered(service, exchange, 404)
+
+
+def test_a_wait_holds_nothing_of_what_it_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run may be large, and thousands wait."""
+    seen: list[weakref.ref[_Look]] = []
+
+    class Seen(_Look):
+        def __init__(self, record: RunRecord) -> None:
+            super().__init__(record)
+            seen.append(weakref.ref(self))
+
+    @on_a_service()
+    async def story(service: EmbeddedService) -> None:
+        web, _, path = await in_progress(service)
+        exchange = await pending(service, web.get(path, ("Prefer", "wait=60")))
+        gc.collect()
+        assert seen
+        assert not [look for look in seen if look() is not None]
+        service.backend.turn.say("Hello")
+        await exchange.answered()
+        assert answered(service, exchange).json()["status"] == "completed"
+
+    monkeypatch.setattr("runbell.service.routes.runs._Look", Seen)
+    story(tmp_path)
 
 
 @on_a_service()

@@ -11,7 +11,19 @@ from typing import Annotated
 import typer
 
 from runbell import __version__
-from runbell.cli import assistants, backup, check, demo, keys, serve
+from runbell.cli import (
+    assistants,
+    backup,
+    check,
+    demo,
+    doctor,
+    keys,
+    listen,
+    serve,
+    trigger,
+    wait,
+    watch,
+)
 
 __all__ = ["app"]
 
@@ -48,4 +60,9 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(assistants.app, name="assistants")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)
+app.command("listen")(listen.listen)
+app.command("trigger")(trigger.trigger)
 app.command("demo")(demo.demo)
+app.command("wait")(wait.wait)
+app.command("watch")(watch.watch)
+app.command("doctor")(doctor.doctor)

@@ -85,7 +85,8 @@ def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
         return _parameter(item.name, list[str], option)
     # The environment is read by Settings, so that every way to start a service has it; and so are
     # the numbers of the command line, so that what is wrong is said in the same words.
-    variable = f"({environment_name(item.name)}; default {item.default})"
+    default = f"; default {item.default}" if item.default is not None else ""
+    variable = f"({environment_name(item.name)}{default})"
     number = item.type in ("int", "float")
     metavar = "NUMBER" if number else item.name.rpartition("_")[2].upper()
     option = typer.Option(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.routing import compile_path
@@ -26,6 +26,8 @@ from runbell.service.once import handle_once, key_of, request_digest
 from runbell.service.operations import backlog
 from runbell.service.operations.access import Access, comes_from_here
 from runbell.service.operations.context import Context
+from runbell.service.operations.ids import new_request_id
+from runbell.service.operations.refusals import MODEL_NOT_FOUND
 from runbell.service.routes import ROUTES, Route
 from runbell.service.routes.routing import Answer, Call, ClientLeft, EventStream, answer
 from runbell.service.wire.decode import decode
@@ -102,7 +104,7 @@ class App:
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens."""
         started = time.perf_counter()
-        request_id = f"req_{os.urandom(16).hex()}"
+        request_id = new_request_id()
         told: list[tuple[bytes, bytes]] = []
         exchange = scope["runbell"] = logs.Exchange(request_id, scope["method"])
         try:
@@ -191,13 +193,26 @@ class App:
         )
         key = key_of(headers) if method == "POST" else None
         if key is None:
-            result = await route.handle(call)
+            result = await self._handled(lambda: route.handle(call))
         else:
-            result = await handle_once(route.handle, call, key, request_digest(method, path, raw))
+            digest = request_digest(method, path, raw)
+            result = await self._handled(lambda: handle_once(route.handle, call, key, digest))
         exchange.made = result.made if isinstance(result, Answer) else result
         if method != "GET":
             faults.hit("operations.committed")
         return result if isinstance(result, Answer | EventStream) else answer(result)
+
+    async def _handled(self, handle: Callable[[], Awaitable[Any]]) -> Any:
+        """Handle a request; where nobody serves its model, once more when the servers were asked.
+
+        Here, and not in an operation, since that may be in the middle of a transaction.
+        """
+        try:
+            return await handle()
+        except RequestRefused as refused:
+            if refused.code != MODEL_NOT_FOUND or not await self._ctx.backends.refresh():
+                raise
+        return await handle()
 
     async def _body(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
         limit = self._ctx.settings.max_body

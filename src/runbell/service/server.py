@@ -32,12 +32,15 @@ from runbell.service import logs, retention
 from runbell.service.app import App
 from runbell.service.backends import Backend, Backends
 from runbell.service.backends.echo import Echo
+from runbell.service.backends.timing import Observe
 from runbell.service.changes import Changes
 from runbell.service.connection import Connection
 from runbell.service.executor import Executor
+from runbell.service.feeds import Feeds
 from runbell.service.jobs import Handler, JobKind
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
+from runbell.service.metrics import Metrics
 from runbell.service.operations import backlog
 from runbell.service.operations.access import (
     DEFAULT_PROJECT,
@@ -102,26 +105,31 @@ async def open_store(path: Path, *, create: bool = True) -> AsyncIterator[SQLite
 
 def build(settings: Settings, store: SQLiteStore, clock: Clock) -> tuple[Context, Executor]:
     """The parts of one service, put together; its jobs are not started."""
+    metrics = Metrics()
+    backends = _backends(settings, clock, metrics.model_called)
     jobs = EmbeddedJobs(
         store,
         clock,
+        backends,
         concurrency=settings.max_concurrent_runs,
         cancel_grace=settings.cancel_grace,
     )
-    ctx = Context(settings, clock, store, jobs, Changes(), Live(), _backends(settings, clock))
+    changes = Changes()
+    feeds = Feeds(store, changes)
+    ctx = Context(settings, clock, store, jobs, changes, feeds, Live(), backends, metrics)
     ctx.metrics.writer_waiting.set_function(lambda: store.waiting)
     store.on_commit = ctx.metrics.committed
     return ctx, Executor(ctx)
 
 
-def _backends(settings: Settings, clock: Clock) -> Backends:
+def _backends(settings: Settings, clock: Clock, observe: Observe) -> Backends:
     backends: list[Backend] = [Echo(clock)]
     if settings.upstream:
         # Imported here: without a model server, its HTTP client need not be in memory.
         from runbell.service.backends.upstream import Upstream
 
-        backends += [Upstream(upstream, clock) for upstream in settings.upstream]
-    return Backends(backends, clock)
+        backends += [Upstream(each, clock, observe=observe) for each in settings.upstream]
+    return Backends(backends, clock, observe)
 
 
 def handlers(ctx: Context, executor: Executor) -> dict[JobKind, Handler]:

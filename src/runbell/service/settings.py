@@ -51,7 +51,10 @@ class Settings:
         low=0.001,
     )
     max_concurrent_runs: int = _setting(
-        500, "Runs that may call their models at the same time; others stay queued.", low=1
+        500,
+        "Runs that may be in progress at the same time for each model server, and for `echo`; "
+        "others stay queued.",
+        low=1,
     )
     cancel_grace: float = _setting(
         10.0,
@@ -78,6 +81,20 @@ class Settings:
         "Days after which runs that have ended, their steps and their events are removed; 0 keeps "
         "everything.",
         low=0,
+    )
+    key_file: str | None = _setting(
+        None,
+        "File with the key that encrypts signing secrets; made if it is not there. By default "
+        "runbell.key beside the SQLite file, else in the working folder.",
+    )
+    encryption_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "help": "That key itself, instead of a file: 32 bytes in base64. Environment only.",
+            "option": False,
+            "low": None,
+        },
     )
     api_key: str | None = field(
         default=None,

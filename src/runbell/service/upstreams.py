@@ -254,7 +254,7 @@ OPTIONS = (
     UpstreamOption(
         "--upstream-concurrency",
         "NUMBER",
-        "Calls that it gets at the same time, others wait; 0 for any number.",
+        "Calls that it gets at the same time, other runs stay queued; 0 for any number.",
         0,
         _with_concurrency,
     ),

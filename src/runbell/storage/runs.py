@@ -33,7 +33,6 @@ __all__ = [
     "expiring",
     "find",
     "get",
-    "in_progress",
     "insert",
     "live",
     "many",
@@ -41,7 +40,6 @@ __all__ = [
     "page",
     "page_of_project",
     "pending_messages",
-    "ready",
     "set_metadata",
     "statuses",
     "take_turn",
@@ -52,7 +50,6 @@ _r = schema.runs.c
 _in_thread = (_r.project_id == bindparam("project"), _r.thread_id == bindparam("thread"))
 _live = text(schema.LIVE)
 _active = text(schema.ACTIVE)
-_workable = text(schema.WORKABLE)
 # A status as text, not as a parameter: only then can the partial indexes be used.
 _STATUS: dict[RunStatus, ColumnElement[str]] = {
     status: literal_column(f"'{status}'") for status in RunStatus
@@ -133,24 +130,6 @@ LIVE_OF_THREAD = Statement(
     "A thread's runs that have not ended, the waiting ones first.",
     _ROW.where(_r.thread_id == bindparam("thread"), _live).order_by(
         _r.waits_turn.desc(), _r.position
-    ),
-)
-READY = Statement(
-    "runs.ready",
-    "Queued runs that may start, oldest first.",
-    limited(
-        select(_r.id)
-        .where(_r.status == _STATUS[RunStatus.QUEUED], _workable, ~_r.waits_turn)
-        .order_by(_r.position)
-    ),
-)
-IN_PROGRESS = Statement(
-    "runs.in_progress",
-    "Runs that a worker holds, or held when it was lost.",
-    limited(
-        select(_r.id)
-        .where(_r.status == _STATUS[RunStatus.IN_PROGRESS], _workable)
-        .order_by(_r.position)
     ),
 )
 EXPIRING = Statement(
@@ -396,16 +375,6 @@ async def page_of_project(
 
 
 _ALWAYS_MS = 2**62
-
-
-async def ready(tx: Transaction, limit: int) -> list[str]:
-    """Ids of queued runs that may start, oldest first."""
-    return [row[0] for row in await tx.fetch_all(READY, {"limit": limit})]
-
-
-async def in_progress(tx: Transaction, limit: int) -> list[str]:
-    """Ids of runs that are in progress, oldest first."""
-    return [row[0] for row in await tx.fetch_all(IN_PROGRESS, {"limit": limit})]
 
 
 async def expiring(tx: Transaction, limit: int) -> list[tuple[str, int]]:

@@ -9,6 +9,7 @@ from runbell.runs import RunStatus
 from runbell.service.wire.refusals import clipped
 
 __all__ = [
+    "MODEL_NOT_FOUND",
     "cannot_cancel",
     "choice_without_tools",
     "id_taken",
@@ -24,6 +25,9 @@ __all__ = [
     "unknown_cursor",
     "wrong_outputs",
 ]
+
+MODEL_NOT_FOUND = "model_not_found"
+"""The code of a refusal that may be out of date: a server can have the model since a moment."""
 
 MAX_LISTED = 20
 """Models that a message names; some servers have hundreds."""
@@ -112,7 +116,7 @@ def model_not_served(model: str, served: Sequence[str], undecided: bool) -> Requ
         f"Served: {_listed(served)}. Name one of them as the run's or the assistant's model, or "
         f"add a model server: runbell serve --upstream URL --model-map '{clipped(model)}=MODEL'.",
         param="model",
-        code="model_not_found",
+        code=MODEL_NOT_FOUND,
     )
 
 
@@ -121,7 +125,7 @@ def model_not_found(model: str, served: Sequence[str]) -> RequestRefused:
         404,
         f"The model '{clipped(model)}' does not exist here. Served: {_listed(served)}.",
         param="model",
-        code="model_not_found",
+        code=MODEL_NOT_FOUND,
     )
 
 

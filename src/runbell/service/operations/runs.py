@@ -6,12 +6,12 @@ What a worker does to a run is in `turns`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
 
-from runbell.errors import Conflict, RequestRefused, TransitionNotAllowed, UnknownCursor
+from runbell.errors import Conflict, TransitionNotAllowed, UnknownCursor
 from runbell.runs import Run, RunStatus, lifecycle
 from runbell.service.live import Follower
 from runbell.service.operations import refusals, turns
@@ -101,7 +101,7 @@ async def create(
         await _store(ctx, tx, record, request.additional_messages or ())
         return record
 
-    return await _begun(ctx, work)
+    return await ctx.store.write(work)
 
 
 async def create_with_thread(
@@ -129,7 +129,7 @@ async def create_with_thread(
         await _store(ctx, tx, record, ())
         return record
 
-    return await _begun(ctx, work), thread
+    return await ctx.store.write(work), thread
 
 
 async def retrieve(ctx: Context, project: str, thread_id: str, run_id: str) -> RunRecord:
@@ -331,16 +331,6 @@ async def finish_cancel(ctx: Context, run_id: str, broken: turns.BrokenOff | Non
 
 
 # Parts of the above.
-
-
-async def _begun(ctx: Context, work: Callable[[Transaction], Awaitable[RunRecord]]) -> RunRecord:
-    """Store a new run; where nobody serves its model, once more when the servers were asked."""
-    try:
-        return await ctx.store.write(work)
-    except RequestRefused as refused:
-        if refused.code != "model_not_found" or not await ctx.backends.refresh():
-            raise
-    return await ctx.store.write(work)
 
 
 async def _assistant(tx: Transaction, project: str, assistant_id: str) -> Assistant:
