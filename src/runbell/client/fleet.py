@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,8 @@ from runbell.pacing import Pacer
 from runbell.runs import Deliver, EventSource, ToolCall
 
 __all__ = ["Fleet", "Join", "Landed", "Leave", "Mail", "Told", "Turn"]
+
+log = logging.getLogger("runbell")
 
 MAX_IN_FLIGHT = 64
 """Requests at the same time: each may be a connection, and a thread."""
@@ -144,8 +147,10 @@ class Fleet:
     def abandon(self, error: BaseException) -> None:
         """End every wait with this error, and forget what is under way: its driver has ended."""
         for wait in list(self._open):
-            self._forget(wait)
-            wait.done(wait, None, error)
+            try:
+                self._forget(wait)
+            finally:  # the others have to hear of it too
+                wait.done(wait, None, error)
         for deed in self._at_work.values():
             self._calls.pop((deed.run_id, deed.call.id), None)
         self._at_work.clear()
@@ -223,18 +228,21 @@ class Fleet:
                 self._use_tools(wait, wish)
 
     def _end(self, wait: Wait, value: Any, error: BaseException | None) -> None:
-        if error is not None:
-            self._explain(error, wait)
-        if wait.terms.hooks:
-            wait.tell(
-                records.Ended,
-                status=wait.view.status,
-                polls=wait.polls,
-                run=wait.item,
-                error=error,
-                pending_until=wait.pending_until - wait.began,
-                ended_by=wait.now - wait.began,
-            )
+        try:
+            if error is not None:
+                self._explain(error, wait)
+            if wait.terms.hooks:
+                wait.tell(
+                    records.Ended,
+                    status=wait.view.status,
+                    polls=wait.polls,
+                    run=wait.item,
+                    error=error,
+                    pending_until=wait.pending_until - wait.began,
+                    ended_by=wait.now - wait.began,
+                )
+        except Exception:  # the end of this wait must not be the end of the others
+            log.exception("nothing could be said about the end of %s", wait.name)
         try:
             self._forget(wait)
         finally:  # whatever goes wrong in here, nobody waits for ever

@@ -25,7 +25,7 @@ from runbell.client.trouble import (
     retry_after,
     status_of,
 )
-from runbell.client.view import Answer, View
+from runbell.client.view import Answer, View, name_of
 from runbell.client.wishes import Do, Flow, Look, UseTools
 from runbell.clock import Clock
 from runbell.errors import BadAnswer, WaitTimeout
@@ -110,6 +110,7 @@ class Wait:
 
     Attributes:
         item: the SDK's object, as it was last seen.
+        id, thread_id: of the object; they change with a restart.
         done: is called with the wait, its result and its error, one of them None, at the end.
         status: as it was last seen; None before the first look.
         expires: when the run does, as far as we know.
@@ -119,15 +120,15 @@ class Wait:
 
     # A hundred thousand of these have to fit into memory.
     __slots__ = (
-        "answered", "began", "deadline", "done", "expires", "failures", "flow", "item",
+        "answered", "began", "deadline", "done", "expires", "failures", "flow", "id", "item",
         "last_error", "order", "part_began", "pending_until", "policy", "polls", "polls_of_part",
-        "refused", "restarts", "retry_at", "status", "terms", "wish",
+        "refused", "restarts", "retry_at", "status", "terms", "thread_id", "wish",
     )  # fmt: skip
 
     def __init__(self, item: Any, terms: Terms, done: Done) -> None:
         now = terms.clock.monotonic()
-        self.item = item
         self.terms = terms
+        self._take(item)
         self.done = done
         self.began = self.part_began = self.pending_until = now
         self.polls = self.polls_of_part = self.failures = self.restarts = 0
@@ -150,9 +151,9 @@ class Wait:
         return self.terms.provider.view(self.item)
 
     @property
-    def id(self) -> str:
-        """The object's id; it changes with a restart."""
-        return self.view.id
+    def name(self) -> str:
+        """For sentences."""
+        return name_of(self.id, self.thread_id)
 
     @property
     def now(self) -> float:
@@ -161,7 +162,7 @@ class Wait:
     def tell(self, kind: type[records.Record], **about: Any) -> None:
         """Hand a record to the hooks."""
         if self.terms.hooks:
-            about.setdefault("run_id", self.view.id)
+            about.setdefault("run_id", self.id)
             records.tell(self.terms.hooks, kind(elapsed=self.now - self.began, **about))
 
     def timed_out(self, why: str) -> WaitTimeout:
@@ -182,11 +183,32 @@ class Wait:
     def begin_part(self, item: Any) -> None:
         """Go on from an answer to a request of ours, anew with the policy, whose first look in
         this part the answer was."""
-        self.item = item
+        self._take(item)
         self.part_began = self.now
         self.polls_of_part = 1
         self.policy = begin(self.terms.policy, item)
         self.recovered()
+
+    def _take(self, item: Any) -> None:
+        view = self.terms.provider.view(item)
+        self.item, self.id, self.thread_id = item, view.id, view.thread_id
+
+    def read(self, item: Any, same: bool = True) -> View:
+        """What a server sent, in words.
+
+        Args:
+            same: it has to be about what is waited for.
+
+        Raises:
+            BadAnswer: it is nothing of this kind, or about something else.
+        """
+        try:
+            view = self.terms.provider.view(item)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise BadAnswer(f"{self.name}: this is no answer: {str(item)[:100]!r}") from error
+        if same and view.id != self.id:
+            raise BadAnswer(f"{self.name} was asked for, and the answer is about {view.id}")
+        return view
 
     def recovered(self) -> None:
         """The server answered: what failed before it is forgotten."""
@@ -208,7 +230,7 @@ class Wait:
         delay = (backoff or terms.retry).delay(self.failures, terms.rng)
         delay = max(delay, retry_after(error, terms.clock.now_ms() / 1000) or 0.0)
         self.last_error, self.retry_at = error, self.now + delay
-        log.info("%s: %s; trying again in %.2f s", self.view.name, _words(error), delay)
+        log.info("%s: %s; trying again in %.2f s", self.name, _words(error), delay)
         self.tell(records.Retried, error=error, failures=self.failures, delay=delay)
 
 
@@ -256,7 +278,9 @@ def waiting(wait: Wait) -> Flow[Any]:
 def cancelling(wait: Wait) -> Flow[Any]:
     """Cancel a run and see it through `cancelling`; one that has ended is left as it is."""
     try:
-        wait.begin_part((yield from _insist(wait, Cancel(wait.item))))
+        item = yield from _insist(wait, Cancel(wait.item))
+        if item is not None:
+            wait.begin_part(item)
     except TimeIsUp:
         raise wait.timed_out("the time was over, and no cancel had got through") from (
             wait.last_error
@@ -264,7 +288,7 @@ def cancelling(wait: Wait) -> Flow[Any]:
     except Exception as error:
         if status_of(error) != 400:
             raise
-        log.debug("%s can't be cancelled, it may have ended: %s", wait.view.name, error)
+        log.debug("%s can't be cancelled, it may have ended: %s", wait.name, error)
     return (yield from waiting(wait))
 
 
@@ -303,9 +327,7 @@ def _saw(wait: Wait, answer: Answer) -> View:
     Raises:
         BadAnswer: it is about something else.
     """
-    view = wait.terms.provider.view(answer.item)
-    if view.id != wait.view.id:
-        raise BadAnswer(f"{wait.view.name} was asked for, and the answer is about {view.id}")
+    view = wait.read(answer.item)
     previous, wait.status = wait.status, view.status
     wait.item = answer.item
     if not answer.pushed:
@@ -413,12 +435,14 @@ def _restart(wait: Wait, view: View, reason: str) -> Flow[None]:
 def _insist(wait: Wait, deed: Deed, at: float | None = None) -> Flow[Any]:
     """One request with an effect, until it is answered: what it gave.
 
-    It may reach the server twice, where an answer was lost: the providers send it so that the
-    second has no effect, or is refused.
+    It may reach the server twice, where an answer was lost or was none: the providers send it so
+    that the second has no effect, or is refused. A cancel may be answered with nothing.
     """
     while True:
         try:
             reply = yield Do(deed, wait.now if at is None else at)
+            if reply is not None or not isinstance(deed, Cancel):
+                wait.read(reply, same=not isinstance(deed, Again))
         except TimeIsUp:
             raise
         except Exception as error:  # noqa: BLE001 - raised again where it is not transient
@@ -434,7 +458,7 @@ def _cancel_at_the_end(wait: Wait) -> Flow[None]:
     try:
         yield from _insist(wait, Cancel(wait.item))
     except Exception as error:  # noqa: BLE001 - the timeout is what the caller has to hear of
-        log.warning("%s could not be cancelled: %s", wait.view.name, _words(error))
+        log.warning("%s could not be cancelled: %s", wait.name, _words(error))
 
 
 def _words(error: Exception) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 from runbell.client.deeds import (
     Again,
     Cancel,
+    Deed,
     Order,
     Retrieve,
     RetrieveMany,
@@ -28,7 +30,7 @@ from runbell.client.journal import Journal
 from runbell.client.tools import BadArguments, Tool, error_output, output_of
 from runbell.client.trouble import date_seconds
 from runbell.client.view import Answer
-from runbell.errors import ConfigurationError
+from runbell.errors import BadAnswer, ConfigurationError
 
 __all__ = ["CallFunction", "Hands", "ToolOutcome"]
 
@@ -99,11 +101,15 @@ class Hands:
         Raises:
             Exception: whatever the SDK raises. A tool's errors are part of its outcome.
         """
-        acts: Any = order.provider
-        options: dict[str, Any] = {"timeout": order.timeout}
-        match order.deed:
-            case UseTool() as deed:
-                return await self._use_tool(deed)
+        if isinstance(order.deed, UseTool):
+            return await self._use_tool(order.deed)
+        try:
+            return await self._ask(order.provider, order.deed, {"timeout": order.timeout})
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:  # it was cut short, or no JSON
+            raise BadAnswer(f"an answer could not be read: {error}") from error
+
+    async def _ask(self, acts: Any, deed: Deed, options: dict[str, Any]) -> Any:
+        match deed:
             case Retrieve(item, hold):
                 return await self._answer(acts.retrieve(self._client, item, **_held(options, hold)))
             case RetrieveMany(items, hold):
@@ -115,14 +121,16 @@ class Hands:
             case Submit(item, outputs):
                 key = "runbell-" + "-".join(sorted(outputs))
                 options["extra_headers"] = {"Idempotency-Key": key[:255]}
-                return _parsed(await _done(acts.submit(self._client, item, outputs, **options)))
+                return await _parsed(
+                    await _done(acts.submit(self._client, item, outputs, **options))
+                )
             case Again(item, key):
                 options["extra_headers"] = {"Idempotency-Key": key}
                 again = _able(acts, "again", item)
-                return _parsed(await _done(again(self._client, item, **options)))
+                return await _parsed(await _done(again(self._client, item, **options)))
             case Cancel(item):
                 cancel = _able(acts, "cancel", item)
-                return _parsed(await _done(cancel(self._client, item, **options)))
+                return await _parsed(await _done(cancel(self._client, item, **options)))
 
     async def _answer(self, reply: Any) -> Answer:
         raw = await _done(reply)
@@ -130,7 +138,7 @@ class Hands:
         if headers is None or not hasattr(raw, "parse"):
             return Answer(raw)
         return Answer(
-            await _done(raw.parse()),
+            await _parsed(raw),
             hint=_milliseconds(headers.get("openai-poll-after-ms")),
             held="wait" in (headers.get("preference-applied") or ""),
             server_time=date_seconds(headers.get("date")),
@@ -189,8 +197,13 @@ def _able(provider: Any, method: str, item: Any) -> Callable[..., Any]:
     return found
 
 
-def _parsed(reply: Any) -> Any:
-    return reply.parse() if hasattr(reply, "parse") and hasattr(reply, "headers") else reply
+async def _parsed(reply: Any) -> Any:
+    if not (hasattr(reply, "parse") and hasattr(reply, "headers")):
+        return reply
+    try:
+        return await _done(reply.parse())
+    except ValueError as error:
+        raise BadAnswer(f"an answer could not be read: {error}") from error
 
 
 def _milliseconds(text: str | None) -> float | None:

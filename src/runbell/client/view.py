@@ -7,10 +7,15 @@ from typing import Any, Literal
 
 from runbell.runs import ToolCall
 
-__all__ = ["Answer", "Stage", "View"]
+__all__ = ["Answer", "Stage", "View", "name_of"]
 
 Stage = Literal["pending", "wants", "completed", "ended"]
 """`wants`: it waits for tool outputs; `ended`: in any other way than `completed`."""
+
+
+def name_of(item_id: str, thread_id: str | None) -> str:
+    """What sentences call it: `run_x of thread_y`."""
+    return item_id if thread_id is None else f"{item_id} of {thread_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,8 @@ class View:
 
     @property
     def name(self) -> str:
-        """For sentences: `run_x of thread_y`."""
-        return self.id if self.thread_id is None else f"{self.id} of {self.thread_id}"
+        """For sentences."""
+        return name_of(self.id, self.thread_id)
 
 
 @dataclass(frozen=True, slots=True)

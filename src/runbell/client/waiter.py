@@ -129,7 +129,7 @@ class _Waiter:
             self._server,
             self._events,
             deliver,
-            lambda error, wait: explain(error, self.client, wait.view.name),
+            lambda error, wait: explain(error, self.client, wait.name),
         )
 
     def _waits(self, items: Sequence[Any], done: Done, options: WaitOptions, **more: Any) -> Join:
