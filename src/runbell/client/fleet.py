@@ -144,13 +144,18 @@ class Fleet:
         """Nobody waits, and no tool is at work."""
         return not self._open and not self._at_work
 
-    def abandon(self, error: BaseException) -> None:
-        """End every wait with this error, and forget what is under way: its driver has ended."""
-        for wait in list(self._open):
+    def abandon(self, error: BaseException, mail: Iterable[Mail] = ()) -> None:
+        """End every wait with this error, and forget what is under way: its driver has ended.
+
+        Args:
+            mail: what nobody will take in any more; waits that were about to join end too.
+        """
+        joining = [wait for each in mail if isinstance(each, Join) for wait in each.waits]
+        for wait in (*self._open, *joining):
             try:
                 self._forget(wait)
             finally:  # the others have to hear of it too
-                wait.done(wait, None, error)
+                wait.end(None, error)
         for deed in self._at_work.values():
             self._calls.pop((deed.run_id, deed.call.id), None)
         self._at_work.clear()
@@ -246,7 +251,7 @@ class Fleet:
         try:
             self._forget(wait)
         finally:  # whatever goes wrong in here, nobody waits for ever
-            wait.done(wait, value, error)
+            wait.end(value, error)
 
     def _forget(self, wait: Wait) -> None:
         wait.flow = wait.wish = wait.order = None

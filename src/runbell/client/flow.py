@@ -105,6 +105,10 @@ class Terms:
 Done = Callable[["Wait", Any, BaseException | None], None]
 
 
+def _heard(wait: Wait, value: Any, error: BaseException | None) -> None:
+    """Whoever waited has heard of the end."""
+
+
 class Wait:
     """One wait: what it has seen, and until when it goes on. Moments are monotonic seconds.
 
@@ -209,6 +213,11 @@ class Wait:
         if same and view.id != self.id:
             raise BadAnswer(f"{self.name} was asked for, and the answer is about {view.id}")
         return view
+
+    def end(self, value: Any, error: BaseException | None) -> None:
+        """Tell whoever waits, once."""
+        done, self.done = self.done, _heard
+        done(self, value, error)
 
     def recovered(self) -> None:
         """The server answered: what failed before it is forgotten."""

@@ -30,9 +30,9 @@ from runbell.client.journal import Journal
 from runbell.client.tools import BadArguments, Tool, error_output, output_of
 from runbell.client.trouble import date_seconds
 from runbell.client.view import Answer
-from runbell.errors import BadAnswer, ConfigurationError
+from runbell.errors import BadAnswer, ConfigurationError, RunbellError
 
-__all__ = ["CallFunction", "Hands", "ToolOutcome"]
+__all__ = ["CallFunction", "Contained", "Hands", "ToolOutcome", "contained"]
 
 log = logging.getLogger("runbell")
 
@@ -45,6 +45,23 @@ class CallFunction(Protocol):
     """
 
     async def __call__(self, deed: UseTool, arguments: dict[str, Any]) -> Any: ...
+
+
+class Contained(RunbellError):
+    """Takes the place of what would end more than the call that raised it: its `__cause__`."""
+
+
+def contained(error: BaseException) -> Exception:
+    """An error that can be passed on: what is meant for threads, tasks and generators is wrapped.
+
+    A function may raise `SystemExit`, `CancelledError` or `StopIteration`; a wait that is never
+    told of it would wait for ever.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
+        return error
+    found = Contained(f"{type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found
 
 
 class ToolOutcome:
@@ -170,7 +187,8 @@ class Hands:
             words = str(error) or "it took too long"
             raised = error
         except Exception as error:  # noqa: BLE001 - anything that a user's function may raise
-            words = f"{type(error).__name__}: {error}"
+            shown = error.__cause__ if isinstance(error, Contained) else error
+            words = f"{type(shown).__name__}: {shown}"
             raised = error
         return ToolOutcome(error_output(words), time.monotonic() - began, words, raised)
 

@@ -61,7 +61,7 @@ class Server:
         """
         if self.holds is None:
             return 0
-        seconds = min(self._longest, int(left - 1))
+        seconds = int(min(self._longest, left - 1))
         return seconds if self.holds and seconds > 0 else None
 
     def limit(self, hold: int | None) -> float:

@@ -7,12 +7,12 @@ import contextvars
 import inspect
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from runbell.client.deeds import Order, UseTool
-from runbell.client.fleet import Fleet, Landed, Mail, Told
-from runbell.client.hands import Hands
+from runbell.client.fleet import Fleet, Landed, Leave, Mail, Told
+from runbell.client.hands import Hands, contained
 from runbell.clock import Clock
 from runbell.errors import RunbellError
 
@@ -37,14 +37,22 @@ class Tasks:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._deeds: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def post(self, mail: Mail) -> None:
-        """Tell the fleet something; begins to play it if it does not play."""
+        """Tell the fleet something; begins to play it if it does not play.
+
+        Raises:
+            RunbellError: the waiter was closed.
+        """
+        if self._closed:
+            if isinstance(mail, Leave):  # whoever leaves has heard of the end, or does not care
+                return
+            raise RunbellError("the waiter was closed")
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done() or self._loop is not loop:
-            self._fleet.abandon(RunbellError("the event loop of this wait has ended"))
-            self._mail.clear()
-            self._deeds.clear()
+            self._abandon(RunbellError("the event loop of this wait has ended"))
+            self._deeds = set()
             self._loop, self._news = loop, asyncio.Event()
             # Of no wait's context: the one that happens to come first would be kept alive.
             self._task = loop.create_task(self._play(), context=contextvars.Context())
@@ -52,10 +60,22 @@ class Tasks:
 
     async def close(self) -> None:
         """Stop: waits that are open end with an error, tools that are at work are cancelled."""
+        self._closed = True
         task, self._task = self._task, None
-        if task is not None and not task.done() and self._loop is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.gather(task, *self._deeds, return_exceptions=True)
+        if self._loop is asyncio.get_running_loop():
+            under_way = list(self._deeds)
+            if task is not None:
+                under_way.append(task)
+            for each in under_way:
+                each.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+        # A task that is cancelled before its first step has no end of its own.
+        self._abandon(RunbellError("the waiter was closed"))
+
+    def _abandon(self, problem: BaseException, mail: Sequence[Mail] = ()) -> None:
+        """End every wait, those included that no fleet has heard of yet."""
+        unread, self._mail = self._mail, []
+        self._fleet.abandon(problem, [*mail, *unread])
 
     def _put(self, mail: Mail) -> None:
         self._mail.append(mail)
@@ -68,6 +88,7 @@ class Tasks:
 
     async def _play(self) -> None:
         problem: BaseException = RunbellError("the waiter was closed")
+        loop, mail = asyncio.get_running_loop(), list[Mail]()
         try:
             while True:
                 self._news.clear()
@@ -82,9 +103,11 @@ class Tasks:
             problem = error
             raise
         finally:
-            for deed in self._deeds:
-                deed.cancel()
-            self._fleet.abandon(problem)
+            # Not where another loop has taken over meanwhile.
+            if self._loop is loop:
+                for deed in list(self._deeds):
+                    deed.cancel()
+                self._abandon(problem, mail)
 
     async def _rest(self, until: float | None) -> None:
         """Return when there is mail, or at this moment."""
@@ -113,8 +136,10 @@ class Tasks:
             # The client's own limit is one for each read, which a slow answer can stretch.
             async with asyncio.timeout(None if isinstance(order.deed, UseTool) else order.timeout):
                 value = await self._hands.perform(order)
-        except Exception as error:  # noqa: BLE001 - the flow decides what it means
-            self._put(Landed(order.number, error=error))
+        except BaseException as error:
+            if _has_to_end(error):
+                raise
+            self._put(Landed(order.number, error=contained(error)))
         else:
             self._put(Landed(order.number, value))
 
@@ -131,10 +156,16 @@ async def call_function(deed: UseTool, arguments: dict[str, Any]) -> Any:
     function = deed.tool.function
 
     async def call() -> Any:
-        if deed.tool.is_async:
-            return await function(**arguments)
-        result = await in_a_thread(context.run, lambda: function(**arguments))
-        return await result if inspect.isawaitable(result) else result
+        try:
+            if deed.tool.is_async:
+                return await function(**arguments)
+            result = await in_a_thread(context.run, lambda: function(**arguments))
+            return await result if inspect.isawaitable(result) else result
+        except BaseException as error:
+            if _has_to_end(error):
+                raise
+            found = contained(error)
+            raise found from found.__cause__
 
     try:
         async with asyncio.timeout(deed.limit):
@@ -143,13 +174,26 @@ async def call_function(deed: UseTool, arguments: dict[str, Any]) -> Any:
         if deed.limit is None:
             raise
         raise TimeoutError(f"it took longer than {deed.limit:g} s") from error
+    except asyncio.CancelledError as error:
+        if _has_to_end(error):
+            raise
+        found = contained(error)
+        raise found from found.__cause__
+
+
+def _has_to_end(error: BaseException) -> bool:
+    """Whether an error is not of what the task does, but meant for the task itself."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return isinstance(error, KeyboardInterrupt | GeneratorExit)
 
 
 async def in_a_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a blocking function in a thread that does not keep the process from ending."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
-    outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
     def settle() -> None:
         value, error = outcome.get()
@@ -164,7 +208,7 @@ async def in_a_thread(function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             outcome.put((function(*arguments), None))
         except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
-            outcome.put((None, error))
+            outcome.put((None, contained(error)))
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle)
 

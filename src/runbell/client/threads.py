@@ -5,6 +5,7 @@ The threads are daemons: they never keep a process from ending.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import inspect
 import queue
@@ -13,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from runbell.client.deeds import Order, UseTool
-from runbell.client.fleet import Fleet, Landed, Mail, Told
-from runbell.client.hands import Hands, run_async, run_now
+from runbell.client.fleet import Fleet, Join, Landed, Leave, Mail, Told
+from runbell.client.hands import Hands, contained, run_async, run_now
 from runbell.clock import Clock
 from runbell.errors import RunbellError
 
@@ -32,18 +33,26 @@ class Mailbox:
         """Add mail; None only wakes whoever waits."""
         self._queue.put(mail)
 
-    def take(self, until: float | None) -> list[Mail]:
-        """All the mail, as soon as there is some; nothing, where there is none until then."""
+    def drain(self) -> list[Mail]:
+        """All the mail there is."""
         found: list[Mail] = []
-        timeout = None if until is None else max(0.0, until - self._clock.monotonic())
-        try:
-            each = self._queue.get(timeout=timeout)
+        with contextlib.suppress(queue.Empty):
             while True:
+                each = self._queue.get_nowait()
                 if each is not None:
                     found.append(each)
-                each = self._queue.get_nowait()
+        return found
+
+    def take(self, until: float | None) -> list[Mail]:
+        """All the mail, as soon as there is some; nothing, where there is none until then."""
+        timeout = None if until is None else max(0.0, until - self._clock.monotonic())
+        if timeout is not None:  # the platform's waits have an end
+            timeout = min(timeout, threading.TIMEOUT_MAX)
+        try:
+            first = self._queue.get(timeout=timeout)
         except queue.Empty:
-            return found
+            return []
+        return ([] if first is None else [first]) + self.drain()
 
     @property
     def is_empty(self) -> bool:
@@ -75,7 +84,13 @@ class Threads:
         """
         with self._lock:
             if self._closed:
+                if isinstance(mail, Leave):  # whoever leaves has heard of the end
+                    return
                 raise RunbellError("the waiter was closed")
+            if self._thread is threading.current_thread() and isinstance(mail, Join):
+                raise RunbellError(
+                    "a hook must not wait: it runs in the thread that all waits depend on"
+                )
             self._box.put(mail)
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -90,6 +105,12 @@ class Threads:
         self._box.put(None)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    def _abandon(self, problem: BaseException, mail: list[Mail]) -> None:
+        """End every wait, those included that the fleet has not heard of yet."""
+        with self._lock:  # what is posted from here on begins a thread of its own, or is refused
+            self._thread = None
+            self._fleet.abandon(problem, [*mail, *self._box.drain()])
 
     def _play(self) -> None:
         problem: BaseException = RunbellError("the waiter was closed")
@@ -109,9 +130,7 @@ class Threads:
             raise
         finally:
             if self._thread is threading.current_thread():
-                with self._lock:
-                    self._thread = None
-                self._fleet.abandon(problem)
+                self._abandon(problem, mail)
 
     def _begin(self, order: Order) -> None:
         threading.Thread(
@@ -121,8 +140,8 @@ class Threads:
     def _carry_out(self, order: Order) -> None:
         try:
             value = run_now(self._hands.perform(order))
-        except Exception as error:  # noqa: BLE001 - the flow decides what it means
-            self._box.put(Landed(order.number, error=error))
+        except BaseException as error:  # noqa: BLE001 - the flow decides what it means
+            self._box.put(Landed(order.number, error=contained(error)))
         else:
             self._box.put(Landed(order.number, value))
 
@@ -145,20 +164,24 @@ async def call_function(deed: UseTool, arguments: dict[str, Any]) -> Any:
         return result
 
     if deed.limit is None:
-        return context.run(call)
-    outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        try:
+            return context.run(call)
+        except BaseException as error:
+            found = contained(error)
+            raise found from found.__cause__
+    outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
     def work() -> None:
         try:
             outcome.put((context.run(call), None))
         except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
-            outcome.put((None, error))
+            outcome.put((None, contained(error)))
 
     threading.Thread(target=work, name="runbell-tool", daemon=True).start()
     try:
-        value, error = outcome.get(timeout=deed.limit)
+        value, failure = outcome.get(timeout=min(deed.limit, threading.TIMEOUT_MAX))
     except queue.Empty:
         raise TimeoutError(f"it took longer than {deed.limit:g} s") from None
-    if error is not None:
-        raise error
+    if failure is not None:
+        raise failure
     return value

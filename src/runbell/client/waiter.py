@@ -47,7 +47,8 @@ class WaitOptions(TypedDict, total=False):
         max_errors: how many requests in a row may fail.
         restart_on: statuses and error codes after which the same work is begun anew.
         max_restarts: how often.
-        hooks: are called with a frozen record of whatever happens.
+        hooks: are called with a frozen record of whatever happens, in the thread or the loop that
+            all waits depend on: they have to be quick, and can't wait for a run themselves.
     """
 
     tools: Tools | None
