@@ -193,7 +193,6 @@ class Fleet:
         for wait in join.waits:
             wait.flow = join.play(wait)
             self._open.add(wait)
-            self._timer(wait.deadline, wait)
             self._index(wait)
             self._step(wait)
 
@@ -218,6 +217,7 @@ class Fleet:
                 self._unindex(wait, run_id)
                 self._index(wait)
             self._heed(wait, wish)
+            self._arm(wait)
 
     def _heed(self, wait: Wait, wish: Wish) -> None:
         wait.wish = wish
@@ -259,6 +259,8 @@ class Fleet:
         self._alone.discard(wait)
         self._pacer.forget(wait)
         self._unindex(wait, wait.id)
+        if not self._open:
+            self._timers.clear()
 
     def _index(self, wait: Wait) -> None:
         if self._events is not None and wait.terms.pushed:
@@ -281,22 +283,29 @@ class Fleet:
 
     # Time.
 
+    def _arm(self, wait: Wait) -> None:
+        """See to it that the deadline is heeded, also one that has come nearer."""
+        if wait.flow is not None and wait.deadline < wait.armed:
+            wait.armed = wait.deadline
+            self._timer(wait.deadline, wait)
+
     def _timer(self, at: float, wait: Wait) -> None:
         if at < math.inf:
             heapq.heappush(self._timers, (at, next(self._numbers), wait))
 
     def _ring(self, now: float) -> None:
         while self._timers and self._timers[0][0] <= now:
-            wait = heapq.heappop(self._timers)[2]
+            at, _, wait = heapq.heappop(self._timers)
             if wait.flow is None:
                 continue
+            if at >= wait.armed:
+                wait.armed = math.inf
             if wait.deadline <= now:
                 self._pacer.forget(wait)
                 self._step(wait, error=TimeIsUp())
             elif isinstance(wait.wish, UseTools) and wait.wish.until <= now:
                 self._step(wait, self._outputs(wait, wait.wish))
-            if wait.flow is not None:
-                self._timer(wait.deadline, wait)
+            self._arm(wait)
 
     # Requests.
 

@@ -124,9 +124,9 @@ class Wait:
 
     # A hundred thousand of these have to fit into memory.
     __slots__ = (
-        "answered", "began", "deadline", "done", "expires", "failures", "flow", "id", "item",
-        "last_error", "order", "part_began", "pending_until", "policy", "polls", "polls_of_part",
-        "refused", "restarts", "retry_at", "status", "terms", "thread_id", "wish",
+        "answered", "armed", "began", "dated", "deadline", "done", "expires", "expires_at",
+        "failures", "flow", "id", "item", "last_error", "order", "part_began",
+        "pending_until", "policy", "polls", "polls_of_part", "refused", "restarts", "retry_at", "status", "terms", "thread_id", "wish",
     )  # fmt: skip
 
     def __init__(self, item: Any, terms: Terms, done: Done) -> None:
@@ -142,12 +142,15 @@ class Wait:
         self.policy: Policy = begin(terms.policy, item)
         self.answered: frozenset[str] = frozenset()
         self.refused: frozenset[str] = frozenset()
-        self.expires = self.deadline = 0.0
-        self.set_expiry(terms.clock.now_ms() / 1000)
+        self.expires = self.deadline = math.inf
+        self.expires_at: float | None = None
+        self.dated = False
+        self.set_expiry()
         # The fleet's.
         self.flow: Flow[Any] | None = None
         self.wish: Any = None
         self.order: int | None = None
+        self.armed = math.inf
 
     @property
     def view(self) -> View:
@@ -173,14 +176,26 @@ class Wait:
         """The error that says that it has not ended."""
         return timed_out(self.item, self.view, self.now - self.began, self.polls, why)
 
-    def set_expiry(self, server_now: float) -> None:
-        """Take the expiry from the object, by the server's clock (seconds since the epoch)."""
-        expires_at = self.view.expires_at
-        if expires_at is None:
-            self.expires, limit = math.inf, self.began + LONGEST_WAIT
+    def set_expiry(self, server_now: float | None = None) -> None:
+        """Take the expiry from the object, by the server's clock or, where it does not tell the
+        time, by ours (seconds since the epoch).
+
+        The deadline only moves forward where the expiry did, or is known better now: a server that
+        never sweeps what has expired must not be waited for without an end.
+        """
+        view, dated = self.view, server_now is not None
+        if server_now is None:
+            if view.expires_at == self.expires_at and self.expires < math.inf:
+                return
+            server_now = self.terms.clock.now_ms() / 1000
+        if view.expires_at is None:
+            expires, limit = math.inf, self.began + LONGEST_WAIT
         else:
-            self.expires = self.now + max(expires_at - server_now, 0.0)
-            limit = self.expires + EXPIRY_GRACE
+            expires = self.now + (view.expires_at - server_now)
+            limit = max(expires, self.began) + EXPIRY_GRACE  # it is looked at in any case
+        if view.expires_at == self.expires_at and self.dated:
+            expires, limit = min(expires, self.expires), min(limit, self.deadline)
+        self.expires, self.expires_at, self.dated = expires, view.expires_at, dated
         timeout = self.terms.timeout
         self.deadline = limit if timeout is None else self.began + timeout
 
@@ -345,8 +360,7 @@ def _saw(wait: Wait, answer: Answer) -> View:
     wait.recovered()
     if not view.has_ended:
         wait.pending_until = wait.now
-        if answer.server_time is not None:
-            wait.set_expiry(answer.server_time)
+        wait.set_expiry(answer.server_time)
         saw = getattr(wait.policy, "saw", None)
         if saw is not None:
             saw(view, answer.hint)
@@ -388,7 +402,10 @@ def _answer_calls(wait: Wait, view: View) -> Flow[None]:
     if missing:
         raise action_required(wait.item, view, missing)
     limit = max(wait.expires - SUBMIT_MARGIN, wait.now)
-    outputs = yield UseTools(view.calls, tools, min(limit, wait.expires - EXPIRY_WARNING))
+    warning = min(limit, wait.expires - EXPIRY_WARNING)
+    if wait.expires <= wait.now:  # the server has not ended it: it is our clock that is wrong
+        limit = warning = wait.deadline
+    outputs = yield UseTools(view.calls, tools, warning)
     late = tuple(call.id for call in view.calls if call.id not in outputs)
     if late and wait.now < limit:
         seconds = wait.expires - wait.now
@@ -434,7 +451,8 @@ def _restart(wait: Wait, view: View, reason: str) -> Flow[None]:
     wait.begin_part((yield from _insist(wait, deed, wait.now + delay)))
     new = wait.view
     wait.status, wait.answered, wait.refused = new.status, frozenset(), frozenset()
-    wait.set_expiry(terms.clock.now_ms() / 1000)
+    wait.expires_at, wait.expires, wait.dated = None, math.inf, False
+    wait.set_expiry()
     log.warning("%s ended (%s): %s does its work again", view.name, reason, new.id)
     wait.tell(
         records.Restarted, run_id=view.id, new_run_id=new.id, reason=reason, restarts=wait.restarts

@@ -166,7 +166,7 @@ async def call_function(deed: UseTool, arguments: dict[str, Any]) -> Any:
     if deed.limit is None:
         try:
             return context.run(call)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again
             found = contained(error)
             raise found from found.__cause__
     outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
