@@ -71,6 +71,17 @@ ErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
 class RunbellError(Exception):
     """The root: catch this to catch everything that Runbell raises on purpose."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """All of them can be pickled, with their attributes, for another process."""
+        return _unpickled, (type(self), self.args, self.__dict__)
+
+
+def _unpickled(kind: type[RunbellError], args: tuple[Any, ...], about: dict[str, Any]) -> Any:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(about)
+    return error
+
 
 class ConfigurationError(RunbellError):
     """A setting, file or installation is not usable; the message says what to change."""

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import typer
 
 from runbell.cli.client import ApiKey, BaseUrl, connect, sentence
+from runbell.client.diagnosis import shown
 from runbell.errors import ConfigurationError, RunbellError
 
 if TYPE_CHECKING:
@@ -272,7 +273,9 @@ def _all_assistants(client: OpenAI) -> Iterator[dict[str, Any]]:
     while True:
         page = client.get("/assistants", cast_to=object, options={"params": query})
         if not isinstance(page, dict) or not isinstance(page.get("data"), list):
-            raise RunbellError(f"{client.base_url} sent something that is no list of assistants")
+            raise RunbellError(
+                f"{shown(client.base_url)} sent something that is no list of assistants"
+            )
         yield from page["data"]
         if not page.get("has_more"):
             return

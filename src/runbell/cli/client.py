@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from runbell.client.diagnosis import shown
 from runbell.errors import ConfigurationError, RunbellError
 
 if TYPE_CHECKING:
@@ -58,16 +59,18 @@ class Service:
         """The error for an answer that nobody expected; `said` is its message."""
         if status in (401, 403):
             origin = _origin(self.key, "--api-key", API_KEY_VARIABLE)
-            return ConfigurationError(f"{self.url} refused the key from {origin}: {said}")
+            return ConfigurationError(f"{shown(self.url)} refused the key from {origin}: {said}")
         if status == 404 and not self.url.rstrip("/").endswith(("/v1", "/openai")):
-            return ConfigurationError(f"{self.url} has no such API; a base URL mostly ends in /v1")
-        return RunbellError(f"{self.url} answered: {said}")
+            return ConfigurationError(
+                f"{shown(self.url)} has no such API; a base URL mostly ends in /v1"
+            )
+        return RunbellError(f"{shown(self.url)} answered: {said}")
 
     def silence(self, cause: BaseException) -> ConfigurationError:
         """The error for no answer at all."""
         return ConfigurationError(
-            f"no answer from {self.url} ({str(cause) or type(cause).__name__}); is the service "
-            f"running, and is {_origin(self.url, '--base-url', BASE_URL_VARIABLE)} right?"
+            f"no answer from {shown(self.url)} ({str(cause) or type(cause).__name__}); is the "
+            f"service running, and is {_origin(self.url, '--base-url', BASE_URL_VARIABLE)} right?"
         )
 
 
@@ -80,7 +83,9 @@ def locate(base_url: str | None, api_key: str | None) -> Service:
     url = _required("base URL", base_url, "--base-url", BASE_URL_VARIABLE)
     key = _required("API key", api_key, "--api-key", API_KEY_VARIABLE)
     if not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"the base URL must start with http:// or https://: {url!r}")
+        raise ConfigurationError(
+            f"the base URL must start with http:// or https://: {shown(url)!r}"
+        )
     if not (key.isascii() and key.isprintable()):
         raise ConfigurationError(
             f"the API key from {_origin(key, '--api-key', API_KEY_VARIABLE)} "
@@ -110,7 +115,7 @@ def connect(base_url: str | None, api_key: str | None) -> Iterator[OpenAI]:
         except APIConnectionError as error:
             raise service.silence(error.__cause__ or error) from error
         except APIError as error:
-            message = f"{service.url} sent an answer that is not the API's: {error}"
+            message = f"{shown(service.url)} sent an answer that is not the API's: {error}"
             raise RunbellError(message) from error
 
 

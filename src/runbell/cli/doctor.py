@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from runbell.cli.client import API_KEY_VARIABLE, BASE_URL_VARIABLE, ApiKey, BaseUrl, sentence
+from runbell.client.diagnosis import shown
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -86,7 +87,7 @@ def _key(key: str) -> Finding:
 
 
 def _url(url: str, given: bool) -> Finding:
-    what = f"the base URL is {url}" if given else f"no base URL is set: it is {url}"
+    what = f"the base URL is {shown(url)}" if given else f"no base URL is set: it is {shown(url)}"
     if not url.startswith(("http://", "https://")):
         return Finding(False, what, "it has to start with http:// or https://")
     if not given:
@@ -110,7 +111,9 @@ def _round_trip(client: OpenAI, url: str) -> Iterator[Finding]:
     except APIConnectionError as error:
         cause = str(error.__cause__ or error)
         yield Finding(
-            False, f"nobody answers at {url} ({cause})", "is the service running, is the URL right?"
+            False,
+            f"nobody answers at {shown(url)} ({cause})",
+            "is the service running, is the URL right?",
         )
         return
     took = time.monotonic() - began
@@ -120,7 +123,7 @@ def _round_trip(client: OpenAI, url: str) -> Iterator[Finding]:
 
 
 def _refusal(error: Any, url: str) -> Finding:
-    what = f"{url} answered {error.status_code}: {sentence(error)}"
+    what = f"{shown(url)} answered {error.status_code}: {sentence(error)}"
     if error.status_code in (401, 403):
         return Finding(
             False,

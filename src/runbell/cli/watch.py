@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from runbell.cli.client import ApiKey, BaseUrl, connect
+from runbell.client.diagnosis import shown
 from runbell.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def _active(client: OpenAI) -> list[Row]:
             )
         except NotFoundError as error:
             raise ConfigurationError(
-                f"{client.base_url} has no list of runs across threads; Runbell's service has"
+                f"{shown(client.base_url)} has no list of runs across threads; "
+                "Runbell's service has"
             ) from error
         found += page["data"]
         if not page["has_more"] or not page["data"]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from runbell.client.trouble import status_of
 
-__all__ = ["explain", "key_note", "masked"]
+__all__ = ["explain", "key_note", "masked", "shown"]
 
 KEY_VARIABLES = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY")
 
@@ -25,10 +26,20 @@ def explain(
         return
     if getattr(error, "__notes__", None) and any("base_url" in each for each in error.__notes__):
         return  # one error may end many waits
-    url = getattr(client, "base_url", None)
+    url = shown(getattr(client, "base_url", None))
     error.add_note(f"while waiting for {name} at base_url {url}")
-    if status_of(error) in (401, 403, 404):
+    if status_of(error) in (400, 401, 403, 404):
         error.add_note(key_note(getattr(client, "api_key", None), client, environ))
+
+
+def shown(url: object) -> str:
+    """A URL without what may be secret in it: who signs in, and the query."""
+    try:
+        parts = urlsplit(str(url))
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "that is no URL"
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def key_note(key: Any, client: Any, environ: Mapping[str, str] = os.environ) -> str:

@@ -77,11 +77,14 @@ def action_required(run: Any, view: View, missing: tuple[ToolCall, ...]) -> Acti
     )
 
 
-def timed_out(run: Any, view: View, waited: float, polls: int, why: str) -> WaitTimeout:
-    """The error for a run that has not ended yet."""
+def timed_out(
+    run: Any, view: View, waited: float, polls: int, why: str, cancelled: bool = False
+) -> WaitTimeout:
+    """The error for a run that has not ended yet; `cancelled`: the server took a cancel for it."""
+    outlook = "its cancel was asked for" if cancelled else "it goes on: wait for it again to resume"
     return WaitTimeout(
         f"{view.name} was {view.status} when {why} after {waited:.1f} s and {polls} looks; "
-        "it goes on: wait for it again to resume",
+        f"{outlook}",
         polls=polls,
         waited=waited,
         retryable=True,

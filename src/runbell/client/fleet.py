@@ -28,7 +28,7 @@ from runbell.client.flow import TimeIsUp, Wait
 from runbell.client.hands import ToolOutcome
 from runbell.client.server import Server
 from runbell.client.tools import Tool
-from runbell.client.trouble import retry_after, status_of
+from runbell.client.trouble import copy_of, retry_after, status_of
 from runbell.client.view import Answer
 from runbell.client.wishes import Do, Flow, Look, UseTools, Wish
 from runbell.clock import Clock
@@ -133,6 +133,7 @@ class Fleet:
         self._by_run: defaultdict[str, set[Wait]] = defaultdict(set)
         self._by_thread: defaultdict[str, set[Wait]] = defaultdict(set)
         self._alone: set[Wait] = set()
+        self._told_meanwhile: set[Wait] = set()
         self._flights: dict[int, _Flight] = {}
         self._timers: list[tuple[float, int, Wait]] = []
         self._at_work: dict[int, UseTool] = {}
@@ -223,7 +224,10 @@ class Fleet:
         wait.wish = wish
         match wish:
             case Look(at):
-                if at < math.inf:
+                if wait in self._told_meanwhile and wait.retry_at is None:
+                    self._told_meanwhile.discard(wait)
+                    self._pacer.want(wait, min(at, self._clock.monotonic()))
+                elif at < math.inf:
                     self._pacer.want(wait, at)
                 else:
                     self._pacer.forget(wait)
@@ -257,6 +261,7 @@ class Fleet:
         wait.flow = wait.wish = wait.order = None
         self._open.discard(wait)
         self._alone.discard(wait)
+        self._told_meanwhile.discard(wait)
         self._pacer.forget(wait)
         self._unindex(wait, wait.id)
         if not self._open:
@@ -425,7 +430,7 @@ class Fleet:
         answer = self._heard(landed.value, flight, now) if landed.value else None
         for wait in waits:
             if error is not None:
-                self._step(wait, error=error)
+                self._step(wait, error=copy_of(error))
             elif answer is not None and found and wait.id in found:
                 self._step(wait, answer.about(found[wait.id]))
             else:  # the server may say more about it when it is asked for it alone
@@ -449,13 +454,23 @@ class Fleet:
         run_id = data.get("id") if isinstance(data, dict) else None
         for wait in list(self._by_run.get(str(run_id), ())):
             if not isinstance(wait.wish, Look):
-                continue  # it is busy with the run, and looks again afterwards
+                if (
+                    isinstance(data, dict) and data.get("status") != wait.status
+                ):  # it is busy with the run: it looks then
+                    self._told_meanwhile.add(wait)
+                continue
             provider: Any = wait.terms.provider
             told = getattr(provider, "told", None)
-            item = None if told is None else told(wait.item, event)
+            try:
+                item = None if told is None else told(wait.item, event)
+            except Exception:  # whatever an event holds, the run itself can be looked at
+                log.exception("an event about %s makes no sense", wait.name)
+                item = None
             if item is None:
                 if wait.order is None:
                     self._pacer.want(wait, self._clock.monotonic())
+                else:  # that answer may be older than the event
+                    self._told_meanwhile.add(wait)
                 continue
             self._pacer.forget(wait)
             self._step(wait, Answer(item, pushed=True))
@@ -529,6 +544,12 @@ class Fleet:
         """Keep a place for the output of a call that is being made."""
         self._calls[key] = None
         if len(self._calls) > REMEMBERED_CALLS:
-            done = next((old for old, each in self._calls.items() if each is not None), None)
-            if done is not None:
-                del self._calls[done]
+            needed = {
+                (wait.id, each.id)
+                for wait in self._acting
+                if isinstance(wait.wish, UseTools)
+                for each in wait.wish.calls
+            }
+            done = (old for old, each in self._calls.items() if each and old not in needed)
+            if (oldest := next(done, None)) is not None:
+                del self._calls[oldest]

@@ -66,7 +66,7 @@ CANCEL_SECONDS = 5.0
 
 
 class TimeIsUp(Exception):
-    """Thrown into a flow at its deadline."""
+    """Thrown into a flow at its deadline, or raised in it where its policy says so: why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,9 @@ class Wait:
     # A hundred thousand of these have to fit into memory.
     __slots__ = (
         "answered", "armed", "began", "dated", "deadline", "done", "expires", "expires_at",
-        "failures", "flow", "id", "item", "last_error", "order", "part_began",
-        "pending_until", "policy", "polls", "polls_of_part", "refused", "restarts", "retry_at", "status", "terms", "thread_id", "wish",
+        "failures", "flow", "id", "item", "last_error", "order", "part_began", "pending_until",
+        "policy", "polls", "polls_of_part", "refused", "restarts", "retry_at", "status", "terms",
+        "thread_id", "wish",
     )  # fmt: skip
 
     def __init__(self, item: Any, terms: Terms, done: Done) -> None:
@@ -172,9 +173,9 @@ class Wait:
             about.setdefault("run_id", self.id)
             records.tell(self.terms.hooks, kind(elapsed=self.now - self.began, **about))
 
-    def timed_out(self, why: str) -> WaitTimeout:
+    def timed_out(self, why: str, cancelled: bool = False) -> WaitTimeout:
         """The error that says that it has not ended."""
-        return timed_out(self.item, self.view, self.now - self.began, self.polls, why)
+        return timed_out(self.item, self.view, self.now - self.began, self.polls, why, cancelled)
 
     def set_expiry(self, server_now: float | None = None) -> None:
         """Take the expiry from the object, by the server's clock or, where it does not tell the
@@ -287,16 +288,17 @@ def waiting(wait: Wait) -> Flow[Any]:
                 answer: Answer = yield Look(_next_look(wait, held))
                 held = answer.held
                 view = _saw(wait, answer)
-            except (TimeIsUp, WaitTimeout):
+            except TimeIsUp:
                 raise
             except Exception as error:  # noqa: BLE001 - raised again where it is not transient
                 held = False
                 wait.bear(error)
-    except TimeIsUp:
-        last_error = wait.last_error
-        if wait.terms.cancel_on_timeout:
-            yield from _cancel_at_the_end(wait)
-    raise wait.timed_out("the time for waiting was over") from last_error
+    except TimeIsUp as up:
+        why, last_error = str(up) or "the time for waiting was over", wait.last_error
+    cancelled = False
+    if wait.terms.cancel_on_timeout:
+        cancelled = yield from _cancel_at_the_end(wait)
+    raise wait.timed_out(why, cancelled) from last_error
 
 
 def cancelling(wait: Wait) -> Flow[Any]:
@@ -336,7 +338,7 @@ def _wanted(wait: Wait, now: float, held: bool) -> float:
     if delay is None:
         if wait.terms.pushed:
             return math.inf
-        raise wait.timed_out("its policy ended polling")
+        raise TimeIsUp("its policy ended polling")
     if held:  # the server's holding the request was the pause
         return now
     at = now + max(delay, 0.0)
@@ -352,6 +354,8 @@ def _saw(wait: Wait, answer: Answer) -> View:
         BadAnswer: it is about something else.
     """
     view = wait.read(answer.item)
+    if view.stage == "wants" and not view.calls and wait.terms.answers_actions:
+        raise BadAnswer(f"{wait.name} is {view.status} and does not say what it wants")
     previous, wait.status = wait.status, view.status
     wait.item = answer.item
     if not answer.pushed:
@@ -480,12 +484,15 @@ def _insist(wait: Wait, deed: Deed, at: float | None = None) -> Flow[Any]:
             return reply
 
 
-def _cancel_at_the_end(wait: Wait) -> Flow[None]:
+def _cancel_at_the_end(wait: Wait) -> Flow[bool]:
+    """Whether the server took a cancel."""
     wait.deadline = wait.now + CANCEL_SECONDS
     try:
         yield from _insist(wait, Cancel(wait.item))
     except Exception as error:  # noqa: BLE001 - the timeout is what the caller has to hear of
         log.warning("%s could not be cancelled: %s", wait.name, _words(error))
+        return False
+    return True
 
 
 def _words(error: Exception) -> str:

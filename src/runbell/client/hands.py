@@ -136,7 +136,7 @@ class Hands:
                 reply = acts.retrieve_thread(self._client, thread_id, **options)
                 return _by_id(acts, await self._answer(reply))
             case Submit(item, outputs):
-                key = "runbell-" + "-".join(sorted(outputs))
+                key = f"runbell-{item.id}-" + "-".join(sorted(outputs))
                 options["extra_headers"] = {"Idempotency-Key": key[:255]}
                 return await _parsed(
                     await _done(acts.submit(self._client, item, outputs, **options))
@@ -170,10 +170,21 @@ class Hands:
             first = await self._blocking(journal.begin, run_id, call.id, call.name, time.time())
             if not first:
                 log.warning("%s of %s was begun before and has no output", call.id, run_id)
-        outcome = await self._called(deed, deed.tool)
-        if journal is not None and not (outcome.raised and deed.forget_errors):
-            await self._blocking(journal.finish, run_id, call.id, outcome.output)
+        kept: str | None = None
+        try:
+            outcome = await self._called(deed, deed.tool)
+            kept = None if outcome.raised and deed.forget_errors else outcome.output
+        finally:
+            if journal is not None:
+                await self._written_down(journal, deed, kept)
         return outcome
+
+    async def _written_down(self, journal: Journal, deed: UseTool, output: str | None) -> None:
+        """Write an output down. Where that fails the output is still worth more than an error."""
+        try:
+            await self._blocking(journal.finish, deed.run_id, deed.call.id, output)
+        except RunbellError as error:
+            log.error("%s of %s: its output was not kept: %s", deed.call.id, deed.run_id, error)
 
     async def _called(self, deed: UseTool, tool: Tool) -> ToolOutcome:
         began = time.monotonic()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from runbell.errors import ConfigurationError
+from runbell.errors import ConfigurationError, RunbellError
 
 __all__ = ["Journal"]
 
@@ -39,6 +41,8 @@ class Journal:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
+        self._begun: set[tuple[str, str]] = set()
+        self._closing = False
         try:
             # Autocommit: each statement is durable when it returns.
             self._db = sqlite3.connect(
@@ -73,28 +77,46 @@ class Journal:
             Whether this is the first time. If not, and there is no output, whoever made it before
             is at it, or died of it.
         """
-        with self._lock:
+        with self._lock, self._problems():
             self._db.execute("delete from tool_calls where begun_at < ?", (now - KEEP_SECONDS,))
             done = self._db.execute(
                 "insert or ignore into tool_calls values (?, ?, ?, ?, null)",
                 (run_id, call_id, name, now),
             )
+            self._begun.add((run_id, call_id))
         return done.rowcount == 1
 
-    def finish(self, run_id: str, call_id: str, output: str) -> None:
-        """Write down what the call gave."""
-        with self._lock:
-            self._db.execute(
-                "update tool_calls set output = ? where run_id = ? and call_id = ?",
-                (output, run_id, call_id),
-            )
+    def finish(self, run_id: str, call_id: str, output: str | None) -> None:
+        """Write down what the call gave; None where it gave nothing that is to be kept."""
+        with self._lock, self._problems():
+            try:
+                if output is not None:
+                    self._db.execute(
+                        "update tool_calls set output = ? where run_id = ? and call_id = ?",
+                        (output, run_id, call_id),
+                    )
+            finally:
+                self._begun.discard((run_id, call_id))
+                self._close_if_done()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, as soon as the calls that are being made are written down."""
         with self._lock:
+            self._closing = True
+            self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._closing and not self._begun:
             self._db.close()
 
+    @contextmanager
+    def _problems(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise RunbellError(f"the journal {self.path} can't be used: {error}") from error
+
     def _one(self, statement: str, *values: str) -> tuple[str | None] | None:
-        with self._lock:
+        with self._lock, self._problems():
             row: tuple[str | None] | None = self._db.execute(statement, values).fetchone()
         return row

@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 from runbell.errors import BadAnswer
 
 __all__ = [
+    "copy_of",
     "date_seconds",
     "header",
     "is_not_accepting",
@@ -71,6 +72,20 @@ def retry_after(error: BaseException, now: float) -> float | None:
         if seconds == seconds and seconds > 0:  # a number, and not in the past
             return min(seconds, LONGEST_RETRY_AFTER)
     return None
+
+
+def copy_of(error: Exception) -> Exception:
+    """The same error for somebody else, with notes and a traceback of its own."""
+    try:
+        found = type(error).__new__(type(error), *error.args)
+    except TypeError:
+        return error
+    found.args = error.args
+    found.__dict__.update(error.__dict__)
+    if notes := getattr(error, "__notes__", None):
+        found.__notes__ = list(notes)
+    found.__cause__, found.__context__ = error.__cause__, error.__context__
+    return found.with_traceback(error.__traceback__)
 
 
 def is_stale_submission(error: BaseException) -> bool:

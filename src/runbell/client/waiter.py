@@ -140,6 +140,8 @@ class _Waiter:
             ConfigurationError: an object is of no kind that is known, or an option is wrong.
         """
         shared = self._shared({**self._defaults, **options}) | more
+        if more.get("answers_actions") is False:  # what is to be cancelled is not begun again
+            shared["max_restarts"] = 0
         policy, tools = shared.pop("policy"), shared["tools"]
         terms: dict[int, Terms] = {}  # by provider: almost always one for all
         waits = []
@@ -198,6 +200,14 @@ def _limit_of(client: Any) -> float | None:
     return float(limit) if isinstance(limit, int | float) else None
 
 
+def _refuse(client: Any, waiter: str, name: str, base: str) -> None:
+    """Refuse a client of the SDK that is of the other kind."""
+    for each in type(client).__mro__:
+        if each.__name__ == base and each.__module__ == "openai._base_client":
+            other = "Waiter" if waiter == "AsyncWaiter" else "AsyncWaiter"
+            raise ConfigurationError(f"{waiter} can't use a client like {name}: take {other}")
+
+
 class AsyncWaiter(_Waiter):
     """Waits for runs, and whatever else an asynchronous SDK client can retrieve.
 
@@ -210,6 +220,7 @@ class AsyncWaiter(_Waiter):
     """
 
     def __init__(self, client: Any, **options: Unpack[WaiterOptions]) -> None:
+        _refuse(client, "AsyncWaiter", "OpenAI", "SyncAPIClient")
         super().__init__(client, **options)
         hands = Hands(client, tasks.call_function, self._journal, tasks.in_a_thread)
         self._driver = tasks.Tasks(self._fleet, hands, self._clock)
@@ -322,6 +333,7 @@ class Waiter(_Waiter):
     """
 
     def __init__(self, client: Any, **options: Unpack[WaiterOptions]) -> None:
+        _refuse(client, "Waiter", "AsyncOpenAI", "AsyncAPIClient")
         super().__init__(client, **options)
         hands = Hands(client, threads.call_function, self._journal)
         self._driver = threads.Threads(self._fleet, hands, threads.Mailbox(self._clock))
