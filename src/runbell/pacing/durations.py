@@ -25,7 +25,7 @@ _OPEN = 255
 _EVERY = 4
 """Whether the runs have changed is asked after every fourth of them; each asking sorts the ring."""
 
-_RECENT = (8, 16, 32, 64)
+_RECENT = (8, 24, 64)
 _THRESHOLD = 2.1
 """Kolmogorov-Smirnov: old and recent runs differ where D·√(mn / (m + n)) is greater. By chance
 that happens with probability 2·exp(-2·2.1²) = 0.0003; the price of a false alarm is old evidence."""
@@ -123,8 +123,8 @@ def _distance(ranked: list[float], recent: list[float]) -> float:
     total, count = len(ranked), len(recent)
     return max(
         max(
-            bisect_right(ranked, value) / total - place / count,
-            (place + 1) / count - bisect_left(ranked, value) / total - 1 / total,
+            bisect_left(ranked, value) / total - place / count,
+            (place + 1) / count - bisect_right(ranked, value) / total,
         )
         for place, value in enumerate(recent)
     )

@@ -26,8 +26,8 @@ a kind's own runs are over, the others' alone say how it goes on, whatever their
 that, a greater weight buys polls at moments where runs of this kind never end."""
 
 _AGAIN = 0.2
-_AGAIN_RUNS = 48
-"""A schedule is made anew after a fifth more runs than it knows, and after 48 of them at most."""
+_AGAIN_RUNS = 64
+"""A schedule is made anew after a fifth more runs than it knows, and after 64 of them at most."""
 
 _POOL_KINDS, _POOL_RUNS = 64, 12
 
@@ -112,7 +112,7 @@ class Foresight:
             age: seconds that the run was old when the wait began; also where it began anew, after
                 tool outputs were submitted.
         """
-        return ForesightPolicy(self, _hashable(key), age)
+        return ForesightPolicy(self, key, age)
 
     def survival(self, key: Key, t: float) -> float:
         """The probability that a run of this kind takes longer than `t` seconds."""
@@ -128,7 +128,7 @@ class Foresight:
             key: the run's kind.
             elapsed: how long the run has been running.
         """
-        kind = self._kinds.get(_hashable(key))
+        kind = self._found(key)
         known = self._pool if kind is None else kind
         plan = self.schedule(key)
         # A quarter of a second more or less makes no other pause; past that, a tenth does not.
@@ -141,12 +141,12 @@ class Foresight:
 
     def schedule(self, key: Key) -> Schedule:
         """The checks of a run of this kind, counted from its start."""
-        kind = self._kinds.get(_hashable(key))
+        kind = self._found(key)
         return self._pool.schedule() if kind is None else kind.schedule(self)
 
     def queueing(self, key: Key) -> Queueing | None:
         """How long runs of this kind wait for their start; None where they hardly do."""
-        kind = self._kinds.get(_hashable(key))
+        kind = self._found(key)
         return None if kind is None else kind.queueing()
 
     def dump(self) -> dict[str, Any]:
@@ -192,6 +192,14 @@ class Foresight:
         if len(self._kinds) > self._most:
             del self._kinds[next(iter(self._kinds))]
         return kind
+
+    def _found(self, key: Key) -> _Kind | None:
+        try:
+            if (kind := self._kinds.get(key)) is not None:
+                return kind
+        except TypeError:
+            pass  # a list, or a tuple with one: it is known by another name
+        return self._kinds.get(_hashable(key))
 
     def parent(self) -> Survival:
         """What is believed of any run: what is known of all kinds, and the prior."""

@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from operator import mul
 from typing import NamedTuple, Protocol
 
 from runbell.pacing.durations import Observation
@@ -105,6 +106,7 @@ FAVOUR = (1.0, 2.0, 0.5, 0.25, 0.12)
 SPREAD = 0.5
 """The standard deviation of the logarithm that a single run is credited with."""
 
+_DOUBT = 4.0
 _NARROWEST = 0.003
 _CELLS = 640
 _MARGIN = 3.5
@@ -215,7 +217,7 @@ class _Cells:
         ]
         shares = _earned([counts[cell] for cell in taken], others)
         return [
-            sum(map(_product, shares, column))
+            sum(map(mul, shares, column))
             for column in zip(*blurs, strict=True)
         ]
 
@@ -225,21 +227,17 @@ class _Cells:
         return min(max(0, round((wide - 1) / 2)), self.count)
 
 
-def _product(one: float, other: float) -> float:
-    return one * other
-
-
 def _earned(counts: list[float], others: list[list[float]]) -> list[float]:
     """The weights of the kernel widths, by expectation maximisation; they add up to one."""
     total = sum(counts) + sum(FAVOUR)
     shares = [favour / sum(FAVOUR) for favour in FAVOUR]
     for _ in range(_ROUNDS):
         mixed = [
-            count / sum(map(_product, shares, column))
+            count / sum(map(mul, shares, column))
             for count, column in zip(counts, zip(*others, strict=True), strict=True)
         ]
         shares = [
-            (share * sum(map(_product, likely, mixed)) + favour) / total
+            (share * sum(map(mul, likely, mixed)) + favour) / total
             for share, likely, favour in zip(shares, others, FAVOUR, strict=True)
         ]
     return shares
@@ -254,7 +252,10 @@ def _rule_of_thumb(logs: list[float]) -> float:
     deviation = math.sqrt(sum((value - mean) ** 2 for value in logs) / (count - 1))
     quartiles = (_quantile(logs, 0.75) - _quantile(logs, 0.25)) / 1.34
     narrow = min(deviation, quartiles) or deviation
-    return max(0.9 * narrow * count**-0.2 * (1 + 2 / (count * count)), _NARROWEST)
+    # A few runs that took about the same may have done so by chance.
+    doubt = _DOUBT / count**2
+    narrow = math.sqrt(((count - 1) * narrow**2 + doubt * SPREAD**2) / (count - 1 + doubt))
+    return max(0.9 * narrow * count**-0.2, _NARROWEST)
 
 
 def _quantile(values: list[float], share: float) -> float:
