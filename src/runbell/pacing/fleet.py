@@ -15,7 +15,8 @@ from runbell.pacing.survival import Curve, LogLogistic
 __all__ = ["WorthPacer", "worth"]
 
 _CROWD = 16
-"""Ready waits that are compared with each other; where there are more, the bar is raised."""
+"""Ready waits that are compared with each other, or the root of all waits if that is more. Where
+there are more still, the bar is raised."""
 
 _SOON = 1e-3
 _MARGIN = 0.02
@@ -198,9 +199,7 @@ class WorthPacer:
             self._urgent[wait] = (at, turn)
             return
         outlook, began, looked = self._expected.get(wait) or (self._unknown, at, at)
-        wish = self._wishes[wait] = _Wish(
-            at, turn, began, outlook.since(looked - began)
-        )
+        wish = self._wishes[wait] = _Wish(at, turn, began, outlook.since(looked - began))
         heapq.heappush(self._due, (at, turn, wait))
         heapq.heappush(self._later, (wish.reaches(self._bar), turn, wait))
         if len(self._due) > 64 and len(self._due) > 2 * len(self._wishes):
@@ -240,7 +239,9 @@ class WorthPacer:
     def along(self, count: int, until: float) -> list[Hashable]:
         """Up to `count` waits that want a look by `until`, those first for which it is worth
         most, to be part of a call that is granted already. They want nothing from then on."""
-        ready = [(wish.index(until), wait) for wait, wish in self._wishes.items() if wish.at <= until]
+        ready = [
+            (wish.index(until), wait) for wait, wish in self._wishes.items() if wish.at <= until
+        ]
         found = [wait for _, wait in heapq.nlargest(count, ready, key=lambda each: each[0])]
         for wait in found:
             self._drop(wait)
@@ -277,15 +278,16 @@ class WorthPacer:
         if not self._ready and self._bar > 0 and self._wishes:
             # Calls to spare: what nobody is worth the bar for is worth less.
             self._lower(now)
-        worths = {
-            wait: wish.index(now) for wait, wish in self._ready.items() if wish.at <= now
-        }
+        worths = {wait: wish.index(now) for wait, wish in self._ready.items() if wish.at <= now}
         if not worths:
             return None
         best = max(worths, key=worths.__getitem__)
-        if len(worths) > _CROWD:
+        if len(worths) > self._crowd():
             self._raise(sorted(worths.values())[len(worths) // 2], now)
         return best
+
+    def _crowd(self) -> int:
+        return max(_CROWD, math.isqrt(len(self._wishes)))
 
     def _fill(self, now: float) -> None:
         """Make ready whom a look is worth the bar for."""
@@ -309,16 +311,20 @@ class WorthPacer:
                 heapq.heappush(self._later, (wish.reaches(bar), wish.turn, wait))
 
     def _lower(self, now: float) -> None:
-        """Down to where half a crowd is ready; to nothing where fewer want a look yet."""
+        """Down to where half a crowd is ready; to nothing where fewer want a look yet.
+
+        The moments in the heap stay those of the higher bar: whoever passes the lower one only is
+        found here the next time, which costs less than to reckon all moments again.
+        """
+        some = self._crowd() // 2
         wanting = (
             (wish.index(now), wish.turn, wait)
             for wait, wish in self._wishes.items()
             if wish.at <= now
         )
-        half = heapq.nlargest(_CROWD // 2, wanting)
-        self._bar = half[-1][0] if len(half) == _CROWD // 2 else 0.0
+        half = heapq.nlargest(some, wanting)
+        self._bar = half[-1][0] if len(half) == some else 0.0
         self._ready = {wait: self._wishes[wait] for _, _, wait in half}
-        self._sort_out()
 
     def _sort_out(self) -> None:
         self._later = [

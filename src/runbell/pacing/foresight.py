@@ -302,9 +302,7 @@ class _Pool:
             own = self._own or _of_prior(self._of.prior)
             # As likely as not it is like none of one kind seen, rarely like none of a hundred.
             doubt = 1.0 if self._own is None else 1.0 / (1.0 + self._of.kinds)
-            self._schedule = schedule(
-                own, self._of.prior, doubt, self._of.price, self._of.latency
-            )
+            self._schedule = schedule(own, self._of.prior, doubt, self._of.price, self._of.latency)
             self.pauses = {}
         return self._schedule
 

@@ -209,17 +209,11 @@ class _Cells:
             own.append(1.0 / (2 * reach + 1))
         # What a cell's runs get from kernels other than their own.
         others = [
-            [
-                max(blur[cell] - centre * repeats[cell] / counts[cell], 0.0) + 1e-9
-                for cell in taken
-            ]
+            [max(blur[cell] - centre * repeats[cell] / counts[cell], 0.0) + 1e-9 for cell in taken]
             for blur, centre in zip(blurs, own, strict=True)
         ]
         shares = _earned([counts[cell] for cell in taken], others)
-        return [
-            sum(map(mul, shares, column))
-            for column in zip(*blurs, strict=True)
-        ]
+        return [sum(map(mul, shares, column)) for column in zip(*blurs, strict=True)]
 
     def _reach(self, kernel: float) -> int:
         """Of a box that, applied `_PASSES` times, has the variance of the kernel: half its width."""
