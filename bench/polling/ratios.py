@@ -10,7 +10,7 @@ from bench.polling.optimum import Frontier
 from bench.polling.rules import LATENCY, Outcome, learned
 from bench.polling.truth import Draws
 from runbell.pacing.foresight import Foresight
-from runbell.pacing.survival import LogLogistic
+from runbell.pacing.survival import ignorance
 
 __all__ = ["PRICES", "cold", "ratio", "taught", "trained"]
 
@@ -61,5 +61,5 @@ def trained(
 
 def cold(draws: Draws, best: Frontier, off: float = 1.0) -> float:
     """The ratio of one that knows nothing, and whose prior is wrong by a factor."""
-    prior = LogLogistic(LogLogistic().median * off)
+    prior = ignorance(8.0 * off)
     return ratio(lambda price: learned(Foresight(price, LATENCY, prior=prior), "new", draws), best)

@@ -113,7 +113,10 @@ class Service(RuleBasedStateMachine):
         thread.runs.append(run)
         self.settle()
 
-    @rule(data=draws, how=st.sampled_from(["all", "all", "one is missing", "one is unknown", "one too many"]))
+    @rule(
+        data=draws,
+        how=st.sampled_from(["all", "all", "one is missing", "one is unknown", "one too many"]),
+    )
     def submit_outputs(self, data: st.DataObject, how: str) -> None:
         run = data.draw(st.sampled_from(self.house.runs()))
         calls = [call.id for call in self.do(self.service.find(run.id)).tool_calls]

@@ -10,7 +10,7 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 from runbell.pacing.bucket import TokenBucket
-from runbell.pacing.survival import Curve, LogLogistic
+from runbell.pacing.survival import Curve, LogLogistic, ignorance
 
 __all__ = ["WorthPacer", "worth"]
 
@@ -369,6 +369,6 @@ def _even(calls_per_minute: float) -> TokenBucket:
 
 
 def _cold() -> Curve:
-    prior = LogLogistic()
+    prior = ignorance()
     times = [0.0, *(0.1 * math.exp(0.1 * step) for step in range(120))]
     return Curve(times, [prior.alive(time) for time in times])

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from runbell.pacing.durations import Durations, Observation
 from runbell.pacing.queueing import Queueing
 from runbell.pacing.schedule import Schedule, best_interval, schedule
-from runbell.pacing.survival import Curve, Estimate, LogLogistic, Mixed, Survival, estimate
+from runbell.pacing.survival import Curve, Estimate, Mixed, Survival, estimate, ignorance
 
 __all__ = ["Foresight", "ForesightPolicy", "Key", "SeenRun"]
 
@@ -72,7 +72,7 @@ class Foresight:
         if not (0 <= price < math.inf and 0 < latency < math.inf):
             raise ValueError("a price of at least 0 and a latency above 0 are needed, in seconds")
         self.price, self.latency, self._most = price, latency, most
-        self._prior: Survival = LogLogistic() if prior is None else prior
+        self._prior: Survival = ignorance() if prior is None else prior
         self._kinds: dict[Key, _Kind] = {}
         self._pool = _Pool(self)
 
@@ -133,6 +133,8 @@ class Foresight:
         plan = self.schedule(key)
         # A quarter of a second more or less makes no other pause; past that, a tenth does not.
         place = round(10 * math.log(max(elapsed, 0.0) + 0.25))
+        if known.pauses is None:
+            known.pauses = {}
         if place not in known.pauses:
             known.pauses[place] = best_interval(
                 plan.curve, max(elapsed, 0.0), self.price, self.latency
@@ -224,40 +226,40 @@ class Foresight:
 class _Kind:
     """What is known of one kind of run."""
 
-    __slots__ = ("_known", "_queueing", "_schedule", "_waits", "pauses", "queued", "ran")
+    __slots__ = ("_known", "_news", "_queueing", "_schedule", "_waits", "pauses", "queued", "ran")
 
     def __init__(self) -> None:
         self.ran = Durations()
         self.queued: Durations | None = None
-        self.pauses: dict[int, float] = {}
+        self.pauses: dict[int, float] | None = None
         self._schedule: Schedule | None = None
-        self._known = 0
+        self._known = self._news = 0
         self._queueing: Queueing | None = None
         self._waits = 0
 
     def add(self, ran: Observation, queued: Observation | None) -> None:
+        self._news += 1
         if self.ran.add(ran):
             self._schedule = None
         if queued is not None:
             if self.queued is None:
-                self.queued = Durations(capacity=32)
+                self.queued = Durations(capacity=24)
             self.queued.add(queued)
 
     def restore(self, ran: Iterable[Observation], queued: Iterable[Observation]) -> None:
         for seen in ran:
             self.add(seen, None)
         for seen in queued:
-            self.queued = self.queued or Durations(capacity=32)
+            self.queued = self.queued or Durations(capacity=24)
             self.queued.add(seen)
 
     def schedule(self, known: Foresight) -> Schedule:
-        news = self.ran.seen - self._known
-        if self._schedule is None or news > min(_AGAIN * self._known, _AGAIN_RUNS - 1):
+        if self._schedule is None or self._news > min(_AGAIN * self._known, _AGAIN_RUNS - 1):
             own = estimate(list(self.ran))
             doubt = (_DOUBT + own.escaped) / (_DOUBT + own.runs)
             self._schedule = schedule(own, known.parent(), doubt, known.price, known.latency)
-            self._known = self.ran.seen
-            self.pauses = {}
+            self._known, self._news = len(self.ran), 0
+            self.pauses = None
         return self._schedule
 
     def queueing(self) -> Queueing | None:
@@ -280,7 +282,7 @@ class _Pool:
         self._own: Estimate | None = None
         self._schedule: Schedule | None = None
         self._survival: Survival | None = None
-        self.pauses: dict[int, float] = {}
+        self.pauses: dict[int, float] | None = None
 
     def grew(self) -> None:
         self._news += 1
@@ -303,7 +305,7 @@ class _Pool:
             # As likely as not it is like none of one kind seen, rarely like none of a hundred.
             doubt = 1.0 if self._own is None else 1.0 / (1.0 + self._of.kinds)
             self._schedule = schedule(own, self._of.prior, doubt, self._of.price, self._of.latency)
-            self.pauses = {}
+            self.pauses = None
         return self._schedule
 
     def _learn(self) -> None:

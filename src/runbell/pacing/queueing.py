@@ -40,15 +40,17 @@ class Queueing(NamedTuple):
     def starts(self, waited: float) -> list[tuple[float, float]]:
         """When a run starts that is still waiting after `waited` seconds: moments and weights.
 
-        The waits that were longer; and, with the weight of one run, one that is twice as long as
-        what it waited already, for what was never seen.
+        The waits that were longer; and, with the weight of one run, one that is longer than all
+        of them and twice as long as what it waited already, for what was never seen.
         """
         longer = [wait for wait in self.waits if wait > waited]
         step = max(1, len(longer) // _SUPPORT)
         chosen = longer[step // 2 :: step]
         total = len(longer) + 1.0
         each = len(longer) / total / len(chosen) if chosen else 0.0
-        return [(wait, each) for wait in chosen] + [(2 * waited + _NEGLIGIBLE, 1 / total)]
+        return [(wait, each) for wait in chosen] + [
+            (max(1.5 * self.waits[-1], 2 * waited), 1 / total)
+        ]
 
     def next_check(self, running: Schedule, waited: float) -> float:
         """When to look next at a run that was waiting `waited` seconds after its creation.

@@ -13,7 +13,7 @@ from runbell.pacing.survival import Curve, Estimate, Survival
 
 __all__ = ["Schedule", "best_checks", "best_interval", "schedule"]
 
-POINTS = 224
+POINTS = 192
 """Moments among which the checks are chosen; their indices fit a byte."""
 
 _SHARE = 0.3

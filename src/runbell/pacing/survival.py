@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from runbell.pacing.durations import Observation
 
-__all__ = ["Curve", "Estimate", "LogLogistic", "Mixed", "Survival", "estimate"]
+__all__ = ["Curve", "Estimate", "LogLogistic", "Mixed", "Survival", "estimate", "ignorance"]
 
 
 class Survival(Protocol):
@@ -24,7 +24,7 @@ class Survival(Protocol):
 
 
 class LogLogistic(NamedTuple):
-    """What is believed of a run that nothing is known about.
+    """A distribution that claims little.
 
     Its hazard falls as shape/t in the long run, which is how ignorance of the time scale looks, so
     the gaps that it leads to grow with the square root of the time elapsed, and being wrong about
@@ -76,6 +76,15 @@ class Mixed(NamedTuple):
         return sum(weight * part.alive(seconds) for weight, part in self.parts)
 
 
+def ignorance(median: float = 8.0) -> Mixed:
+    """What is believed of a run that nothing is known about; the median in seconds is a guess.
+
+    One belief in ten is that the guess is far too short: it makes up for most of what is lost
+    where that is so, and costs next to nothing where it is not.
+    """
+    return Mixed(((0.9, LogLogistic(median)), (0.1, LogLogistic(20 * median))))
+
+
 class Estimate(NamedTuple):
     """What the runs of a kind say, before it is mixed with what others say.
 
@@ -112,7 +121,7 @@ _CELLS = 640
 _MARGIN = 3.5
 _PASSES = 2
 _ROUNDS = 8
-_TURNS = 3
+_TURNS = 5
 """Times that the share of a run known by an interval is moved to where the others are."""
 
 
@@ -130,10 +139,13 @@ def estimate(observations: Sequence[Observation], half_life: float = HALF_LIFE) 
     weights = [0.5 ** ((latest - index) / half_life) for index in range(len(observations))]
     cells = _Cells.around(observations)
     spread = [cells.range(observation) for observation in observations]
-    masses = [1.0] * cells.count
-    exact = all(first == last for first, last in spread)
-    for _ in range(1 if exact else _TURNS):
-        counts, repeats, escaped = cells.counted(spread, weights, masses)
+    # Those of which the moment is known tell first where the others may have ended.
+    known = [both for both in zip(spread, weights, strict=True) if both[0][0] == both[0][1]]
+    counts, repeats, escaped = cells.counted(known, [1.0] * cells.count)
+    masses = cells.smoothed(counts, repeats)
+    for _ in range(0 if len(known) == len(spread) else _TURNS):
+        every = list(zip(spread, weights, strict=True))
+        counts, repeats, escaped = cells.counted(every, masses)
         masses = cells.smoothed(counts, repeats)
     total = sum(masses) or 1.0
     return Estimate(cells.edges(), [mass / total for mass in masses], escaped, sum(weights))
@@ -170,13 +182,13 @@ class _Cells:
         return min(max(int((math.log(seconds) - self.start) / self.width), 0), self.count - 1)
 
     def counted(
-        self, spread: list[tuple[int, int]], weights: list[float], masses: list[float]
+        self, spread: list[tuple[tuple[int, int], float]], masses: list[float]
     ) -> tuple[list[float], list[float], float]:
         """The runs in each cell; the sum of their squares; and how many outlasted all cells."""
         counts, repeats, escaped = [0.0] * self.count, [0.0] * self.count, 0.0
         upto = [0.0, *accumulate(masses)]
         beyond = 0.5 * upto[-1] / (len(spread) + 1)
-        for (first, last), weight in zip(spread, weights, strict=True):
+        for (first, last), weight in spread:
             if first == last:
                 counts[first] += weight
                 repeats[first] += weight * weight
