@@ -118,7 +118,7 @@ def _fleet(seconds: float) -> None:
     limit = fleets.bound(fleet)
     figures = {
         "openai SDK": fleets.free(fleet, "fixed 1 s (openai SDK)"),
-        "tutorial": fleets.free(fleet, "tutorial (0.5 s × 1.5, cap 5 s)"),
+        "tutorial": fleets.free(fleet, "tutorial (0.5 s x 1.5, cap 5 s)"),
         "paced round robin": fleets.paced(fleet, worth=False),
         "paced by worth": fleets.paced(fleet),
     }

@@ -47,12 +47,8 @@ def trained(
     ratios: dict[str, list[float]] = {key: [] for key in kinds}
     for seed in range(repeats):
         known = {float(price): taught(kinds, runs, float(price), seed) for price in PRICES}
-        for key, draws in kinds.items():
-            ratios[key].append(
-                ratio(
-                    lambda price, key=key, draws=draws: learned(known[price], key, draws), best[key]
-                )  # type: ignore[misc]
-            )
+        for key in kinds:
+            ratios[key].append(_of_kind(key, kinds[key], known, best[key]))
     return {
         key: float(np.nanmean(values)) if not np.all(np.isnan(values)) else float("nan")
         for key, values in ratios.items()
@@ -63,3 +59,7 @@ def cold(draws: Draws, best: Frontier, off: float = 1.0) -> float:
     """The ratio of one that knows nothing, and whose prior is wrong by a factor."""
     prior = ignorance(8.0 * off)
     return ratio(lambda price: learned(Foresight(price, LATENCY, prior=prior), "new", draws), best)
+
+
+def _of_kind(key: str, draws: Draws, known: dict[float, Foresight], best: Frontier) -> float:
+    return ratio(lambda price: learned(known[price], key, draws), best)

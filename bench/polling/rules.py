@@ -98,8 +98,8 @@ RULES: dict[str, tuple[Rule, int]] = {
     "fixed 1 s (openai SDK)": (_fixed(1.0), 1),
     "fixed 2 s": (_fixed(2.0), 1),
     "fixed 3 s": (_fixed(3.0), 1),
-    "tutorial (0.5 s × 1.5, cap 5 s)": (_backoff(0.5, 1.5, 5.0, jitter=False), 1),
+    "tutorial (0.5 s x 1.5, cap 5 s)": (_backoff(0.5, 1.5, 5.0, jitter=False), 1),
     "full jitter of it": (_backoff(0.5, 1.5, 5.0, jitter=True), 200),
-    "google (to 1 s × 1.5, cap 20 s)": (_backoff(1.0, 1.5, 20.0, jitter=True), 200),
+    "google (to 1 s x 1.5, cap 20 s)": (_backoff(1.0, 1.5, 20.0, jitter=True), 200),
 }
 """What people use, with the waits to take the mean of."""

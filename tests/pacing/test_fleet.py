@@ -1,5 +1,6 @@
 """Many waits under one budget."""
 
+import itertools
 import random
 
 import numpy as np
@@ -153,7 +154,7 @@ def test_worth_never_falls_and_grows_beyond_any_bound():
     shape = curve()
     values = [worth(shape, 2.0, 2.0 + step * 0.25) for step in range(4000)]
     assert values[0] == 0
-    assert all(later >= earlier - 1e-4 for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later >= earlier - 1e-4 for earlier, later in itertools.pairwise(values))
     assert values[-1] > 1000
 
 
@@ -163,7 +164,7 @@ def test_a_grant_among_many_waits_costs_far_less_than_looking_at_all_of_them():
     for wait in range(5_000):
         pacer.expect(wait, shape, -rng.random() * 20, 0.0)
         pacer.want(wait, 0.0)
-    was = Pile.index
+    was = Pile.value
 
     def counted(pile, now):
         nonlocal looks
@@ -171,7 +172,7 @@ def test_a_grant_among_many_waits_costs_far_less_than_looking_at_all_of_them():
         return was(pile, now)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pile, "index", counted)
+        patch.setattr(Pile, "value", counted)
         for grant in range(1000):
             wait = pacer.take(grant / 100)
             pacer.expect(wait, shape, grant / 100, grant / 100)

@@ -28,7 +28,8 @@ _EVERY = 4
 _RECENT = (8, 24, 64)
 _THRESHOLD = 2.1
 """Kolmogorov-Smirnov: old and recent runs differ where D·√(mn / (m + n)) is greater. By chance
-that happens with probability 2·exp(-2·2.1²) = 0.0003; the price of a false alarm is old evidence."""
+that happens with probability 2·exp(-2·2.1²) = 0.0003; the price of a false alarm is old
+evidence."""
 
 
 class Observation(NamedTuple):

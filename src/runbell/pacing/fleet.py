@@ -60,7 +60,7 @@ class Outlook:
         return alive, self.sums[place] + past * (table[place] + alive) / 2
 
     def since(self, looked: float) -> Pile:
-        """What piles up after a look that found a run going on, `looked` seconds after its start."""
+        """What piles up after a look `looked` seconds after a run's start that found it going on."""
         return Pile(self, looked, *self.at(looked))
 
 
@@ -79,7 +79,7 @@ class Pile(NamedTuple):
     alive: float
     area: float
 
-    def index(self, now: float) -> float:
+    def value(self, now: float) -> float:
         """V, in seconds, of a look `now`, counted from the run's start.
 
         V = ∫ (F(u) - F(x)) du / S(now), from x = looked to now: the delay that has piled up in
@@ -92,20 +92,20 @@ class Pile(NamedTuple):
         return piled / max(alive, _ENOUGH) if piled > 0 else 0.0
 
     def reaches(self, bar: float) -> float:
-        """The moment at which `index` is `bar`, roughly."""
+        """The moment at which `value` is `bar`, roughly."""
         times = self.outlook.curve.times
         low, high = bisect_right(times, self.looked), len(times)
-        if low == high or self.index(times[-1]) < bar:
+        if low == high or self.value(times[-1]) < bar:
             start = max(self.looked, times[-1])
             return start + math.sqrt(2 * bar * start / _TAIL_SHAPE)
         while low < high:
             middle = (low + high) // 2
-            if self.index(times[middle]) < bar:
+            if self.value(times[middle]) < bar:
                 low = middle + 1
             else:
                 high = middle
         after, before = times[low], max(self.looked, times[low - 1] if low else 0.0)
-        above, below = self.index(after), self.index(before)
+        above, below = self.value(after), self.value(before)
         if above <= below:
             return after
         # It is about quadratic in between.
@@ -115,7 +115,7 @@ class Pile(NamedTuple):
 
 def worth(curve: Curve, looked: float, now: float) -> float:
     """The index V of a run that was going on `looked` seconds after its start; see `Pile`."""
-    return Outlook(curve).since(looked).index(now)
+    return Outlook(curve).since(looked).value(now)
 
 
 class _Wish(NamedTuple):
@@ -124,8 +124,8 @@ class _Wish(NamedTuple):
     began: float
     pile: Pile
 
-    def index(self, now: float) -> float:
-        return self.pile.index(now - self.began)
+    def value(self, now: float) -> float:
+        return self.pile.value(now - self.began)
 
     def reaches(self, bar: float) -> float:
         """The moment from which a look is wanted, and worth as much as the bar."""
@@ -240,7 +240,7 @@ class WorthPacer:
         """Up to `count` waits that want a look by `until`, those first for which it is worth
         most, to be part of a call that is granted already. They want nothing from then on."""
         ready = [
-            (wish.index(until), wait) for wait, wish in self._wishes.items() if wish.at <= until
+            (wish.value(until), wait) for wait, wish in self._wishes.items() if wish.at <= until
         ]
         found = [wait for _, wait in heapq.nlargest(count, ready, key=lambda each: each[0])]
         for wait in found:
@@ -278,7 +278,7 @@ class WorthPacer:
         if not self._ready and self._bar > 0 and self._wishes:
             # Calls to spare: what nobody is worth the bar for is worth less.
             self._lower(now)
-        worths = {wait: wish.index(now) for wait, wish in self._ready.items() if wish.at <= now}
+        worths = {wait: wish.value(now) for wait, wish in self._ready.items() if wish.at <= now}
         if not worths:
             return None
         best = max(worths, key=worths.__getitem__)
@@ -297,7 +297,7 @@ class WorthPacer:
             if wish is None or wish.turn != turn:
                 continue
             # The bar may have been raised since; and moments are rounded.
-            if wish.at <= now and wish.index(now) >= 0.99 * self._bar:
+            if wish.at <= now and wish.value(now) >= 0.99 * self._bar:
                 self._ready[wait] = wish
             else:
                 at = max(wish.reaches(self._bar), now + _SOON)
@@ -306,7 +306,7 @@ class WorthPacer:
     def _raise(self, bar: float, now: float) -> None:
         self._bar = bar
         for wait, wish in list(self._ready.items()):
-            if wish.index(now) < bar:
+            if wish.value(now) < bar:
                 del self._ready[wait]
                 heapq.heappush(self._later, (wish.reaches(bar), wish.turn, wait))
 
@@ -318,7 +318,7 @@ class WorthPacer:
         """
         some = self._crowd() // 2
         wanting = (
-            (wish.index(now), wish.turn, wait)
+            (wish.value(now), wish.turn, wait)
             for wait, wish in self._wishes.items()
             if wish.at <= now
         )

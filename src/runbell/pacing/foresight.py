@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, Protocol
 
 from runbell.pacing.durations import Durations, Observation
 from runbell.pacing.queueing import Queueing
-from runbell.pacing.schedule import Schedule, best_interval, schedule
+from runbell.pacing.schedule import MOST_POINTS, Schedule, best_interval, schedule
 from runbell.pacing.survival import Curve, Estimate, Mixed, Survival, estimate, ignorance
 
 __all__ = ["Foresight", "ForesightPolicy", "Key", "SeenRun"]
@@ -304,7 +304,9 @@ class _Pool:
             own = self._own or _of_prior(self._of.prior)
             # As likely as not it is like none of one kind seen, rarely like none of a hundred.
             doubt = 1.0 if self._own is None else 1.0 / (1.0 + self._of.kinds)
-            self._schedule = schedule(own, self._of.prior, doubt, self._of.price, self._of.latency)
+            self._schedule = schedule(
+                own, self._of.prior, doubt, self._of.price, self._of.latency, MOST_POINTS
+            )
             self.pauses = None
         return self._schedule
 
@@ -320,7 +322,7 @@ class _Pool:
 def _of_prior(prior: Survival) -> Estimate:
     """A prior in cells: from 0.2 s to an hour of them."""
     edges = [0.2 * math.exp(0.025 * step) for step in range(393)]
-    masses = [prior.alive(low) - prior.alive(high) for low, high in zip(edges, edges[1:])]
+    masses = [prior.alive(low) - prior.alive(high) for low, high in pairwise(edges)]
     return Estimate(edges, masses, 0.0, 0.0)
 
 

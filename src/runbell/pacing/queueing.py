@@ -77,4 +77,4 @@ class Queueing(NamedTuple):
             for time in times
         ]
         following = best_checks(times, alive, running.price, running.latency, running.latency / 2)
-        return waited + times[following[0]]
+        return float(waited + times[following[0]])

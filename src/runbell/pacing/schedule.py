@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -11,17 +10,20 @@ from typing import NamedTuple
 
 from runbell.pacing.survival import Curve, Estimate, Survival
 
-__all__ = ["Schedule", "best_checks", "best_interval", "schedule"]
+__all__ = ["MOST_POINTS", "Schedule", "best_checks", "best_interval", "schedule"]
 
 POINTS = 192
-"""Moments among which the checks are chosen; their indices fit a byte."""
+"""Moments among which the checks of a kind are chosen."""
+
+MOST_POINTS = 255
+"""Their indices fit a byte."""
 
 _SHARE = 0.3
 _EARLIER, _LATER = 8.0, 4.0
 _SLACK = 0.2
-"""Of the latency, how much closer than it two checks may be planned. The moments are a grid: without
-it, a check as early as possible would have to wait for the next one. What is planned too early is
-done as soon as it can be."""
+"""Of the latency, how much closer than it two checks may be planned. The moments are a grid:
+without it, a check as early as possible would have to wait for the next one. What is planned
+too early is done as soon as it can be."""
 
 _TAIL_SHAPE = 1.5
 
@@ -128,10 +130,15 @@ class Schedule(NamedTuple):
 
 
 def schedule(
-    own: Estimate, parent: Survival, parent_weight: float, price: float, latency: float
+    own: Estimate,
+    parent: Survival,
+    parent_weight: float,
+    price: float,
+    latency: float,
+    points: int = POINTS,
 ) -> Schedule:
     """The best checks of a run that takes as long as the mixture of `own` and `parent` says."""
-    times, ended = _moments(own)
+    times, ended = _moments(own, points)
     alive = [
         (1 - parent_weight) * (1 - value) + parent_weight * parent.alive(time)
         for time, value in zip(times, ended, strict=True)
@@ -144,7 +151,7 @@ def schedule(
     return Schedule(Curve(times, alive), bytes(following), price, latency)
 
 
-def _moments(own: Estimate) -> tuple[list[float], list[float]]:
+def _moments(own: Estimate, points: int) -> tuple[list[float], list[float]]:
     """The moments of checks to choose from, and what share of `own` has ended at each.
 
     The best gap at a density f is in proportion to √(price/f), so the moments are spread as ∫ √f,
@@ -166,10 +173,10 @@ def _moments(own: Estimate) -> tuple[list[float], list[float]]:
     )]  # fmt: skip
     ended = [0.0, *accumulate(masses)]
     times, shares = [0.0], [0.0]
-    step = reached[-1] / (POINTS - 2)
+    step = reached[-1] / (points - 2)
     place = 0
     final = len(masses) - 1
-    for point in range(POINTS - 1):
+    for point in range(points - 1):
         goal = point * step
         while place < final and reached[place + 1] < goal:
             place += 1

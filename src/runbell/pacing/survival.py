@@ -39,7 +39,7 @@ class LogLogistic(NamedTuple):
     shape: float = 1.5
 
     def alive(self, seconds: float) -> float:
-        return 1.0 / (1.0 + (max(seconds, 0.0) / self.median) ** self.shape)
+        return float(1.0 / (1.0 + (max(seconds, 0.0) / self.median) ** self.shape))
 
 
 class Curve:
@@ -61,7 +61,7 @@ class Curve:
             return 1.0
         if after == len(self.times):
             # Past the table, the tail of a run of unknown scale.
-            return self.table[-1] * (self.times[-1] / seconds) ** LogLogistic().shape
+            return float(self.table[-1] * (self.times[-1] / seconds) ** LogLogistic().shape)
         low, high = self.times[after - 1], self.times[after]
         share = (seconds - low) / (high - low)
         return self.table[after - 1] + share * (self.table[after] - self.table[after - 1])
@@ -228,7 +228,7 @@ class _Cells:
         return [sum(map(mul, shares, column)) for column in zip(*blurs, strict=True)]
 
     def _reach(self, kernel: float) -> int:
-        """Of a box that, applied `_PASSES` times, has the variance of the kernel: half its width."""
+        """Half the width of a box that has the kernel's variance, applied `_PASSES` times."""
         wide = math.sqrt(1 + 12 / _PASSES * (kernel / self.width) ** 2)
         return min(max(0, round((wide - 1) / 2)), self.count)
 
@@ -261,7 +261,7 @@ def _rule_of_thumb(logs: list[float]) -> float:
     # A few runs that took about the same may have done so by chance.
     doubt = _DOUBT / count**2
     narrow = math.sqrt(((count - 1) * narrow**2 + doubt * SPREAD**2) / (count - 1 + doubt))
-    return max(0.9 * narrow * count**-0.2, _NARROWEST)
+    return float(max(0.9 * narrow * count**-0.2, _NARROWEST))
 
 
 def _quantile(values: list[float], share: float) -> float:
