@@ -21,7 +21,7 @@ TRACES = Path(__file__).parent.parent / "traces"
 def traced(name: str, seed: int = 1) -> dict[str, Draws]:
     """The durations of a trace by kind: 100,000 drawn of each from its smoothed logarithms.
 
-    The kernel is Gaussian, of Silverman's width 0.9·min(deviation, IQR/1.34)·n^-0.2. A policy that is
+    The kernel is Gaussian, of Silverman's width 0.9·min(deviation, IQR/1.34)·n^-0.2. A policy
     judged by the few raw rows themselves would be praised for knowing them by heart.
     """
     rows = defaultdict(list)

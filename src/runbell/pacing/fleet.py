@@ -60,7 +60,7 @@ class Outlook:
         return alive, self.sums[place] + past * (table[place] + alive) / 2
 
     def since(self, looked: float) -> Pile:
-        """What piles up after a look `looked` seconds after a run's start that found it going on."""
+        """What piles up after a look that found a run going on, `looked` seconds old."""
         return Pile(self, looked, *self.at(looked))
 
 

@@ -79,10 +79,10 @@ class Mixed(NamedTuple):
 def ignorance(median: float = 8.0) -> Mixed:
     """What is believed of a run that nothing is known about; the median in seconds is a guess.
 
-    One belief in ten is that the guess is far too short: it makes up for most of what is lost
+    One belief in twenty is that the guess is far too short: it makes up for most of what is lost
     where that is so, and costs next to nothing where it is not.
     """
-    return Mixed(((0.9, LogLogistic(median)), (0.1, LogLogistic(20 * median))))
+    return Mixed(((0.95, LogLogistic(median)), (0.05, LogLogistic(20 * median))))
 
 
 class Estimate(NamedTuple):
