@@ -47,7 +47,7 @@ def test_the_oldest_are_dropped_where_there_is_no_more_room():
 def test_runs_that_became_slower_are_believed_within_a_dozen():
     rng = random.Random(2)
     durations = Durations()
-    for _ in range(170):
+    for _ in range(150):
         durations.add(Observation.of(rng.lognormvariate(1, 0.4)))
     dropped = [durations.add(Observation.of(rng.lognormvariate(2.5, 0.4))) for _ in range(12)]
     assert any(dropped)

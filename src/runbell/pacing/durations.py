@@ -73,7 +73,7 @@ class Durations:
 
     __slots__ = ("_lows", "_widths", "capacity", "seen")
 
-    def __init__(self, capacity: int = 176) -> None:
+    def __init__(self, capacity: int = 160) -> None:
         self.capacity = capacity
         self._lows = array("f")
         self._widths = bytearray()

@@ -15,10 +15,10 @@ from runbell.pacing.survival import Curve, LogLogistic, ignorance
 __all__ = ["WorthPacer", "worth"]
 
 _CROWD = 16
-"""Ready waits that are compared with each other, or the root of all waits if that is more. Where
+"""Ready waits that are compared with each other, or twice the root of all waits. Where
 there are more still, the bar is raised."""
 
-_SOON = 1e-3
+_SOON = 0.03
 _MARGIN = 0.02
 """Of the server's limit, what is left to calls that are on their way and to other processes."""
 
@@ -123,6 +123,10 @@ class _Wish(NamedTuple):
     turn: int
     began: float
     pile: Pile
+
+    @property
+    def looked(self) -> float:
+        return self.began + self.pile.looked
 
     def value(self, now: float) -> float:
         return self.pile.value(now - self.began)
@@ -283,11 +287,11 @@ class WorthPacer:
             return None
         best = max(worths, key=worths.__getitem__)
         if len(worths) > self._crowd():
-            self._raise(sorted(worths.values())[len(worths) // 2], now)
+            self._raise(heapq.nlargest(self._crowd() // 2, worths.values())[-1], now)
         return best
 
     def _crowd(self) -> int:
-        return max(_CROWD, math.isqrt(len(self._wishes)))
+        return max(_CROWD, 2 * math.isqrt(len(self._wishes)))
 
     def _fill(self, now: float) -> None:
         """Make ready whom a look is worth the bar for."""
@@ -300,7 +304,7 @@ class WorthPacer:
             if wish.at <= now and wish.value(now) >= 0.99 * self._bar:
                 self._ready[wait] = wish
             else:
-                at = max(wish.reaches(self._bar), now + _SOON)
+                at = max(wish.reaches(self._bar), now + _SOON * (1 + now - wish.looked))
                 heapq.heappush(self._later, (at, turn, wait))
 
     def _raise(self, bar: float, now: float) -> None:

@@ -133,13 +133,10 @@ class Foresight:
         plan = self.schedule(key)
         # A quarter of a second more or less makes no other pause; past that, a tenth does not.
         place = round(10 * math.log(max(elapsed, 0.0) + 0.25))
-        if known.pauses is None:
-            known.pauses = {}
-        if place not in known.pauses:
-            known.pauses[place] = best_interval(
-                plan.curve, max(elapsed, 0.0), self.price, self.latency
-            )
-        return known.pauses[place]
+        if known.pause is None or known.pause[0] != place:
+            pause = best_interval(plan.curve, max(elapsed, 0.0), self.price, self.latency)
+            known.pause = (place, pause)
+        return known.pause[1]
 
     def schedule(self, key: Key) -> Schedule:
         """The checks of a run of this kind, counted from its start."""
@@ -226,12 +223,12 @@ class Foresight:
 class _Kind:
     """What is known of one kind of run."""
 
-    __slots__ = ("_known", "_news", "_queueing", "_schedule", "_waits", "pauses", "queued", "ran")
+    __slots__ = ("_known", "_news", "_queueing", "_schedule", "_waits", "pause", "queued", "ran")
 
     def __init__(self) -> None:
         self.ran = Durations()
         self.queued: Durations | None = None
-        self.pauses: dict[int, float] | None = None
+        self.pause: tuple[int, float] | None = None
         self._schedule: Schedule | None = None
         self._known = self._news = 0
         self._queueing: Queueing | None = None
@@ -259,7 +256,7 @@ class _Kind:
             doubt = (_DOUBT + own.escaped) / (_DOUBT + own.runs)
             self._schedule = schedule(own, known.parent(), doubt, known.price, known.latency)
             self._known, self._news = len(self.ran), 0
-            self.pauses = None
+            self.pause = None
         return self._schedule
 
     def queueing(self) -> Queueing | None:
@@ -282,7 +279,7 @@ class _Pool:
         self._own: Estimate | None = None
         self._schedule: Schedule | None = None
         self._survival: Survival | None = None
-        self.pauses: dict[int, float] | None = None
+        self.pause: tuple[int, float] | None = None
 
     def grew(self) -> None:
         self._news += 1
@@ -307,7 +304,7 @@ class _Pool:
             self._schedule = schedule(
                 own, self._of.prior, doubt, self._of.price, self._of.latency, MOST_POINTS
             )
-            self.pauses = None
+            self.pause = None
         return self._schedule
 
     def _learn(self) -> None:

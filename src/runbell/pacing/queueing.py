@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from runbell.pacing.durations import Observation
@@ -24,12 +25,12 @@ class Queueing(NamedTuple):
         waits: in seconds, ascending.
     """
 
-    waits: tuple[float, ...]
+    waits: Sequence[float]
 
     @classmethod
     def of(cls, seen: Iterable[Observation]) -> Queueing | None:
         """From the waits seen; None where they are negligible."""
-        waits = tuple(sorted(observation.middle for observation in seen))
+        waits = array("f", sorted(observation.middle for observation in seen))
         return cls(waits) if waits and waits[-1] > _NEGLIGIBLE else None
 
     @property
