@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench import memory, runs, waits
-from bench.figures import percentile, within
+from bench import memory, runs, waits, webhooks
+from bench.figures import Figure, percentile, within
 from bench.server import served
 
 
@@ -19,6 +19,17 @@ def test_percentile_is_the_nearest_rank(percent: float, value: float) -> None:
 def test_a_figure_knows_whether_it_met_its_target() -> None:
     assert within("a", 1.5, 1.5, "").met
     assert not within("a", 1.51, 1.5, "").met
+
+
+def test_a_figure_is_told_beside_its_target() -> None:
+    assert within("a_ms", 0.31999, 0.15, "").line() == "a_ms: 0.32, target <= 0.15: MISSED"
+    assert within("a_ms", 12.6933, 15, "").line() == "a_ms: 12.7, target <= 15: met"
+    assert Figure("a_mb", 120.0).line() == "a_mb: 120"
+
+
+def test_a_figure_is_judged_before_it_is_rounded() -> None:
+    figure = within("a", 1.5004, 1.5, "")
+    assert (figure.value, figure.met) == (1.5, False)
 
 
 def test_everything_is_measured() -> None:
@@ -76,3 +87,20 @@ def test_what_is_not_held_ends_the_measurement() -> None:
 def test_a_job_that_fails_ends_the_measurement() -> None:
     with served() as server, pytest.raises(Exception, match="exit status 1"):
         server.load("read_runs", paths=["/threads/thread_none/runs/run_none"], count=1, clients=1)
+
+
+def test_what_webhooks_cost_is_measured() -> None:
+    sizes = webhooks.Sizes(timed=20, burst=2, waiting=300, watched=0.5, rounds=1)
+    figures = {each.name: each for each in webhooks.measure(sizes)}
+    assert set(figures) == {
+        "webhook_commit_to_arrival_p50_ms",
+        "webhook_commit_to_arrival_p99_ms",
+        "webhook_deliveries_a_second",
+        "cpu_a_delivery_ms",
+        "webhook_rate_lost_to_a_dead_endpoint",
+        "webhook_waiting_mib",
+        "webhook_waiting_cpu_share",
+    }
+    # Nothing comes before it is committed.
+    assert figures["webhook_commit_to_arrival_p50_ms"].value > 0
+    assert figures["webhook_deliveries_a_second"].value > 1

@@ -49,8 +49,11 @@ def happy_path(served: Served) -> list[str]:
     client.beta.threads.runs.steps.list(run.id, thread_id=run.thread_id)
     thread = say(client, CANARY, metadata={CANARY: CANARY})
     client.beta.threads.messages.create(thread, role="user", content=CANARY)
-    with client.beta.threads.runs.stream(thread_id=thread, assistant_id=assistant.id) as stream:
-        stream.until_done()
+    with client.beta.threads.runs.create(
+        thread_id=thread, assistant_id=assistant.id, stream=True
+    ) as stream:
+        ids.append(stream.response.headers["x-request-id"])
+        assert len(list(stream)) > 5
     until(client, create_run(client, assistant, thread, instructions=CANARY), "completed")
     client.beta.threads.delete(thread)
     api = served.api()
@@ -254,6 +257,43 @@ def test_the_level_says_who_has_to_look(
     with caplog.at_level(logging.DEBUG, "runbell.requests"):
         logs.answered(Exchange("req_1", "GET", route), status, 0.1)
     assert [record.levelname for record in caplog.records] == [level]
+
+
+class Terminal(io.StringIO):
+    """What a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "level", "style", "reads"),
+    [
+        (Terminal(), "info", "text", False),
+        (Terminal(), "debug", "text", True),
+        (Terminal(), "info", "json", True),
+        (io.StringIO(), "info", "text", True),
+    ],
+)
+def test_a_terminal_is_not_filled_with_reads_that_went_well(
+    monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, level: str, style: str, reads: bool
+) -> None:
+    root, before = logging.getLogger(), logging.getLogger().level
+    with monkeypatch.context() as fresh:
+        # As a process finds it at its start: here it is pytest's.
+        fresh.setattr(root, "handlers", [])
+        logs.configure(level, style, stream)
+        for request_id, method, status in (
+            ("req_read", "GET", 200),
+            ("req_missing", "GET", 404),
+            ("req_made", "POST", 200),
+        ):
+            logs.answered(Exchange(request_id, method, "/v1/models"), status, 0.1)
+    root.setLevel(before)
+    told = stream.getvalue()
+    assert ("req_read" in told) == reads
+    assert "req_missing" in told
+    assert "req_made" in told
 
 
 def test_times_are_utc_with_milliseconds() -> None:

@@ -33,6 +33,9 @@ T = TypeVar("T")
 S = RunStatus
 
 draws = st.data()
+
+ANSWERS = ["all", "all", "one is missing", "one is unknown", "one too many"]
+"""How tool outputs are submitted."""
 lifetimes = st.sampled_from([5, 60, 600, 600])
 
 
@@ -113,10 +116,7 @@ class Service(RuleBasedStateMachine):
         thread.runs.append(run)
         self.settle()
 
-    @rule(
-        data=draws,
-        how=st.sampled_from(["all", "all", "one is missing", "one is unknown", "one too many"]),
-    )
+    @rule(data=draws, how=st.sampled_from(ANSWERS))
     def submit_outputs(self, data: st.DataObject, how: str) -> None:
         run = data.draw(st.sampled_from(self.house.runs()))
         calls = [call.id for call in self.do(self.service.find(run.id)).tool_calls]

@@ -22,6 +22,7 @@ from tests.protocol.scenario import (
     function_tool,
     messages_of,
     outputs_for,
+    text_of,
     until,
 )
 from tests.protocol.wire import inspect
@@ -275,7 +276,9 @@ def test_a_cancel_ends_the_call(models: ModelServer, client: OpenAI, assistant: 
     eventually(lambda: exchange.left, "the call has ended")
     assert time.monotonic() - begun < 2
     assert ended(client, run).status == "cancelled"
-    assert messages_of(client, run.thread_id) == ["Go"]
+    asked, cut = client.beta.threads.messages.list(run.thread_id, order="asc").data
+    assert (text_of(asked), asked.status) == ("Go", "completed")
+    assert (text_of(cut), cut.status) == ("a", "incomplete"), "what was said until then is kept"
 
 
 def test_the_end_of_a_run_ends_the_call(
@@ -327,9 +330,13 @@ def test_a_model_that_a_server_has_since_a_moment_is_found(
         models.models = ("m",)
 
 
-def test_the_key_is_nowhere(house: Served, client: OpenAI, assistant: Assistant) -> None:
-    """After all of this: not in what the process wrote, nor in the database."""
+def test_the_key_is_nowhere(
+    house: Served, models: ModelServer, client: OpenAI, assistant: Assistant
+) -> None:
+    """Not in what the process wrote, nor in the database, also where a model server repeats it."""
     ended(client, ask(client, assistant, "Go"))
+    models.will(refuse(401, {"error": f"wrong key {KEY}"}))
+    assert ended(client, ask(client, assistant, "Go")).status == "failed"
     written = [path.read_bytes() for path in house.directory.iterdir() if path.is_file()]
     assert len(written) >= 3
     assert not [data for data in written if KEY.encode() in data or KEY[:16].encode() in data]
@@ -351,7 +358,9 @@ def test_a_server_that_is_away_at_the_start(tmp_path: Path) -> None:
     """The service starts. A mapped model takes runs, which wait; a listed one takes none yet."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/v1"
-    args = ["--upstream", url, "--upstream", url, "--model-map", "gpt-4o=m"]
+    # The same server under two names: one URL can be named once.
+    other = f"http://localhost:{port}/v1"
+    args = ["--upstream", other, "--upstream", url, "--model-map", "gpt-4o=m"]
     with Served(tmp_path, args=args, watch=inspect) as served:
         client = served.client()
         assert [model.id for model in client.models.list()] == ["echo", "gpt-4o"]
@@ -376,7 +385,7 @@ def test_a_run_survives_that_both_are_killed(tmp_path: Path) -> None:
         assistant = served.client().beta.assistants.create(model="m")
         models.will(silent)
         run = ask(served.client(), assistant, "Go")
-        eventually(lambda: models.chats, "the model is asked")
+        eventually(lambda: models.chats != [], "the model is asked")
         served.kill()
     with Served(
         tmp_path, args=["--upstream", f"http://127.0.0.1:{port}/v1"], key=served.key
@@ -423,3 +432,54 @@ def test_slots_are_kept_by_the_service(models: ModelServer, tmp_path: Path) -> N
             assert len(models.chats) - before == min(n + 2, 5)
             pause.go()
         assert {ended(client, run).status for run in runs} == {"completed"}
+
+
+def status_of(client: OpenAI, run: Run) -> str:
+    return client.beta.threads.runs.retrieve(run.id, thread_id=run.thread_id).status
+
+
+def test_runs_that_wait_for_a_place_stay_queued(models: ModelServer, tmp_path: Path) -> None:
+    """In the order of their creation, while other models are answered, and across a restart."""
+    args = ["--upstream", models.url, "--upstream-concurrency", "1"]
+    with Served(tmp_path, args=args, watch=inspect) as served:
+        client = served.client()
+        assistant = client.beta.assistants.create(model="m")
+        before = len(models.chats)
+        pauses = [Pause() for _ in range(3)]
+        models.will(silent, *[stream(pause, text("a"), STOP) for pause in pauses])
+        runs = [ask(client, assistant, f"Go {n}") for n in range(3)]
+        eventually(lambda: len(models.chats) == before + 1, "the first is asked")
+        built_in = client.beta.assistants.create(model="echo")
+        assert ended(client, ask(client, built_in, "Hi")).status == "completed"
+        assert [status_of(client, run) for run in runs] == ["in_progress", "queued", "queued"]
+        served.kill()
+        served.start()
+        client = served.client()
+        for n, pause in enumerate(pauses):
+            eventually(lambda pause=pause: pause.reached, "the next is asked")
+            assert models.asked.json["messages"][-1]["content"] == f"Go {n}"
+            assert [status_of(client, run) for run in runs[n + 1 :]] == ["queued"] * (2 - n)
+            pause.go()
+            assert ended(client, runs[n]).status == "completed"
+
+
+def test_a_dead_server_stops_no_other(models: ModelServer, tmp_path: Path) -> None:
+    """More of its runs than may be in progress pause between their tries; the rest stay queued."""
+    args = [
+        *("--upstream", f"http://127.0.0.1:{free_port()}/v1", "--model-map", "dead=m"),
+        *("--upstream", models.url, "--max-concurrent-runs", "2"),
+    ]
+    with Served(tmp_path, args=args, watch=inspect) as served:
+        client = served.client()
+        dead, alive, built_in = (
+            client.beta.assistants.create(model=model) for model in ("dead", "m", "echo")
+        )
+        stuck = [ask(client, dead, "Go") for _ in range(5)]
+        for assistant in (alive, built_in):
+            runs = [ask(client, assistant, "Go") for _ in range(5)]
+            assert {ended(client, run).status for run in runs} == {"completed"}
+        seen = [status_of(client, run) for run in stuck]
+        assert sorted(seen) == ["in_progress"] * 2 + ["queued"] * 3
+        for run in stuck:
+            client.beta.threads.runs.cancel(run.id, thread_id=run.thread_id)
+        assert {ended(client, run).status for run in stuck} == {"cancelled"}

@@ -220,7 +220,7 @@ async def _busy_threads(crowd: Crowd) -> tuple[list[str], str]:
     made = json.loads(await crowd.ask("POST", "/v1/assistants", b'{"model": "echo"}'))
     message = {"role": "user", "content": "sleep 600"}
     body = json.dumps({"assistant_id": made["id"], "thread": {"messages": [message]}}).encode()
-    runs = [json.loads(await crowd.ask("POST", "/v1/threads/runs", body)) for _ in range(20)]
+    runs = [json.loads(await crowd.ask("POST", "/v1/threads/runs", body)) for _ in range(40)]
     return [run["thread_id"] for run in runs], made["id"]
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from runbell.errors import ConfigurationError
-from runbell.service.settings import Settings, sqlite_path
+from runbell.cli.tables import print_table, time_of
+from runbell.errors import ConfigurationError, InvalidSetting
+from runbell.service.settings import Settings, number, sqlite_path
 
 if TYPE_CHECKING:
     from runbell.storage.store import Store
@@ -35,12 +35,16 @@ Database = Annotated[
 def create(
     database: Database = None,
     project: Annotated[
-        str, typer.Option(help="Whose objects the key opens; made if there is none of this name.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Whose objects the key opens; made if there is none of this name."
+        ),
     ] = "default",
     rpm: Annotated[
         int | None,
         typer.Option(
-            min=0,
+            parser=lambda text: number("rpm", text, int, 0, "--rpm"),
+            metavar="NUMBER",
             help="Requests a minute that the key may make, instead of the service's --rpm; "
             "0 is no limit.",
             show_default=False,
@@ -52,7 +56,7 @@ def create(
     from runbell.service.operations import access
 
     if not project.strip():
-        raise typer.BadParameter("a project needs a name", param_hint="--project")
+        raise InvalidSetting(f"project is {project!r}: a name is needed (--project)")
 
     async def work(store: Store) -> str:
         clock = SystemClock()
@@ -79,17 +83,14 @@ def list_keys(database: Database = None) -> None:
                 names[key.project_id],
                 key.hint,
                 "" if key.rpm is None else str(key.rpm or "none"),
-                _time(key.created_at_ms),
-                _time(key.revoked_at_ms),
+                time_of(key.created_at_ms),
+                time_of(key.revoked_at_ms),
             )
             for key in await store.read(projects.list_keys)
         ]
 
     rows = [("ID", "PROJECT", "KEY", "RPM", "CREATED", "REVOKED"), *_with_store(database, work)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
+    print_table(rows)
 
 
 @app.command()
@@ -126,9 +127,3 @@ def _with_store(
             return await work(store)
 
     return asyncio.run(run())
-
-
-def _time(at_ms: int | None) -> str:
-    if at_ms is None:
-        return ""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

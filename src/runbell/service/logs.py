@@ -23,7 +23,15 @@ from runbell.errors import ConfigurationError, StorageError, TransitionNotAllowe
 from runbell.runs import Run, event_type
 from runbell.service.metrics import UNMATCHED
 
-__all__ = ["CLIENT_LEFT", "Exchange", "answered", "configure", "moved"]
+__all__ = [
+    "CLIENT_LEFT",
+    "Exchange",
+    "answered",
+    "attempted",
+    "configure",
+    "endpoint_disabled",
+    "moved",
+]
 
 CLIENT_LEFT = 499
 """The status of a request whose client left before the answer, as nginx has it."""
@@ -33,6 +41,7 @@ PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _requests = logging.getLogger("runbell.requests")
 _runs = logging.getLogger("runbell.runs")
+_deliveries = logging.getLogger("runbell.deliveries")
 
 _ID = re.compile(r"[a-z]{2,16}_[0-9A-Za-z]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -60,7 +69,7 @@ class Exchange:
         route: the template of the path, which is all that is told of it.
         project: the id of the project whose key let the request in.
         path: the parameters of the path.
-        made: the object that was answered, for the ids of what was created.
+        made: what was answered, for the ids of what was created.
     """
 
     request_id: str
@@ -100,6 +109,9 @@ def answered(
         run_id, thread_id = exchange.made.id, exchange.made.thread_id
     elif kind == "thread":
         thread_id = exchange.made.id
+    else:
+        # A stream, or a part of a run.
+        run_id = getattr(exchange.made, "run_id", None) or run_id
     # Taken from a path, they are what a client chose to write.
     if thread_id is not None and _ID.fullmatch(thread_id):
         fields["thread_id"] = thread_id
@@ -135,6 +147,45 @@ def moved(run: Run) -> None:
     _emit(_runs, level, "moved", fields)
 
 
+def attempted(
+    endpoint_id: str,
+    event_id: str,
+    run_id: str,
+    *,
+    outcome: str,
+    number: int,
+    status: int | None,
+    milliseconds: int,
+    given_up: bool,
+) -> None:
+    """Log one attempt of a delivery: what went well for who looks closely, the rest for everybody.
+
+    Neither the URL nor what the endpoint answered: both may hold secrets.
+    """
+    level = logging.DEBUG if outcome == "succeeded" else logging.INFO
+    if given_up:
+        level = logging.WARNING
+    if not _deliveries.isEnabledFor(level):
+        return
+    fields: dict[str, Any] = {
+        "outcome": outcome,
+        "attempt": number,
+        "ms": milliseconds,
+        "webhook_endpoint_id": endpoint_id,
+        "event_id": event_id,
+        "run_id": run_id,
+    }
+    if status is not None:
+        fields["status"] = status
+    _emit(_deliveries, level, "given up" if given_up else "attempted", fields)
+
+
+def endpoint_disabled(endpoint_id: str, reason: str) -> None:
+    """Log that nothing is sent to an endpoint any more; `reason` is a sentence of ours."""
+    fields = {"webhook_endpoint_id": endpoint_id, "reason": reason}
+    _emit(_deliveries, logging.WARNING, "disabled", fields)
+
+
 def _emit(logger: logging.Logger, level: int, message: str, fields: dict[str, Any]) -> None:
     # Made here: `logger.info` would first walk the stack for the line that it was called from,
     # which costs half of the whole and says the same every time.
@@ -154,10 +205,18 @@ def configure(level: str, style: str, stream: TextIO = sys.stderr) -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Json() if style == "json" else _Text())
+    if stream.isatty() and style == "text" and level == "info":
+        handler.addFilter(_not_only_read)
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # What libraries tell of their own workings is not news of this service.
     for library in ("alembic", "uvicorn"):
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def _not_only_read(record: logging.LogRecord) -> bool:
+    """False for a read that went well: a client that polls would push all else off a terminal."""
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return not (fields.get("method") == "GET" and fields.get("status", 500) < 400)
 
 
 class _Formatter(logging.Formatter):

@@ -16,19 +16,15 @@ from hashlib import sha256
 from typing import Any, TypeVar
 
 from runbell.errors import RequestRefused, StorageUnavailable
-from runbell.service.live import Follower, Live
-from runbell.service.routes.routing import Answer, Call, EventStream, answer
+from runbell.service.routes.routing import Answer, Call, EventStream, Route, answer
 from runbell.service.routes.streaming import replay_run
 from runbell.storage import idempotency
 from runbell.storage.idempotency import FirstAnswer
 from runbell.storage.store import Transaction, Work
 
-__all__ = ["KEPT_MS", "handle_once", "key_of", "request_digest"]
+__all__ = ["handle_once", "key_of", "request_digest"]
 
 T = TypeVar("T")
-
-KEPT_MS = 24 * 3600 * 1000
-"""How long an answer is kept."""
 
 PRUNED_AT_ONCE = 10
 """Old answers that one new one takes the place of; more than one, so that the table shrinks."""
@@ -37,8 +33,6 @@ REPLAYED = {"idempotent-replayed": "true"}
 """Says that an answer was given before."""
 
 _KEY = re.compile(r"[ -~]{1,255}")
-
-Handle = Callable[[Call[Any, Any]], Awaitable[Any]]
 
 
 def key_of(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
@@ -69,16 +63,23 @@ def request_digest(method: str, path: str, body: bytes) -> bytes:
     return sha256(b"%d %b%b" % (len(place), place, body)).digest()
 
 
+Handle = Callable[[Call[Any, Any]], Awaitable[Any]]
+
+
 async def handle_once(
-    handle: Handle, call: Call[Any, Any], key: str, digest: bytes
+    route: Route, call: Call[Any, Any], key: str, digest: bytes
 ) -> Answer | EventStream:
     """Handle a request, unless it was handled before: then its first answer again.
 
     Raises:
-        RequestRefused: by `handle`; or (409) another request had this key.
+        RequestRefused: by its handler; (409) another request had this key; or (400) it can't be
+            made sure that it happens once.
     """
+    if route.repeats:
+        raise _repeats()
+    seal, unseal = _sealing(call, digest) if route.secret else (_plain, _plain)
     project, now_ms = call.project, call.ctx.clock.now_ms()
-    oldest_ms = now_ms - KEPT_MS
+    oldest_ms = now_ms - idempotency.KEPT_MS
 
     async def work(tx: Transaction) -> FirstAnswer | Answer | EventStream:
         await idempotency.prune(tx, before_ms=oldest_ms, limit=PRUNED_AT_ONCE)
@@ -89,13 +90,13 @@ async def handle_once(
             if first.digest != digest:
                 raise _reused()
             return first
-        given = await _handle_within(tx, handle, call)
-        await idempotency.keep(tx, project, key, _first_answer(given, digest))
+        given = await _handle_within(tx, route.handle, call)
+        await idempotency.keep(tx, project, key, _first_answer(given, digest, seal))
         return given
 
     result = await call.ctx.store.write(work)
     if isinstance(result, FirstAnswer):
-        return await _replay(call, result)
+        return await _replay(call, replace(result, body=unseal(result.body)))
     return result
 
 
@@ -104,7 +105,7 @@ async def _handle_within(
 ) -> Answer | EventStream:
     """Let a handler do in this transaction what it would else do in transactions of its own."""
     store = _Within(tx)
-    ctx = replace(call.ctx, store=store, live=_LiveFromCommit(call.ctx.live, tx))
+    ctx = replace(call.ctx, store=store)
     try:
         given = await handle(replace(call, ctx=ctx))
     finally:
@@ -112,12 +113,26 @@ async def _handle_within(
     return given if isinstance(given, Answer | EventStream) else answer(given)
 
 
-def _first_answer(given: Answer | EventStream, digest: bytes) -> FirstAnswer:
+def _first_answer(
+    given: Answer | EventStream, digest: bytes, seal: Callable[[bytes], bytes]
+) -> FirstAnswer:
     if isinstance(given, Answer):
-        return FirstAnswer(digest, given.status, given.headers, given.body, None)
+        return FirstAnswer(digest, given.status, given.headers, seal(given.body), None)
     if given.run_id is None:
         raise TypeError("a stream that is asked for with POST is that of a run")
     return FirstAnswer(digest, 200, given.headers, b"", given.run_id)
+
+
+def _sealing(
+    call: Call[Any, Any], digest: bytes
+) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
+    """How an answer with a secret in it is kept; it can be had again for the same request alone."""
+    vault, about = call.ctx.vault, f"the answer to {call.project} {digest.hex()}"
+    return lambda body: vault.seal(body, about), lambda body: vault.open(body, about)
+
+
+def _plain(body: bytes) -> bytes:
+    return body
 
 
 async def _replay(call: Call[Any, Any], first: FirstAnswer) -> Answer | EventStream:
@@ -125,6 +140,15 @@ async def _replay(call: Call[Any, Any], first: FirstAnswer) -> Answer | EventStr
     if first.run_id is None:
         return Answer(first.status, first.body, headers)
     return replace(await replay_run(call.ctx, call.project, first.run_id), headers=headers)
+
+
+def _repeats() -> RequestRefused:
+    return RequestRefused(
+        400,
+        "This request does something each time that it is sent: leave 'Idempotency-Key' out.",
+        param="Idempotency-Key",
+        code="invalid_idempotency_key",
+    )
 
 
 def _reused() -> RequestRefused:
@@ -155,27 +179,3 @@ class _Within:
 
     async def close(self) -> None:
         self._tx = None
-
-
-class _LiveFromCommit(Live):
-    """Tells and follows through another one; following begins when the transaction is durable.
-
-    Handlers that follow a run do so before or after they change it, and are told of the change or
-    not. It is the same here, since callbacks after a commit keep their order.
-    """
-
-    def __init__(self, live: Live, tx: Transaction) -> None:
-        super().__init__()
-        self._live = live
-        self._tx = tx
-
-    def follow(self, run_id: str) -> Follower:
-        follower = Follower(self._live, run_id)
-        self._tx.after_commit(lambda: self._live.add(run_id, follower))
-        return follower
-
-    def followed(self, run_id: str) -> bool:
-        return self._live.followed(run_id)
-
-    def tell(self, run_id: str, event: str, data: Callable[[], Any]) -> None:
-        self._live.tell(run_id, event, data)

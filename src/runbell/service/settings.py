@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from runbell.errors import ConfigurationError
+from runbell.errors import InvalidSetting
 from runbell.service.upstreams import UpstreamSettings, read_upstreams
 
-__all__ = ["Settings", "environment_name", "sqlite_path"]
+__all__ = ["Settings", "environment_name", "mistaken_variables", "number", "sqlite_path"]
+
+N = TypeVar("N", int, float)
+
+SIMILAR = 0.9
+"""How much of its letters an unknown variable shares with a setting's to be one misspelt."""
 
 
 def _setting(default: Any, help: str, *, option: bool = True, low: float | None = None) -> Any:  # noqa: A002
@@ -45,7 +51,10 @@ class Settings:
         low=0.001,
     )
     max_concurrent_runs: int = _setting(
-        500, "Runs that may call their models at the same time; others stay queued.", low=1
+        500,
+        "Runs that may be in progress at the same time for each model server, and for `echo`; "
+        "others stay queued.",
+        low=1,
     )
     cancel_grace: float = _setting(
         10.0,
@@ -73,6 +82,44 @@ class Settings:
         "everything.",
         low=0,
     )
+    key_file: str | None = _setting(
+        None,
+        "File with the key that encrypts signing secrets; made if it is not there. By default "
+        "runbell.key beside the SQLite file, else in the working folder.",
+    )
+    encryption_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "help": "That key itself, instead of a file: 32 bytes in base64. Environment only.",
+            "option": False,
+            "low": None,
+        },
+    )
+    allow_private_webhooks: bool = _setting(
+        False,
+        "Send webhooks to http:// URLs and to addresses that are not public too: for receivers on "
+        "your own machine.",
+    )
+    webhook_retries: str = _setting(
+        "5 60 300 1800 7200 18000 36000 50400 72000 72000",
+        "Seconds before each further attempt of a webhook that was not delivered, in order.",
+    )
+    webhook_patience: float = _setting(
+        259_200.0, "Seconds after which a webhook that was not delivered is given up.", low=1
+    )
+    webhook_connect_timeout: float = _setting(
+        5.0, "Seconds within which there has to be a connection to an endpoint.", low=0.001
+    )
+    webhook_answer_timeout: float = _setting(
+        15.0, "Seconds that an endpoint may pause before and in its answer.", low=0.001
+    )
+    webhook_timeout: float = _setting(
+        20.0, "Seconds that one attempt may take as a whole.", low=0.001
+    )
+    webhook_concurrency: int = _setting(
+        16, "Attempts that may be under way to one endpoint at the same time.", low=1
+    )
     api_key: str | None = field(
         default=None,
         repr=False,
@@ -91,7 +138,7 @@ class Settings:
         """The settings from what was given, else the environment, else the defaults.
 
         Raises:
-            ConfigurationError: a value that makes no sense; names the setting.
+            InvalidSetting: a value that makes no sense; names the setting.
         """
         values: dict[str, Any] = {}
         for item in dataclasses.fields(cls):
@@ -105,20 +152,38 @@ class Settings:
                 values[item.name] = _checked(item, value)
         settings = cls(**values)
         if settings.log_level not in ("debug", "info", "warning", "error"):
-            raise ConfigurationError(
-                f"log_level is {settings.log_level!r}: use debug, info, warning or error"
-            )
+            raise _wrong("log_level", settings.log_level, "use debug, info, warning or error")
         if settings.log_format not in ("text", "json"):
-            raise ConfigurationError(f"log_format is {settings.log_format!r}: use text or json")
+            raise _wrong("log_format", settings.log_format, "use text or json")
         key = settings.api_key
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-            raise ConfigurationError(
+            raise InvalidSetting(
                 "RUNBELL_API_KEY holds spaces or characters that a header cannot carry"
             )
         if settings.port > 65_535:
-            raise ConfigurationError(f"port is {settings.port}: the largest is 65535")
+            raise _wrong("port", settings.port, "the largest value is 65535")
         sqlite_path(settings.database)
+        settings.retry_delays  # noqa: B018 - raises where it can't be read
         return settings
+
+    @property
+    def retry_delays(self) -> tuple[float, ...]:
+        """Seconds before each attempt of a webhook, the first one at once.
+
+        Raises:
+            InvalidSetting: they are no numbers.
+        """
+        try:
+            delays = tuple(float(each) for each in self.webhook_retries.replace(",", " ").split())
+        except ValueError:
+            delays = (-1.0,)
+        if not all(0 <= delay < float("inf") for delay in delays):
+            raise _wrong(
+                "webhook_retries",
+                self.webhook_retries,
+                "use seconds, with spaces between them, such as '5 60 300'",
+            )
+        return (0.0, *delays)
 
 
 def environment_name(setting: str) -> str:
@@ -126,45 +191,86 @@ def environment_name(setting: str) -> str:
     return f"RUNBELL_{setting.upper()}"
 
 
+def mistaken_variables(environ: Iterable[str]) -> dict[str, str]:
+    """Variables that look like a setting's name and are none, each with the one it looks like."""
+    known = [environment_name(item.name) for item in dataclasses.fields(Settings)]
+    close = {
+        name: difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR)
+        for name in environ
+        if name.startswith("RUNBELL_") and name not in known
+    }
+    return {name: found[0] for name, found in close.items() if found}
+
+
 def sqlite_path(url: str) -> Path:
     """The file that a database URL names.
 
     Raises:
-        ConfigurationError: the URL is not one that this version can use.
+        InvalidSetting: the URL is not one that this version can use.
     """
     scheme, separator, path = url.partition("://")
     if not separator or scheme != "sqlite" or not path.startswith("/"):
-        raise ConfigurationError(
-            f"database is {_without_password(url)!r}: use sqlite:///runbell.db (beside you) or "
-            "sqlite:////var/lib/runbell.db (from the root)"
+        raise _wrong(
+            "database",
+            _without_password(url),
+            "use sqlite:///runbell.db, beside you, or sqlite:////var/lib/runbell.db, from the root",
         )
     if "?" in path or "#" in path:
-        raise ConfigurationError(
-            f"database is {url!r}: options behind the file's name are not supported (write a "
-            "'?' in a name as %3F, a '#' as %23)"
+        raise _wrong(
+            "database",
+            url,
+            "options behind the file's name are not supported; write a '?' in a name as %3F, a "
+            "'#' as %23",
         )
     name = unquote(path[1:])
     if not name or name == ":memory:" or name.endswith("/"):
-        raise ConfigurationError(
-            "the database has to be a file, so that runs survive a restart: sqlite:///runbell.db"
-        )
+        raise _wrong("database", url, "it has to be a file, so that runs survive a restart")
     return Path(name)
 
 
 def _checked(item: dataclasses.Field[Any], value: Any) -> Any:
-    kind = {"int": int, "float": float}.get(str(item.type), str)
+    if item.type == "bool":
+        return _switch(item.name, value)
+    kind = {"int": int, "float": float}.get(str(item.type))
+    if kind is None:
+        return str(value)
+    return number(item.name, value, kind, item.metadata["low"], _place(item.name))
+
+
+def number(name: str, value: Any, kind: type[N], low: float, place: str) -> N:
+    """A number that somebody wrote.
+
+    Args:
+        low: the smallest value that makes sense.
+        place: where it was written, for the message.
+
+    Raises:
+        InvalidSetting: it is none, or too small.
+    """
     try:
         converted = kind(value)
     except ValueError:
-        raise ConfigurationError(
-            f"{item.name} is {value!r}: a number is needed "
-            f"(--{item.name.replace('_', '-')} or {environment_name(item.name)})"
-        ) from None
-    low = item.metadata["low"]
+        needed = "a whole number" if kind is int else "a number"
+        raise InvalidSetting(f"{name} is {value!r}: {needed} is needed ({place})") from None
     # Written so that NaN, which is neither below nor above anything, is refused too.
-    if low is not None and not low <= converted < float("inf"):
-        raise ConfigurationError(f"{item.name} is {value}: the smallest value is {low:g}")
+    if not low <= converted < float("inf"):
+        raise InvalidSetting(f"{name} is {value}: the smallest value is {low:g} ({place})")
     return converted
+
+
+def _switch(name: str, value: Any) -> bool:
+    switched = {"1": True, "true": True, "0": False, "false": False}.get(str(value).lower())
+    if switched is None:
+        raise _wrong(name, value, "use true or false")
+    return switched
+
+
+def _wrong(setting: str, value: object, advice: str) -> InvalidSetting:
+    return InvalidSetting(f"{setting} is {value!r}: {advice} ({_place(setting)})")
+
+
+def _place(setting: str) -> str:
+    return f"--{setting.replace('_', '-')} or {environment_name(setting)}"
 
 
 def _without_password(url: str) -> str:

@@ -13,7 +13,10 @@ from runbell.storage.codec import JsonColumn, to_json
 from runbell.storage.statements import Statement, insert_row, limited, select_row, update_row
 from runbell.storage.store import Row, Transaction
 
-__all__ = ["FirstAnswer", "claim", "keep", "prune"]
+__all__ = ["KEPT_MS", "FirstAnswer", "claim", "keep", "prune"]
+
+KEPT_MS = 24 * 3600 * 1000
+"""How long an answer is kept, in milliseconds."""
 
 _k = schema.idempotency_keys.c
 

@@ -12,7 +12,7 @@ from runbell.storage.lock import InstallationLock
 
 __all__ = ["HEAD", "require_current", "upgrade_sqlite"]
 
-HEAD = "0002"
+HEAD = "0003"
 """The revision that this version of Runbell works with."""
 
 
@@ -59,6 +59,8 @@ def require_current(path: Path) -> None:
         ConfigurationError: it is missing, no database of ours, or of another version.
         StorageUnavailable: it is locked.
     """
+    if not path.exists():
+        raise ConfigurationError(f"there is no file {path}: name your database with --database")
     current = _revision(path, mode="ro")
     if current is None:
         raise ConfigurationError(f"{path} is no database of Runbell: name yours with --database")
@@ -119,4 +121,8 @@ def _revision(path: Path, *, mode: str = "rwc") -> str | None:
     except sqlite3.OperationalError as error:
         raise StorageUnavailable(f"cannot open {path}: {error}") from error
     except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT:
+            raise ConfigurationError(
+                f"{path} is damaged ({error}): restore a backup, see docs/operations.md"
+            ) from error
         raise ConfigurationError(f"{path} is not a SQLite database: {error}") from error
