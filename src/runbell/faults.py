@@ -20,6 +20,9 @@ POINTS: dict[str, str] = {
     "executor.answered": "the model has answered, nothing of it is stored",
     "executor.settled": "the outcome of a turn is committed, the job is not yet done",
     "executor.cancelling": "a model call was stopped, the run is not yet cancelled",
+    "delivery.signed": "an attempt of a delivery is signed, nothing is sent",
+    "delivery.posted": "an endpoint has answered, nothing of it is stored",
+    "delivery.recorded": "what came of attempts is committed, nobody knows it yet",
     "jobs.woken": "jobs are due, none has been handed to its handler",
 }
 """Every fault point and what is true there."""

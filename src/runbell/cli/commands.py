@@ -15,8 +15,10 @@ from runbell.cli import (
     assistants,
     backup,
     check,
+    deliveries,
     demo,
     doctor,
+    endpoints,
     keys,
     listen,
     serve,
@@ -58,6 +60,8 @@ def options(
 app.command("serve", cls=serve.ServeCommand)(serve.serve)
 app.add_typer(keys.app, name="keys")
 app.add_typer(assistants.app, name="assistants")
+app.add_typer(endpoints.app, name="endpoints")
+app.add_typer(deliveries.app, name="deliveries")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)
 app.command("listen")(listen.listen)

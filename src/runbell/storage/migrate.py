@@ -12,7 +12,7 @@ from runbell.storage.lock import InstallationLock
 
 __all__ = ["HEAD", "require_current", "upgrade_sqlite"]
 
-HEAD = "0002"
+HEAD = "0003"
 """The revision that this version of Runbell works with."""
 
 
