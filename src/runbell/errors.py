@@ -2,7 +2,14 @@
 
 RunbellError
 ├── ConfigurationError         a setting, file or installation is not usable; says what to change
-│   └── MissingExtra           a part of Runbell needs packages that are not installed
+│   ├── MissingExtra           a part of Runbell needs packages that are not installed
+│   ├── InvalidSecret          a text is no signing secret, or no public key
+│   └── CannotDecrypt          what is stored was encrypted with another key, or is damaged
+├── InvalidSignature           a webhook is not proved to be its sender's
+│   ├── MalformedWebhook       a header is missing, empty, there twice or no such value (400)
+│   ├── SignatureMismatch      no signature is one of ours (401)
+│   └── StaleTimestamp         it was signed too long ago, or in the future (401)
+├── AddressRefused             a URL or an address that webhooks must not be sent to
 ├── TransitionNotAllowed       the table of run statuses has no such way
 ├── ModelError                 a model did not answer; becomes the run's `last_error`
 ├── RequestRefused             a request that the service answers with an error body
@@ -17,12 +24,19 @@ from __future__ import annotations
 from typing import Literal
 
 __all__ = [
+    "AddressRefused",
+    "CannotDecrypt",
     "ConfigurationError",
     "Conflict",
+    "InvalidSecret",
+    "InvalidSignature",
+    "MalformedWebhook",
     "MissingExtra",
     "ModelError",
     "RequestRefused",
     "RunbellError",
+    "SignatureMismatch",
+    "StaleTimestamp",
     "StaleWrite",
     "StorageError",
     "StorageUnavailable",
@@ -52,6 +66,72 @@ class MissingExtra(ConfigurationError):
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs packages that are missing: pip install 'runbell[{extra}]'")
         self.extra = extra
+
+
+class InvalidSecret(ConfigurationError):
+    """A text is no signing secret, or no public key. The message never holds the text."""
+
+
+class CannotDecrypt(ConfigurationError):
+    """A secret that is stored was encrypted with another key, or is damaged."""
+
+
+SignatureReason = Literal[
+    "missing_header", "duplicate_header", "malformed_header", "no_match", "too_old", "too_new"
+]
+"""Why a webhook was refused, for numbers and logs: `InvalidSignature.reason`."""
+
+
+class InvalidSignature(RunbellError):
+    """A webhook is not proved to be its sender's. The message names no value of the request.
+
+    Attributes:
+        reason: why, as a word that does not change.
+        status: what a receiver answers.
+    """
+
+    status: int = 401
+
+    def __init__(self, reason: SignatureReason, message: str) -> None:
+        super().__init__(message)
+        self.reason: SignatureReason = reason
+
+
+class MalformedWebhook(InvalidSignature):
+    """A header is missing, empty, there twice, or holds what such a header cannot hold."""
+
+    status = 400
+
+
+class SignatureMismatch(InvalidSignature):
+    """No signature of the webhook belongs to one of the secrets."""
+
+
+class StaleTimestamp(InvalidSignature):
+    """The signature may be right, but is too old, or from the future: a replay, or a wrong clock.
+
+    Attributes:
+        skew: by how many seconds the stamp is ahead of the clock here; negative if it is behind.
+    """
+
+    def __init__(self, reason: SignatureReason, message: str, skew: int) -> None:
+        super().__init__(reason, message)
+        self.skew = skew
+
+
+class AddressRefused(RunbellError):
+    """A URL or an address that webhooks must not be sent to; the message says what to change.
+
+    Attributes:
+        reason: why, as a word that does not change: `url` for what is no usable URL, `private` for
+            an address that is not public, `unresolvable` for a name that has no address.
+    """
+
+    def __init__(
+        self, message: str, reason: Literal["url", "private", "unresolvable"] = "url"
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class TransitionNotAllowed(RunbellError):

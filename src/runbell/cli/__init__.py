@@ -14,6 +14,7 @@ EXTRA_OF_PACKAGE = {
     "rich": "cli",
     "aiohttp": "serve",
     "alembic": "serve",
+    "cryptography": "serve",
     "msgspec": "serve",
     "prometheus_client": "serve",
     "sqlalchemy": "serve",

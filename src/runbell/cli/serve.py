@@ -79,7 +79,8 @@ def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
         return _parameter(item.name, list[str], option)
     kind = {"int": int, "float": float}.get(str(item.type), str)
     # The environment is read by Settings, so that every way to start a service has it.
-    variable = f"({environment_name(item.name)}; default {item.default})"
+    default = f"; default {item.default}" if item.default is not None else ""
+    variable = f"({environment_name(item.name)}{default})"
     option = typer.Option(help=f"{item.metadata['help']} {variable}", show_default=False)
     return _parameter(item.name, kind, option)
 

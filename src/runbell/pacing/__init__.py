@@ -2,5 +2,16 @@
 
 from runbell.pacing.backoff import RetryBackoff
 from runbell.pacing.bucket import Taken, TokenBucket
+from runbell.pacing.deliveries import Pace, RetrySchedule, SlowDown, is_given_up
+from runbell.pacing.retry_after import wait_seconds
 
-__all__ = ["RetryBackoff", "Taken", "TokenBucket"]
+__all__ = [
+    "Pace",
+    "RetryBackoff",
+    "RetrySchedule",
+    "SlowDown",
+    "Taken",
+    "TokenBucket",
+    "is_given_up",
+    "wait_seconds",
+]

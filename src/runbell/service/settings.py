@@ -73,6 +73,20 @@ class Settings:
         "everything.",
         low=0,
     )
+    key_file: str | None = _setting(
+        None,
+        "File with the key that encrypts signing secrets; made if it is not there. By default "
+        "runbell.key beside the SQLite file, else in the working folder.",
+    )
+    encryption_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "help": "That key itself, instead of a file: 32 bytes in base64. Environment only.",
+            "option": False,
+            "low": None,
+        },
+    )
     api_key: str | None = field(
         default=None,
         repr=False,

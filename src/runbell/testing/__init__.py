@@ -5,6 +5,8 @@
     databases         migrated SQLite files in no time, stores that fail and writers that pause
     backends          a model whose turns the test ends by hand
     embedded          the whole service but its HTTP, under a clock that the test moves
+    receivers         a receiver of webhooks that misbehaves in every way
+    certificates      good and bad certificates for it (needs `trustme`)
     histories         what a feed of events has to be
     storage_contract  what every database driver has to pass (needs `pytest` and `hypothesis`)
 

@@ -3,14 +3,13 @@ again."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from itertools import groupby
 from typing import Any, Final
 
 from runbell.errors import ErrorCode, ModelError
+from runbell.pacing import wait_seconds
 from runbell.service.backends.upstream.text import json_or_text, storable
 
 __all__ = ["CallFailed", "Secret", "error_in_stream", "refusal", "wait_wanted"]
@@ -155,26 +154,11 @@ def _judged(status: int, error: Any, secret: Secret, *, again: bool) -> CallFail
 
 
 def wait_wanted(headers: Mapping[str, str], now_ms: int) -> float | None:
-    """Seconds that a server asks for with `retry-after-ms` or `retry-after`, a number or a date."""
-    milliseconds = _number(headers.get("retry-after-ms"))
+    """Seconds that a server asks for with `retry-after-ms` or `retry-after`."""
+    milliseconds = wait_seconds(headers.get("retry-after-ms"), now_ms)
     if milliseconds is not None:
         return milliseconds / 1000
-    given = headers.get("retry-after")
-    seconds = _number(given)
-    if seconds is not None or given is None:
-        return seconds
-    try:
-        return max(0.0, parsedate_to_datetime(given).timestamp() - now_ms / 1000)
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    return number if 0 <= number < math.inf else None
+    return wait_seconds(headers.get("retry-after"), now_ms)
 
 
 _SENTENCES = ("message", "detail", "msg", "error_message", "error")
