@@ -20,6 +20,12 @@ POINTS: dict[str, str] = {
     "executor.answered": "the model has answered, nothing of it is stored",
     "executor.settled": "the outcome of a turn is committed, the job is not yet done",
     "executor.cancelling": "a model call was stopped, the run is not yet cancelled",
+    "receiver.verified": "a webhook is its sender's, nothing of it is stored",
+    "receiver.committed": "an event is stored, its sender has no answer",
+    "receiver.claimed": "events are claimed, no handler has been called",
+    "receiver.handling": "a handler is about to be called",
+    "receiver.handled": "the handlers of an event have returned, nothing says so",
+    "receiver.finished": "an event is marked as handled",
     "jobs.woken": "jobs are due, none has been handed to its handler",
 }
 """Every fault point and what is true there."""

@@ -11,13 +11,16 @@ from runbell.runs.events import (
 )
 from runbell.runs.lifecycle import TRANSITIONS, Change, apply, take_over
 from runbell.runs.run import LastError, Run, RunStatus, ToolCall, Usage
+from runbell.runs.source import Deliver, EventSource
 
 __all__ = [
     "EVENT_TYPES",
     "MAX_EVENT_BYTES",
     "TRANSITIONS",
     "Change",
+    "Deliver",
     "Event",
+    "EventSource",
     "LastError",
     "Run",
     "RunEvent",
