@@ -13,9 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from runbell.clock import VirtualClock
 from runbell.receiver import Receiver
 from runbell.receiver.schema import prepare
+from runbell.storage.sqlite import SQLiteStore
 from runbell.webhooks import Secret, headers_for
 
 __all__ = [
@@ -53,6 +56,13 @@ def template() -> bytes:
         path = Path(directory) / "inbox.db"
         prepare(path)
         return path.read_bytes()
+
+
+def new_inbox(path: Path) -> Path:
+    """An empty inbox at `path`, if there is none."""
+    if not path.exists():
+        path.write_bytes(template())
+    return path
 
 
 def body_of(kind: str, subject: str = "resp_1", **more: Any) -> bytes:
@@ -143,6 +153,12 @@ class House:
             self.handled.append((event.id, event.type))
 
     @property
+    def store(self) -> SQLiteStore:
+        running = self.receiver._running
+        assert running is not None
+        return running.store
+
+    @property
     def ids(self) -> list[str]:
         return [event_id for event_id, _ in self.handled]
 
@@ -163,6 +179,15 @@ class House:
     def state(self, event_id: str) -> str:
         return dict(self.rows()).get(event_id, "absent")
 
+    async def count(self, name: str, **labels: str) -> float:
+        """A number of the metrics' page."""
+        page = (await self.receiver.metrics()).body.decode()
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                if sample.name == f"runbell_receiver_{name}" and sample.labels == labels:
+                    return sample.value
+        raise AssertionError(f"no number {name} {labels}")
+
     async def pass_time(self, seconds: float, step: float = 0.5) -> None:
         """Let time go by, and everybody do what it makes them do."""
         left = seconds
@@ -173,11 +198,9 @@ class House:
 
     async def settle(self) -> None:
         """Return when everything that was set off has come to rest."""
-        running = self.receiver._running
-        assert running is not None
         for _ in range(6):
             await asyncio.sleep(0)
-            await running.store.write(_nothing)
+            await self.store.write(_nothing)
 
     async def until(self, condition: Callable[[], Any], what: str = "it") -> None:
         """Let time go by until the condition holds."""
@@ -193,8 +216,7 @@ async def _nothing(tx: Any) -> None:
 @contextlib.asynccontextmanager
 async def housed(path: Path, **options: Any) -> AsyncIterator[House]:
     """A house whose receiver does not run yet."""
-    if not path.exists():
-        path.write_bytes(template())
+    new_inbox(path)
     house = House(path, **options)
     try:
         yield house
@@ -217,6 +239,8 @@ def on_a_receiver(
                 if not silent:
                     house.note()
                 async with house.receiver.running():
+                    # Only processes of their own die here.
+                    house.store._writer.execute("PRAGMA synchronous = OFF")
                     await test(house)
 
         # Not `functools.wraps`: pytest would look for a fixture of the wrapped signature's name.

@@ -69,9 +69,9 @@ class Worker:
 
     def start(self) -> None:
         """Begin to handle; without a handler, only to forget what is old."""
-        work = [self._forget_old()]
+        work = [self._forget_old]
         if self._handlers:
-            work += [self._hand_out(), self._renew()]
+            work += [self._hand_out, self._renew]
         self._background = [asyncio.create_task(self._lasting(each)) for each in work]
 
     def wake(self) -> None:
@@ -99,9 +99,9 @@ class Worker:
         # A thread can't be broken off: it ends when its handler does.
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _lasting(self, work: Awaitable[None]) -> None:
+    async def _lasting(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except Exception:
             logger.exception("a part of the receiver has ended: events are stored and not handled")
             raise
