@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from runbell import __version__
-from runbell.cli import assistants, backup, check, demo, keys, serve
+from runbell.cli import assistants, backup, check, demo, inbox, keys, serve
 
 __all__ = ["app"]
 
@@ -43,6 +43,7 @@ def options(
 app.command("serve", cls=serve.ServeCommand)(serve.serve)
 app.add_typer(keys.app, name="keys")
 app.add_typer(assistants.app, name="assistants")
+app.add_typer(inbox.app, name="inbox")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)
 app.command("demo")(demo.demo)

@@ -10,27 +10,25 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
 from runbell import faults
 from runbell.clock import Clock
 from runbell.errors import (
-    ConfigurationError,
     InvalidSignature,
     StaleTimestamp,
     StorageUnavailable,
 )
 from runbell.receiver import rows
+from runbell.receiver.checks import Head, Keys, Refused, head_of, later, too_large
 from runbell.receiver.events import Unreadable, read
 from runbell.receiver.numbers import Numbers
 from runbell.receiver.rows import Arrival
 from runbell.receiver.settings import Options
 from runbell.storage.store import Store
-from runbell.webhooks import PublicKey, Secret, verify
+from runbell.webhooks import verify
 
-__all__ = ["Door", "Key", "Keys", "Refused"]
+__all__ = ["Door"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,86 +36,14 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-RETRY_SECONDS: Final = 5
-"""What Retry-After says while the inbox can't be written: locks pass, disks are emptied."""
-
 LOUD_EVERY_SECONDS: Final = 60.0
 """How often the same trouble is written to the log."""
 
 HOUR_MS: Final = 3_600_000
 
-Key = str | Secret | PublicKey | tuple[str | Secret | PublicKey, datetime]
-"""`whsec_…` or `whpk_…`; with the moment at which it is good no more, while it is changed."""
-
-
-class Keys:
-    """Those that are good at the moment.
-
-    Raises:
-        ConfigurationError: there is none: a door that anybody can open is none.
-        InvalidSecret: a text is no secret.
-    """
-
-    def __init__(self, given: Sequence[Key]) -> None:
-        if isinstance(given, str | Secret | PublicKey):
-            raise ConfigurationError("secrets is one secret: write it as a list, secrets=[…]")
-        self._keys = [_key(each) for each in given]
-        if not self._keys:
-            raise ConfigurationError(
-                "a receiver needs the signing secret of its endpoint, as the service or OpenAI "
-                "showed it: secrets=['whsec_…']"
-            )
-
-    def good(self, now_ms: int) -> list[Secret | PublicKey]:
-        """The keys that may sign at this moment."""
-        return [key for key, until_ms in self._keys if until_ms is None or now_ms < until_ms]
-
-
-def _key(given: Key) -> tuple[Secret | PublicKey, int | None]:
-    if isinstance(given, tuple):
-        key, until = given
-        if until.tzinfo is None:
-            raise ConfigurationError("the moment at which a secret ends needs a time zone")
-        return _key(key)[0], round(until.timestamp() * 1000)
-    if isinstance(given, Secret | PublicKey):
-        return given, None
-    if not isinstance(given, str) or not given.strip():
-        raise ConfigurationError("a signing secret is empty: is its variable set?")
-    return (PublicKey(given) if given.startswith("whpk_") else Secret.parse(given)), None
-
-
-class Refused(Exception):
-    """A request that is not let in.
-
-    Attributes:
-        reason: why, as a word that does not change.
-        close: nothing more is read from this connection.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        reason: str,
-        message: str,
-        *,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        close: bool = False,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
-        self.headers = [*headers, (b"connection", b"close")] if close else [*headers]
-
 
 class _Left(Exception):
     """Whoever sent this has gone; nobody reads an answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """What the head of a request says of its body."""
-
-    length: int | None
 
 
 class Door:
@@ -194,8 +120,8 @@ class Door:
     async def _admit(self, scope: Message, receive: Receive) -> None:
         if self._store is None:
             self._loudly("not_running", "a webhook came before the receiver was started: %s", _HINT)
-            raise _later("not_running", "the receiver is not running")
-        head = _head(scope, self._options.max_body)
+            raise later("not_running", "the receiver is not running")
+        head = head_of(scope["method"], scope["headers"], self._options.max_body)
         body = await self._body(head, receive)
         now_ms = self._clock.now_ms()
         arrival, skew = self._verified(scope["headers"], body, now_ms)
@@ -206,7 +132,7 @@ class Door:
             self._loudly(
                 "storage", "a webhook cannot be stored, its sender is asked to wait: %s", error
             )
-            raise _later("storage", "the event cannot be stored now") from None
+            raise later("storage", "the event cannot be stored now") from None
         if stored == "accepted":
             self._numbers.pushed(skew)
         elif stored == "duplicate":
@@ -244,7 +170,7 @@ class Door:
         except Unreadable as error:
             return Arrival(verified.id, body, None, now_ms, error=str(error)), skew
 
-    async def _body(self, head: _Head, receive: Receive) -> bytes:
+    async def _body(self, head: Head, receive: Receive) -> bytes:
         """The bytes of the body, as they came; never more than the limit."""
         pieces = _Pieces(self, head.length or 0)
         try:
@@ -297,7 +223,7 @@ class _Pieces:
     def add(self, piece: bytes) -> None:
         self._size += len(piece)
         if self._size > self._door._options.max_body:
-            raise _too_large(self._door._options.max_body)
+            raise too_large(self._door._options.max_body)
         if self._size > self._counted:
             self._count(self._size - self._counted)
         self._pieces.append(piece)
@@ -313,7 +239,7 @@ class _Pieces:
     def _count(self, size: int) -> None:
         if self._door._held + size > self._door._options.max_bodies:
             self.let_go()
-            raise _later("busy", "too many webhooks are coming in at once")
+            raise later("busy", "too many webhooks are coming in at once")
         self._door._held += size
         self._counted += size
 
@@ -322,40 +248,6 @@ _GRAVE = frozenset({"too_old", "too_new", "storage", "not_running"})
 _HINT = (
     "use FastAPI(lifespan=receiver.lifespan), receiver.asgi(), or `async with receiver.running()`"
 )
-
-
-def _head(scope: Message, max_body: int) -> _Head:
-    """Look at what comes before the body."""
-    if scope["method"] != "POST":
-        raise Refused(405, "method", "webhooks are POSTed", headers=[(b"allow", b"POST")])
-    found: dict[bytes, list[bytes]] = {}
-    for name, value in scope["headers"]:
-        found.setdefault(bytes(name).lower(), []).append(bytes(value).strip().lower())
-    if [kind.partition(b";")[0].strip() for kind in found.get(b"content-type", [])] != [
-        b"application/json"
-    ]:
-        raise Refused(415, "content_type", "the body has to be application/json", close=True)
-    if any(coding != b"identity" for coding in found.get(b"content-encoding", [])):
-        raise Refused(415, "content_encoding", "the body has to come uncompressed", close=True)
-    lengths = found.get(b"content-length", [])
-    if not lengths:
-        return _Head(None)
-    # One that is as long as this is a lie about more than any machine has.
-    if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > 18:
-        raise Refused(400, "malformed_length", "Content-Length is not one number", close=True)
-    length = int(lengths[0])
-    if length > max_body:
-        raise _too_large(max_body)
-    return _Head(length)
-
-
-def _too_large(limit: int) -> Refused:
-    return Refused(413, "too_large", f"the body has more than {limit} bytes", close=True)
-
-
-def _later(reason: str, message: str) -> Refused:
-    headers = [(b"retry-after", str(RETRY_SECONDS).encode())]
-    return Refused(503, reason, message, headers=headers, close=True)
 
 
 async def _answer(

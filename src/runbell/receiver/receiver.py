@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError, MissingExtra
 from runbell.receiver import desk, feed
-from runbell.receiver.door import Door, Key, Keys
+from runbell.receiver.checks import Key, Keys
+from runbell.receiver.door import Door
 from runbell.receiver.feed import CaughtUp, FeedClient
 from runbell.receiver.handlers import Handlers
 from runbell.receiver.inbox import Watch
