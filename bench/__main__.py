@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from bench import memory, runs, waits
+from bench import memory, receiving, runs, waits
 from bench.figures import Figure, machine
 from bench.server import served
 
@@ -49,6 +49,9 @@ def _measure(quick: bool) -> Iterator[Figure]:
     with served() as server:
         few, many = (500, 3_000) if quick else (10_000, 100_000)
         yield from memory.measure(server, few, many)
+    yield from receiving.measure(
+        receiving.Sizes(4_000, 3.0, 20) if quick else receiving.Sizes(20_000, 20.0, 100)
+    )
     yield from waits.measure(waits.Sizes(300, 50) if quick else waits.Sizes(5_000, 500))
 
 

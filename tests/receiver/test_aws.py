@@ -362,4 +362,4 @@ def test_the_template_names_what_there_is() -> None:
     source = (folder / "app.py").read_text()
     for name in ("take_in", "handle"):
         assert f"app.{name}" in text
-        assert f"{name} = " in source
+        assert f"{name}: Any = " in source

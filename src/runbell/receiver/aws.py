@@ -240,7 +240,7 @@ def _enqueue(client: Any, queue_url: str, event_id: str, timestamp: int, body: b
         message["MessageDeduplicationId"] = _name(event_id)
     try:
         client.send_message(**message)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, SQS does not have it
         logger.error("SQS did not take a webhook, its sender is asked to wait: %s", error)
         raise later("storage", "the event cannot be stored now") from None
 

@@ -93,16 +93,18 @@ def head_of(method: str, headers: Iterable[tuple[bytes, bytes]], max_body: int) 
     """
     if method != "POST":
         raise Refused(405, "method", "webhooks are POSTed", headers=[(b"allow", b"POST")])
-    found: dict[bytes, list[bytes]] = {}
+    kinds: list[bytes] = []
+    codings: list[bytes] = []
+    lengths: list[bytes] = []
+    wanted = {b"content-type": kinds, b"content-encoding": codings, b"content-length": lengths}
     for name, value in headers:
-        found.setdefault(bytes(name).lower(), []).append(bytes(value).strip().lower())
-    if [kind.partition(b";")[0].strip() for kind in found.get(b"content-type", [])] != [
-        b"application/json"
-    ]:
+        values = wanted.get(name.lower())
+        if values is not None:
+            values.append(value.strip().lower())
+    if [kind.partition(b";")[0].rstrip() for kind in kinds] != [b"application/json"]:
         raise Refused(415, "content_type", "the body has to be application/json", close=True)
-    if any(coding != b"identity" for coding in found.get(b"content-encoding", [])):
+    if any(coding != b"identity" for coding in codings):
         raise Refused(415, "content_encoding", "the body has to come uncompressed", close=True)
-    lengths = found.get(b"content-length", [])
     if not lengths:
         return Head(None)
     # One that is as long as this is a lie about more than any machine has.

@@ -89,7 +89,10 @@ class Door:
             answer = {"error": {"code": refused.reason, "message": str(refused)}}
             await _answer(send, refused.status, json.dumps(answer).encode(), refused.headers)
         else:
-            await _answer(send, 200, b'{"received":true}', ())
+            # Made anew each time: middleware adds headers to it.
+            start = {"type": "http.response.start", "status": 200}
+            await send({**start, "headers": list(_RECEIVED_HEADERS)})
+            await send({"type": "http.response.body", "body": _RECEIVED})
 
     async def accept(self, arrival: Arrival) -> rows.Stored:
         """Store what is its sender's; returns when it is committed.
@@ -243,6 +246,12 @@ class _Pieces:
         self._door._held += size
         self._counted += size
 
+
+_RECEIVED = b'{"received":true}'
+_RECEIVED_HEADERS = (
+    (b"content-type", b"application/json"),
+    (b"content-length", str(len(_RECEIVED)).encode()),
+)
 
 _GRAVE = frozenset({"too_old", "too_new", "storage", "not_running"})
 _HINT = (

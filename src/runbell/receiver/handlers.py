@@ -18,6 +18,9 @@ __all__ = ["Handler", "Handlers"]
 Function = Callable[[Any], Awaitable[None] | None]
 F = TypeVar("F", bound=Callable[[Any], Any])
 
+MOST_TYPES: Final = 1_000
+"""Types whose functions are remembered."""
+
 _PATTERN: Final = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*(\.\*)?|\*")
 
 
@@ -27,14 +30,16 @@ class Handler:
 
     Attributes:
         name: by which the inbox remembers that it has succeeded while another one had not.
+        is_async: it runs on the event loop.
     """
 
     name: str
     function: Function
+    is_async: bool
 
     async def call(self, event: Any, threads: Executor | None) -> None:
         """Call it: an async function here, any other in a thread of `threads` (None for here)."""
-        if inspect.iscoroutinefunction(self.function) or threads is None:
+        if self.is_async or threads is None:
             found = self.function(event)
         else:
             # The context travels along, as with `asyncio.to_thread`: loggers and tracers use it.
@@ -52,6 +57,7 @@ class Handlers:
         self._exact: dict[str, list[Handler]] = {}
         self._families: list[tuple[str, Handler]] = []
         self._names: set[str] = set()
+        self._found: dict[str, list[Handler]] = {}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -73,7 +79,8 @@ class Handlers:
             )
 
         def add(function: F) -> F:
-            handler = Handler(self._name(function), function)
+            self._found.clear()
+            handler = Handler(self._name(function), function, inspect.iscoroutinefunction(function))
             for kind in types:
                 if kind.endswith("*"):
                     self._families.append((kind[:-1], handler))
@@ -85,9 +92,15 @@ class Handlers:
 
     def of(self, kind: str) -> list[Handler]:
         """The functions for events of one type, each once."""
+        known = self._found.get(kind)
+        if known is not None:
+            return known
         found = [*self._exact.get(kind, ())]
         found += [handler for family, handler in self._families if kind.startswith(family)]
-        return list({handler.name: handler for handler in found}.values())
+        functions = list({handler.name: handler for handler in found}.values())
+        if len(self._found) < MOST_TYPES:  # senders can invent types
+            self._found[kind] = functions
+        return functions
 
     def _name(self, function: Any) -> str:
         plain = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"

@@ -78,8 +78,7 @@ class Numbers:
         self.outcomes = Counter(
             f"{prefix}_events", "How handling events ended.", ["outcome"], registry=registry
         )
-        for outcome in OUTCOMES:
-            self.outcomes.labels(outcome)
+        self.ended = {outcome: self.outcomes.labels(outcome) for outcome in OUTCOMES}
         self.lag = Histogram(
             f"{prefix}_lag_seconds",
             "From the moment an event was stored until a handler was called for it first.",

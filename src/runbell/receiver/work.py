@@ -135,9 +135,9 @@ class Worker:
             )
         )
         faults.hit("receiver.claimed")
-        self._numbers.outcomes.labels("stale").inc(claims.stale)
+        self._numbers.ended["stale"].inc(claims.stale)
         for event_id in claims.dead:
-            self._numbers.outcomes.labels("dead").inc()
+            self._numbers.ended["dead"].inc()
             logger.error("%s is a dead letter: no process survived its handlers", event_id)
         return claims
 
@@ -202,7 +202,7 @@ class Worker:
             outcome = "dead" if claimed.attempt >= self._options.max_attempts else "failed"
             kept = await self._fail(claimed, frozenset(done), *failed)
         faults.hit("receiver.finished")
-        self._numbers.outcomes.labels(outcome if kept else "lost").inc()
+        self._numbers.ended[outcome if kept else "lost"].inc()
         if not kept:
             logger.warning("%s was handled for longer than its claim held", claimed.id)
         if claimed.envelope.sequence is not None:
