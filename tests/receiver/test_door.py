@@ -277,6 +277,9 @@ async def test_bodies_that_come_at_the_same_time_are_bounded_together(house: Hou
 STRANGE = {
     "not UTF-8": b"\xff\xfe{}",
     "not UTF-8 inside": b'{"type":"a","data":"\xff"}',
+    "not UTF-8 elsewhere": b'{"type":"a","more":"\xff"}',
+    "deep elsewhere": b'{"type":"a","more":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+    "digits elsewhere": b'{"type":"a","more":%b}' % (b"9" * 900_000),
     "empty": b"",
     "no JSON": b"<html>",
     "an array": b"[]",

@@ -66,7 +66,7 @@ class ReceivedEvent:
     @cached_property
     def json(self) -> dict[str, Any]:
         """The whole body, decoded."""
-        return dict(msgspec.json.decode(self.body))
+        return dict(_decoder.decode(self.body))
 
     @property
     def data(self) -> dict[str, Any]:
@@ -148,6 +148,8 @@ def read(body: bytes) -> Envelope:
         Unreadable: they are none.
     """
     try:
+        # All of it, not the fields that are wanted: what is skipped is not looked at, and a handler
+        # would stumble over it.
         found = _decoder.decode(body)
     except UnicodeDecodeError:
         raise Unreadable("the body is not UTF-8") from None
@@ -156,10 +158,13 @@ def read(body: bytes) -> Envelope:
     except (msgspec.DecodeError, ValueError, OverflowError) as error:
         # msgspec names places and types, never values.
         raise Unreadable(f"the body is no event: {error}"[:200]) from None
-    kind = found.type
-    if not 0 < len(kind) <= LONGEST_NAME or not kind.isprintable():
+    if not isinstance(found, dict):
+        raise Unreadable("the body is JSON, and no object")
+    kind = found.get("type")
+    if not isinstance(kind, str) or not 0 < len(kind) <= LONGEST_NAME or not kind.isprintable():
         raise Unreadable("the event's type is no name")
-    data = found.data if isinstance(found.data, dict) else {}
+    about = found.get("data")
+    data = about if isinstance(about, dict) else {}
     subject, sequence = data.get("id"), data.get("sequence")
     if not isinstance(subject, str) or not 0 < len(subject) <= LONGEST_NAME:
         subject = None
@@ -189,12 +194,6 @@ def _is_urgent(kind: str) -> bool:
 _URGENT = frozenset(f"{RUN_TYPES}{status}" for status in RunStatus if status.is_settled)
 
 
-class _Body(msgspec.Struct):
-    # Everything else is decoded too, into nothing: what a handler would stumble over is found here.
-    type: str
-    data: Any = None
-
-
 class _Function(msgspec.Struct):
     name: str
     arguments: str
@@ -213,4 +212,4 @@ class _Action(msgspec.Struct):
     submit_tool_outputs: _Outputs
 
 
-_decoder = msgspec.json.Decoder(_Body)
+_decoder = msgspec.json.Decoder()
