@@ -190,23 +190,24 @@ def test_the_feed_of_a_real_service_is_caught_up_with(served: Served, tmp_path: 
     )
 
     async def story() -> None:
-        async with housed(tmp_path / "inbox.db", clock=SystemClock()) as house:
-            async with house.receiver.running():
-                first = await house.receiver.catch_up(client)
-                assert first.new == first.read > 0
-                again = await house.receiver.catch_up(
-                    AsyncOpenAI(base_url=str(client.base_url), api_key=client.api_key)
+        async with (
+            housed(tmp_path / "inbox.db", clock=SystemClock()) as house,
+            house.receiver.running(),
+        ):
+            first = await house.receiver.catch_up(client)
+            assert first.new == first.read > 0
+            again = await house.receiver.catch_up(
+                AsyncOpenAI(base_url=str(client.base_url), api_key=client.api_key)
+            )
+            assert again.new == 0
+            kinds = [
+                json.loads(body)["type"]
+                for (body,) in house.rows(
+                    f"SELECT body FROM inbox_events WHERE subject = '{run.id}' ORDER BY position"
                 )
-                assert again.new == 0
-                kinds = [
-                    json.loads(body)["type"]
-                    for (body,) in house.rows(
-                        "SELECT body FROM inbox_events "
-                        f"WHERE subject = '{run.id}' ORDER BY position"
-                    )
-                ]
-                assert kinds[0] == "thread.run.created"
-                assert kinds[-1] == "thread.run.completed"
+            ]
+            assert kinds[0] == "thread.run.created"
+            assert kinds[-1] == "thread.run.completed"
 
     assert isinstance(client, OpenAI)
     asyncio.run(story())
