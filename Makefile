@@ -6,7 +6,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+# Once --quiet: it still says why an index cannot be reached.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PINNED := --constraint constraints.txt
 SDKS := 1.109 2.54 3.52
 
@@ -37,8 +38,9 @@ test-sdks: setup $(SDKS:%=.venv-sdk-%/.installed) ## Run the scenarios with ever
 	@$(BIN)/python -m tests.sdks $(SDKS)
 
 .venv-sdk-%/.installed: tests/sdks/constraints-%.txt
+	@echo "Installing the openai SDK $* into .venv-sdk-$* ..."
 	@$(PYTHON) -m venv --clear .venv-sdk-$*
-	@.venv-sdk-$*/bin/python -m pip --disable-pip-version-check --quiet --quiet install \
+	@.venv-sdk-$*/bin/python -m pip --disable-pip-version-check --quiet install \
 		--constraint $< openai
 	@touch $@
 
@@ -53,7 +55,7 @@ test-upstream: setup $(UPSTREAM_STAMP) ## Test real models against LiteLLM's pro
 $(UPSTREAM_STAMP): constraints-upstream.txt
 	@test -x $(UPSTREAM)/bin/pip || $(PYTHON) -m venv --clear $(UPSTREAM)
 	@echo "Installing LiteLLM's proxy into $(UPSTREAM) ..."
-	@$(UPSTREAM)/bin/python -m pip --disable-pip-version-check --quiet --quiet install \
+	@$(UPSTREAM)/bin/python -m pip --disable-pip-version-check --quiet install \
 		--constraint constraints-upstream.txt 'litellm[proxy]'
 	@touch $(UPSTREAM_STAMP)
 
@@ -68,11 +70,11 @@ bench: setup ## Measure CPU per operation, delays and memory; prints JSON
 
 pins: ## Renew constraints.txt with the newest versions of everything
 	@$(PYTHON) -m venv --clear build/pins
-	@build/pins/bin/python -m pip install --quiet --quiet --upgrade pip
-	@build/pins/bin/python -m pip install --quiet --quiet '.[all]' --group dev hatchling editables
+	@build/pins/bin/python -m pip install --quiet --upgrade pip
+	@build/pins/bin/python -m pip install --quiet '.[all]' --group dev hatchling editables
 	@{ grep '^#' constraints.txt; build/pins/bin/python -m pip freeze --quiet --all \
 		--exclude runbell --exclude setuptools; } > build/constraints.txt
 	@mv build/constraints.txt constraints.txt && rm -rf build/pins
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .venv-sdk-* $(UPSTREAM) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-sdk-* $(UPSTREAM) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -15,7 +15,7 @@ import psutil
 
 from runbell import __version__
 
-__all__ = ["Figure", "machine", "percentile", "within"]
+__all__ = ["Figure", "machine", "percentile", "significant", "within"]
 
 PACKAGES = ("starlette", "uvicorn", "uvloop", "msgspec", "sqlalchemy", "aiohttp")
 
@@ -40,13 +40,25 @@ class Figure:
     how: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
 
+    def line(self) -> str:
+        """For people: `cpu_a_read_ms: 0.12, target <= 0.15: met`."""
+        if self.target is None:
+            return f"{self.name}: {self.value:g}"
+        verdict = "met" if self.met else "MISSED"
+        return f"{self.name}: {self.value:g}, target {self.target}: {verdict}"
+
     def document(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value not in ("", {})}
 
 
 def within(name: str, value: float, limit: float, how: str, **detail: Any) -> Figure:
     """A figure that must not be above a limit."""
-    return Figure(name, round(value, 4), f"<= {limit:g}", value <= limit, how, detail)
+    return Figure(name, significant(value), f"<= {limit:g}", value <= limit, how, detail)
+
+
+def significant(value: float) -> float:
+    """The first three digits: what stands behind them is noise."""
+    return float(f"{value:.3g}")
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

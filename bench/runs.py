@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bench.figures import Figure, percentile, within
+from bench.figures import Figure, percentile, significant, within
 from bench.server import Server
 
 __all__ = ["Sizes", "measure"]
@@ -98,7 +98,7 @@ def _busy(server: Server, sizes: Sizes) -> Iterator[Figure]:
         f"server CPU (user + system) for create run + execute + one read of the result, "
         f"{CLIENTS} clients at a time, median of {ROUNDS} rounds; each run on a thread of its own "
         "with one message, which was made before and is not counted; reads beyond one are counted",
-        rounds=[round(each, 4) for each in per_run],
+        rounds=[significant(each) for each in per_run],
         runs_a_round=sizes.runs,
         reads_a_run=round(reads / (ROUNDS * sizes.runs), 3),
         runs_a_second=rates,
@@ -109,7 +109,7 @@ def _busy(server: Server, sizes: Sizes) -> Iterator[Figure]:
         MAX_CPU_MS_A_READ,
         f"server CPU for one GET of a finished run, {CLIENTS} clients at a time, "
         f"median of {ROUNDS} rounds",
-        rounds=[round(each, 4) for each in per_read],
+        rounds=[significant(each) for each in per_read],
         reads_a_round=sizes.reads,
     )
 

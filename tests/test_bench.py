@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench import memory, runs, waits
-from bench.figures import percentile, within
+from bench.figures import Figure, percentile, within
 from bench.server import served
 
 
@@ -19,6 +19,17 @@ def test_percentile_is_the_nearest_rank(percent: float, value: float) -> None:
 def test_a_figure_knows_whether_it_met_its_target() -> None:
     assert within("a", 1.5, 1.5, "").met
     assert not within("a", 1.51, 1.5, "").met
+
+
+def test_a_figure_is_told_beside_its_target() -> None:
+    assert within("a_ms", 0.31999, 0.15, "").line() == "a_ms: 0.32, target <= 0.15: MISSED"
+    assert within("a_ms", 12.6933, 15, "").line() == "a_ms: 12.7, target <= 15: met"
+    assert Figure("a_mb", 120.0).line() == "a_mb: 120"
+
+
+def test_a_figure_is_judged_before_it_is_rounded() -> None:
+    figure = within("a", 1.5004, 1.5, "")
+    assert (figure.value, figure.met) == (1.5, False)
 
 
 def test_everything_is_measured() -> None:

@@ -14,7 +14,7 @@ handlers = Handlers()
 @handlers.on("thread.run.completed", "response.completed")
 def done(event: ReceivedEvent) -> None:
     """Called once for each such event; raise, and it is called again."""
-    print(f"{event.subject} is done")  # noqa: T201 - it ends up in CloudWatch
+    print(f"{event.subject} is done")
 
 
 # Both secrets while one is changed, separated by a space.

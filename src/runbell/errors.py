@@ -2,7 +2,9 @@
 
 RunbellError
 ├── ConfigurationError         a setting, file or installation is not usable; says what to change
+│   ├── InvalidSetting         a setting was given a value that it cannot have
 │   ├── MissingExtra           a part of Runbell needs packages that are not installed
+│   ├── ToolMismatch           a function does not fit the tool that the model sees
 │   ├── InvalidSecret          a text is no signing secret, or no public key
 │   └── CannotDecrypt          what is stored was encrypted with another key, or is damaged
 ├── InvalidSignature           a webhook is not proved to be its sender's
@@ -13,6 +15,14 @@ RunbellError
 ├── TransitionNotAllowed       the table of run statuses has no such way
 ├── ModelError                 a model did not answer; becomes the run's `last_error`
 ├── RequestRefused             a request that the service answers with an error body
+├── RunError                   a run that was waited for did not complete
+│   ├── RunFailed              it failed; `code` and `message` are its `last_error`
+│   ├── RunCancelled           somebody cancelled it
+│   ├── RunExpired             it was not finished at its `expires_at`
+│   ├── RunIncomplete          its answer is cut short; `code` is the reason
+│   ├── ActionRequired         it wants tool outputs that nobody here can give
+│   └── WaitTimeout            it has not ended yet, and goes on (also a TimeoutError)
+├── BadAnswer                  a server answered with something that is not the API's
 └── StorageError
     ├── StorageUnavailable     locked, full or gone: nothing was written, trying again can help
     ├── Conflict               a row with this identity is there already
@@ -21,27 +31,37 @@ RunbellError
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = [
+    "ActionRequired",
     "AddressRefused",
+    "BadAnswer",
     "CannotDecrypt",
     "ConfigurationError",
     "Conflict",
     "InvalidSecret",
+    "InvalidSetting",
     "InvalidSignature",
     "MalformedWebhook",
     "MissingExtra",
     "ModelError",
     "RequestRefused",
+    "RunCancelled",
+    "RunError",
+    "RunExpired",
+    "RunFailed",
+    "RunIncomplete",
     "RunbellError",
     "SignatureMismatch",
     "StaleTimestamp",
     "StaleWrite",
     "StorageError",
     "StorageUnavailable",
+    "ToolMismatch",
     "TransitionNotAllowed",
     "UnknownCursor",
+    "WaitTimeout",
 ]
 
 ErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
@@ -54,6 +74,10 @@ class RunbellError(Exception):
 
 class ConfigurationError(RunbellError):
     """A setting, file or installation is not usable; the message says what to change."""
+
+
+class InvalidSetting(ConfigurationError):
+    """A setting was given a value that it cannot have; says which option or variable to change."""
 
 
 class MissingExtra(ConfigurationError):
@@ -214,3 +238,90 @@ class UnknownCursor(StorageError):
 
 class StaleWrite(StorageError):
     """The row changed since it was read, so this write did nothing."""
+
+
+class BadAnswer(RunbellError):
+    """A server answered with something that is not the API's, such as a proxy's page."""
+
+
+class ToolMismatch(ConfigurationError):
+    """A function does not fit the tool that the model sees; the message says where."""
+
+
+class RunError(RunbellError):
+    """A run that was waited for did not complete, or ended in a way that is not known here.
+
+    Attributes:
+        run: the run as it was last seen: the SDK's object.
+        run_id, thread_id: its ids; `thread_id` is None for what has none.
+        status: as the server calls it.
+        code: `last_error.code`, or the reason of an incomplete run; None without.
+        message: `last_error.message`, or what else the server said about it; None without.
+        retryable: the same work may well succeed when it is tried again.
+    """
+
+    def __init__(
+        self,
+        sentence: str,
+        *,
+        run: Any,
+        run_id: str,
+        thread_id: str | None,
+        status: str,
+        code: str | None = None,
+        message: str | None = None,
+        retryable: bool = False,
+    ) -> None:
+        super().__init__(sentence)
+        self.run = run
+        self.run_id = run_id
+        self.thread_id = thread_id
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+
+
+class RunFailed(RunError):
+    """The run failed."""
+
+
+class RunCancelled(RunError):
+    """The run was cancelled."""
+
+
+class RunExpired(RunError):
+    """The run was not finished in time."""
+
+
+class RunIncomplete(RunError):
+    """The run's answer is cut short."""
+
+
+class ActionRequired(RunError):
+    """The run waits for the outputs of tool calls for which there is no function here.
+
+    Attributes:
+        calls: those calls: `id`, `name` and `arguments` (JSON text) of each.
+    """
+
+    def __init__(self, sentence: str, *, calls: tuple[Any, ...], **about: Any) -> None:
+        super().__init__(sentence, **about)
+        self.calls = calls
+
+
+class WaitTimeout(RunError, TimeoutError):
+    """The time for waiting is over. The run has not ended, and goes on.
+
+    `run` is the run as it was last seen; waiting for it again resumes. `__cause__` is the last
+    error, where the latest looks failed.
+
+    Attributes:
+        polls: looks that were made.
+        waited: seconds.
+    """
+
+    def __init__(self, sentence: str, *, polls: int, waited: float, **about: Any) -> None:
+        super().__init__(sentence, **about)
+        self.polls = polls
+        self.waited = waited

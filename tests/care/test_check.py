@@ -13,10 +13,11 @@ import pytest
 
 from runbell.service.operations import threads
 from runbell.service.wire.requests import CreateMessage
-from runbell.storage import check as checking
+from runbell.storage import report as reporting
 from runbell.storage.backup import damage
-from runbell.storage.check import Report, check
+from runbell.storage.check import check
 from runbell.storage.lock import InstallationLock
+from runbell.storage.report import Report
 from runbell.storage.sqlite import read_only
 from runbell.testing.databases import migrated_sqlite
 from runbell.testing.embedded import EmbeddedService, embedded
@@ -118,7 +119,7 @@ def test_a_database_that_was_lived_in_is_in_order(database: Path) -> None:
     report = read_only(database, check)
     assert report.problems == {}
     assert report.looked_at["runs"] == 10
-    assert report.looked_at["live runs"] == 5
+    assert report.looked_at["runs under way"] == 5
     assert all(report.looked_at.values())
 
 
@@ -126,7 +127,7 @@ def test_pages_of_any_size_see_the_same(database: Path, monkeypatch: pytest.Monk
     spoil(database, "DELETE FROM events WHERE type = 'thread.run.in_progress'")
     looked, found = read_only(database, check).looked_at, problems(database)
     for size in (1, 2, 3, 7):
-        monkeypatch.setattr(checking, "PAGE", size)
+        monkeypatch.setattr(reporting, "PAGE", size)
         assert read_only(database, check).looked_at == looked
         assert problems(database) == found
 
@@ -141,7 +142,7 @@ NEXT = "(SELECT min(position) FROM runs WHERE waits_turn)"
 ELSEWHERE = f"(SELECT thread_id FROM runs WHERE id = {DONE})"
 SECOND = f"sequence = 2 AND run_id = {DONE}"
 NO_EVENT = "a transition without an event"
-COUNTS = "a run that has not the events that it counts"
+COUNTS = "a run with more or fewer events than its sequence"
 SAYS = "an event that says something else than its row"
 ENDED = "a run that has ended without a reason, or has a reason without having ended"
 
@@ -204,7 +205,7 @@ PLANTED: dict[str, tuple[set[str], list[str]]] = {
         [f"UPDATE runs SET status = 'in_progress' WHERE id = {DONE}"],
     ),
     "a status that there is not": (
-        {NO_EVENT, "a run whose status there is not"},
+        {NO_EVENT, "a run with a status that does not exist"},
         [f"UPDATE runs SET status = 'sleeping' WHERE id = {DONE}"],
     ),
     "a number that no event has": (
@@ -304,7 +305,7 @@ def test_a_service_has_to_end_what_is_over(database: Path) -> None:
 def test_examples_are_few_and_the_count_is_whole(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "MAX_EXAMPLES", 2)
+    monkeypatch.setattr(reporting, "MAX_EXAMPLES", 2)
     spoil(database, "UPDATE events SET body = 'x'")
     found = read_only(database, check).problems["an event that cannot be read"]
     assert found.count > 20
@@ -315,15 +316,38 @@ def test_the_command_says_what_is_wrong(database: Path, runbell: Command) -> Non
     url = f"sqlite:///{database}"
     done = runbell("check", "--database", url)
     assert done.code == 0
-    assert done.out.startswith("checked 10 runs, 5 live runs, ")
+    assert done.out.startswith("checked 10 runs, 5 runs under way, ")
     assert done.out.endswith("everything is in order\n")
     spoil(database, f"UPDATE runs SET status_reason = NULL WHERE id = {DONE}")
     before = database.read_bytes()
     done = runbell("check", "--database", url)
     assert done.code == 1
-    assert f"{ENDED}: 1\n  run_" in done.out
-    assert done.out.endswith(": 1 problem\n")
+    assert f"\n  {ENDED}: it is completed\nchecked 10 runs" in done.out
+    assert done.out.splitlines()[-2].endswith(": 1 problem")
+    assert "docs/operations.md" in done.out.splitlines()[-1]
     assert database.read_bytes() == before
+
+
+def test_what_is_wrong_with_one_run_stands_together(database: Path, runbell: Command) -> None:
+    """One damage breaks several rules."""
+    spoil(database, f"DELETE FROM events WHERE {SECOND}")
+    with closing(sqlite3.connect(database)) as connection:
+        ((run_id,),) = connection.execute(f"SELECT {DONE}")
+    done = runbell("check", "--database", f"sqlite:///{database}")
+    subject, *lines, checked, _ = done.out.splitlines()
+    assert subject == run_id
+    assert f"  {COUNTS}: its sequence is 3, but 2 events are there" in lines
+    assert len(lines) == 3
+    assert checked.endswith(": 3 problems")
+
+
+def test_more_than_can_be_listed_is_counted(
+    database: Path, runbell: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "MAX_EXAMPLES", 2)
+    spoil(database, f"UPDATE events SET body = 'x' WHERE run_id = {DONE}")
+    done = runbell("check", "--database", f"sqlite:///{database}")
+    assert "\n… and 1 more: an event that cannot be read\n" in done.out
 
 
 def test_a_damaged_file_is_said_to_be_one(database: Path, runbell: Command) -> None:
@@ -332,8 +356,20 @@ def test_a_damaged_file_is_said_to_be_one(database: Path, runbell: Command) -> N
         stream.write(b"\xff" * 4096)
     done = runbell("check", "--database", f"sqlite:///{database}")
     assert done.code == 1
-    assert "the file is damaged; SQLite says:" in done.out
+    assert f"{database} is damaged; SQLite says:" in done.out
     assert "Traceback" not in done.err
+
+
+def test_a_file_that_cannot_even_be_opened_is_said_to_be_damaged(
+    database: Path, runbell: Command
+) -> None:
+    with database.open("r+b") as stream:
+        stream.seek(100)
+        stream.write(b"\xff" * 4096)
+    done = runbell("check", "--database", f"sqlite:///{database}")
+    assert done.code == 1
+    assert f"{database} is damaged (" in done.err
+    assert "restore a backup, see docs/operations.md" in done.err
 
 
 def test_a_row_that_refers_to_none_is_damage(database: Path, runbell: Command) -> None:
@@ -345,7 +381,7 @@ def test_a_row_that_refers_to_none_is_damage(database: Path, runbell: Command) -
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
-    [("none.db", "is no database of Runbell"), ("old.db", "start the service once")],
+    [("none.db", "there is no file "), ("old.db", "start the service once")],
 )
 def test_what_is_no_database_of_this_version_is_refused(
     tmp_path: Path, runbell: Command, name: str, complaint: str
@@ -370,6 +406,6 @@ def test_beside_a_service_and_after_its_death(tmp_path: Path) -> None:
         assert not InstallationLock(served.database_path).is_held()
         # What the log holds belongs to the database; a check does not fold it in.
         before = (served.database_path.read_bytes(), log.read_bytes())
-        assert "checked 1 runs" in served.command_line("check")
+        assert "checked 1 run, 1 run under way, " in served.command_line("check")
         assert (served.database_path.read_bytes(), log.read_bytes()) == before
         served.start()

@@ -259,6 +259,43 @@ def test_the_level_says_who_has_to_look(
     assert [record.levelname for record in caplog.records] == [level]
 
 
+class Terminal(io.StringIO):
+    """What a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "level", "style", "reads"),
+    [
+        (Terminal(), "info", "text", False),
+        (Terminal(), "debug", "text", True),
+        (Terminal(), "info", "json", True),
+        (io.StringIO(), "info", "text", True),
+    ],
+)
+def test_a_terminal_is_not_filled_with_reads_that_went_well(
+    monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, level: str, style: str, reads: bool
+) -> None:
+    root, before = logging.getLogger(), logging.getLogger().level
+    with monkeypatch.context() as fresh:
+        # As a process finds it at its start: here it is pytest's.
+        fresh.setattr(root, "handlers", [])
+        logs.configure(level, style, stream)
+        for request_id, method, status in (
+            ("req_read", "GET", 200),
+            ("req_missing", "GET", 404),
+            ("req_made", "POST", 200),
+        ):
+            logs.answered(Exchange(request_id, method, "/v1/models"), status, 0.1)
+    root.setLevel(before)
+    told = stream.getvalue()
+    assert ("req_read" in told) == reads
+    assert "req_missing" in told
+    assert "req_made" in told
+
+
 def test_times_are_utc_with_milliseconds() -> None:
     record = logging.LogRecord("x", logging.INFO, "", 0, "hello", None, None)
     for created, stamp in (

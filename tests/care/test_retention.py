@@ -120,9 +120,8 @@ async def claim(service: EmbeddedService, *keys: str) -> None:
 async def test_nothing_goes_by_default(service: EmbeddedService) -> None:
     thread = await service.thread("hello")
     run = await finished(service, thread)
-    await asyncio.wait_for(retention.sweep(service.ctx), 1)
     service.clock.advance(10 * 365 * 86_400)
-    await asyncio.wait_for(retention.sweep(service.ctx), 1)
+    assert await retention.remove_old(service.ctx) == 0
     assert await kept(service, thread) == {run}
 
 
@@ -322,7 +321,9 @@ def test_a_served_process_removes_what_is_old(tmp_path: Path) -> None:
         assert api.get(f"/v1/threads/{thread.id}/runs/{run.id}").status == 404
         gone = api.get(f"/v1/events?after={events_before[-1]['id']}")
         assert gone.status == 404
-        assert gone.error["message"] == f"No event found with id '{events_before[-1]['id']}'."
+        assert gone.error["message"].startswith(
+            f"No event found with id '{events_before[-1]['id']}'."
+        )
         assert len(api.get(f"/v1/threads/{thread.id}/messages").ok()["data"]) == 2
         eventually(lambda: "retention has removed 5 rows" in served.stderr(), "it is logged")
     report = read_only(served.database_path, check)

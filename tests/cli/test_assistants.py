@@ -120,6 +120,7 @@ def test_a_page_that_is_not_the_last_is_not_the_whole() -> None:
     ("text", "complaint"),
     [
         ('{"id": "asst_1",\n"model": }', "line 2: not JSON"),
+        ('{"id": "asst_1", "model":\n', "line 1: not JSON"),
         ('{"id": "asst_1"}\n\n[{"object": "thread"}]', "line 3: an assistant must stand here"),
         ("[1]", "line 1: an assistant must stand here, not 'int'"),
         ("\n3", "line 2: this is neither an assistant nor a list"),

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from runbell import __version__
+from runbell.service.settings import mistaken_variables
+from runbell.service.upstreams import OPTIONS
 from tests.cli.conftest import Command
 from tests.served import Served
 
@@ -87,6 +89,89 @@ def test_the_module_is_the_command() -> None:
 )
 def test_wrong_arguments_end_with_2(runbell: Command, arguments: list[str]) -> None:
     assert runbell(*arguments).code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["serve", "--rpm", "x"], "rpm is 'x': a whole number is needed (--rpm or RUNBELL_RPM)"),
+        (
+            ["serve", "--run-expiry", "nan"],
+            "run_expiry is nan: the smallest value is 0.001 (--run-expiry",
+        ),
+        (
+            ["serve", "--port", "99999"],
+            "port is 99999: the largest value is 65535 (--port or RUNBELL_PORT)",
+        ),
+        (
+            ["serve", "--log-level", "loud"],
+            "log_level is 'loud': use debug, info, warning or error (--log-level",
+        ),
+        (
+            ["check", "--database", "sqlite:///:memory:"],
+            "database is 'sqlite:///:memory:': it has to be a file, so that runs survive",
+        ),
+        (["serve", "--upstream", "x"], "--upstream: 'x' is no base URL: write http://127.0.0.1"),
+        (["keys", "create", "--rpm", "x"], "rpm is 'x': a whole number is needed (--rpm)"),
+        (["keys", "create", "--rpm", "-1"], "rpm is -1: the smallest value is 0 (--rpm)"),
+        (["keys", "create", "--project", " "], "project is ' ': a name is needed (--project)"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_ends_with_2(
+    runbell: Command, arguments: list[str], sentence: str
+) -> None:
+    done = runbell(*arguments)
+    assert done.code == 2
+    assert done.err.startswith(f"runbell: {sentence}")
+    assert done.err.count("\n") == 1
+
+
+def test_a_wrong_variable_is_told_like_a_wrong_option(
+    runbell: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNBELL_PORT", "abc")
+    done = runbell("serve")
+    assert (done.code, done.err) == (
+        2,
+        "runbell: port is 'abc': a whole number is needed (--port or RUNBELL_PORT)\n",
+    )
+
+
+def test_a_missing_file_is_called_as_in_the_help(runbell: Command) -> None:
+    assert "Missing argument 'FILE'" in runbell("backup").err
+    assert "{FILE}" in runbell("backup", "-h").out
+
+
+def test_a_paragraph_of_the_help_is_broken_once(
+    runbell: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the ends of the docstring's lines too."""
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = [line.strip() for line in runbell("backup", "-h").out.splitlines()]
+    first = lines.index("A service starts on the copy as on any database. It holds")
+    assert lines[first + 1] == "everything that the database holds, conversations too, and"
+
+
+def test_the_options_of_an_upstream_stand_together(runbell: Command) -> None:
+    _, _, panel = runbell("serve", "-h").out.partition("Options of the --upstream before them")
+    assert [line.split()[1] for line in panel.splitlines() if "--" in line] == [
+        each.option for each in OPTIONS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("RUNBELL_RETAIN_DAY", "RUNBELL_RETAIN_DAYS"),
+        ("RUNBELL_LOGLEVEL", "RUNBELL_LOG_LEVEL"),
+        ("RUNBELL_PORT", None),
+        ("RUNBELL_API_KEY", None),
+        ("RUNBELL_IN_ANOTHER_PROGRAM", None),
+        ("PORT", None),
+    ],
+)
+def test_a_variable_that_is_nearly_a_setting_is_noticed(name: str, meant: str | None) -> None:
+    assert mistaken_variables([name]).get(name) == meant
 
 
 def test_a_client_needs_to_know_where_and_with_which_key(

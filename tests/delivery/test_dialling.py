@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from email.utils import formatdate
@@ -199,6 +201,7 @@ def test_a_receiver_that_misbehaves(
     receiver.otherwise = answer
     result = posted(f"{receiver.url}/{SECRET}", **({f"{limit}_timeout": 0.2} if limit else {}))
     assert (result.status, result.error, result.succeeded) == (code, sentence, False)
+    assert (result.excerpt is None) == (code is None)
     assert SECRET not in repr(result)
     assert len(receiver.requests) == 1, "a connection that was new is not tried twice"
 
@@ -256,14 +259,14 @@ def test_a_name_whose_servers_do_not_answer_delays_no_other(receiver: Receiver) 
     url = receiver.url.replace("127.0.0.1", "quick.example.com")
 
     def lookup(host: str, port: int) -> list[Any]:
-        if host == "slow.example.com":
+        if host.startswith("slow"):
             let_go.wait(20)
         return leads_to("127.0.0.1")(host, port)
 
     async def run(poster: Poster) -> None:
         slow = [
-            asyncio.ensure_future(poster.post("http://slow.example.com/", HEADERS, BODY))
-            for _ in range(100)
+            asyncio.ensure_future(poster.post(f"http://slow-{n}.example.com/", HEADERS, BODY))
+            for n in range(100)
         ]
         await asyncio.sleep(0)
         assert (await poster.post(url, HEADERS, BODY)).succeeded
@@ -273,6 +276,26 @@ def test_a_name_whose_servers_do_not_answer_delays_no_other(receiver: Receiver) 
             await each
 
     with_poster(run, lookup=lookup)
+
+
+def test_a_process_that_ends_waits_for_no_lookup() -> None:
+    """Also where the servers of a name do not answer for a minute."""
+    program = """
+import asyncio, time
+from runbell.service.delivery.dialling import Poster
+
+async def main():
+    poster = Poster(connect_timeout=0.1, lookup=lambda host, port: time.sleep(60))
+    posted = await poster.post("https://slow.example.com/", {}, b"")
+    await poster.close()
+    print(posted.error)
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "There was no connection within 0.1 s.\n"
 
 
 def test_a_lookup_has_its_time_too() -> None:
@@ -350,16 +373,17 @@ def test_a_kept_connection_that_was_closed_meanwhile_costs_no_attempt(receiver: 
     assert (second.headers, second.body) == (third.headers, third.body)
 
 
-def test_a_kept_connection_is_not_waited_for_longer_than_the_whole(receiver: Receiver) -> None:
-    """All kept connections are dead, and the new one is too: it ends, with what was seen last."""
-    receiver.will(*[status(200)] * 5)
+def test_a_receiver_that_closes_every_connection_gets_few_of_one_post(receiver: Receiver) -> None:
+    """All kept connections are dead, and there are many: it ends, with what was seen last."""
+    receiver.will(*[status(200, after=0.2)] * 20)
     receiver.otherwise = hang_up()
 
     async def run(poster: Poster) -> Posted:
-        await asyncio.gather(*(poster.post(receiver.url, HEADERS, BODY) for _ in range(5)))
+        await asyncio.gather(*(poster.post(receiver.url, HEADERS, BODY) for _ in range(20)))
         return await poster.post(receiver.url, HEADERS, BODY)
 
     assert with_poster(run).error == "The connection was closed without an answer."
+    assert len(receiver.requests) == 20 + 4
 
 
 # Where it may go.

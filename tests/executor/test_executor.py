@@ -101,6 +101,29 @@ async def test_calls_are_put_together_from_their_pieces(service: EmbeddedService
     assert (second.id, second.name, second.arguments) == ("call_of_the_model", "g-2", '{"b": 2}')
 
 
+class CountedText(str):
+    """A text that counts what is copied when it is added to another."""
+
+    copied = 0
+
+    def __radd__(self, before: str) -> str:
+        CountedText.copied += len(before)
+        return before + str(self)
+
+
+@on_a_service()
+async def test_long_arguments_are_put_together_once(service: EmbeddedService) -> None:
+    """However many parts they come in: what was said before is not copied with each."""
+    run = await executing(service)
+    parts = [ToolCallDelta(0, "f", CountedText("[1"), id="c")]
+    parts += [ToolCallDelta(0, CountedText(""), CountedText(",1")) for _ in range(1_000)]
+    service.backend.turn.play(*parts, ToolCallDelta(0, "", "]"), Finished("stop", Usage(1, 1)))
+    await service.settle()
+    (call,) = (await service.find(run)).tool_calls
+    assert (call.name, call.arguments) == ("f", "[1" + ",1" * 1_000 + "]")
+    assert CountedText.copied == 0
+
+
 @on_a_service()
 async def test_text_beside_calls_is_kept_as_a_message_of_its_own(service: EmbeddedService) -> None:
     """The run waits for outputs, what was said is in the thread, and tokens are counted once."""

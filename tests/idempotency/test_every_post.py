@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from runbell.service.routes import ROUTES
 from tests.protocol.scenario import function_tool
 from tests.served import Api, Served, eventually
+from tests.upstream.model_server import ModelServer, in_a_thread, refuse
 
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 Prepared = tuple[str, Any]
@@ -188,3 +189,82 @@ def test_a_key_that_cannot_be_used_is_a_400(served: Served) -> None:
     answer = served.api().post("/v1/threads", {}, headers={"Idempotency-Key": "x" * 256})
     assert (answer.status, answer.error["code"]) == (400, "invalid_idempotency_key")
     assert answer.error["param"] == "Idempotency-Key"
+
+
+# Where a model server is asked: never from inside the transaction.
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[ModelServer]:
+    with in_a_thread() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def with_models(models: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    args = ["--upstream", models.url]
+    with Served(tmp_path_factory.mktemp("models"), args=args) as served:
+        yield served
+
+
+RUNS = ("/v1/threads/runs", "/v1/threads/{thread_id}/runs")
+ASKING = [(path, stream) for path in RUNS for stream in (False, True)]
+
+
+def begun(api: Api, path: str, model: str, stream: bool) -> Prepared:
+    """A run of this model, not asked for yet."""
+    where, body = POSTS[path](api)
+    return where, {**body, "model": model, "stream": stream}
+
+
+@pytest.mark.parametrize(("path", "stream"), ASKING)
+def test_a_model_that_nobody_serves_is_refused_with_a_key_too(
+    with_models: Served, path: str, stream: bool
+) -> None:
+    api = with_models.api()
+    headers = {"Idempotency-Key": new_name()}
+    where, body = begun(api, path, "nobody's", stream)
+    for given in ({}, headers, headers):
+        answer = api.post(where, body, headers=given)
+        assert (answer.status, answer.error["code"]) == (400, "model_not_found")
+    ended = api.post(where, {**body, "model": "echo", "stream": False}, headers=headers)
+    assert ended.status == 200, "the key is free"
+
+
+@pytest.mark.parametrize(("path", "stream"), ASKING)
+def test_a_model_that_came_since_a_moment_is_found_with_a_key_too(
+    with_models: Served, models: ModelServer, path: str, stream: bool
+) -> None:
+    api = with_models.api()
+    headers = {"Idempotency-Key": new_name()}
+    where, body = begun(api, path, new_name(), stream)
+    models.models = ("m", body["model"])
+    # Servers are asked every few seconds at the most.
+    first = eventually(
+        lambda: (r := api.post(where, body, headers=headers)).status == 200 and r, "it is found"
+    )
+    again = api.post(where, body, headers=headers)
+    assert (again.status, again.headers["idempotent-replayed"]) == (200, "true")
+    if not stream:
+        assert again.body == first.body
+
+
+@pytest.mark.parametrize(("path", "stream"), ASKING)
+def test_a_server_that_says_nothing_yet_is_no_error_with_a_key(
+    path: str, stream: bool, undecided: Served
+) -> None:
+    api = undecided.api()
+    where, body = begun(api, path, "m", stream)
+    answer = api.post(where, body, headers={"Idempotency-Key": new_name()})
+    assert (answer.status, answer.error["code"]) == (400, "model_not_found")
+    assert "did not say yet which models it has" in answer.error["message"]
+
+
+@pytest.fixture(scope="module")
+def undecided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A service whose model server is there, and does not say what it has."""
+    with in_a_thread() as server:
+        server.models = refuse(503, {})
+        directory = tmp_path_factory.mktemp("undecided")
+        with Served(directory, args=["--upstream", server.url]) as served:
+            yield served

@@ -23,7 +23,7 @@ DAY_SECONDS = KEPT_MS / 1000
 
 def rows(house: House, table: str) -> int:
     """How many rows a table has, counted from outside."""
-    with sqlite3.connect(house.service.store._inner.path) as connection:  # type: ignore[attr-defined]
+    with sqlite3.connect(house.service.store.inner.path) as connection:
         (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
     connection.close()
     assert isinstance(count, int)
@@ -452,7 +452,7 @@ async def test_a_streams_run_that_is_gone_is_a_404(house: House) -> None:
     await house.service.settle()
     await reading
     run = await house.service.find(await _only_run(house))
-    connection = sqlite3.connect(house.service.store._inner.path)  # type: ignore[attr-defined]
+    connection = sqlite3.connect(house.service.store.inner.path)
     with connection:
         connection.execute("DELETE FROM runs")
     connection.close()

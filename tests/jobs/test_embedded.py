@@ -228,6 +228,143 @@ async def test_a_run_that_is_ready_again_while_it_is_handled_is_handled_again(
     assert worker.most == 1
 
 
+# Lanes: a model server that is slow or away holds up its own runs, and no others.
+
+
+class OneLane:
+    """A lane that has as much room as the test says."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def takes(self, running: int) -> bool:
+        return running < self.room
+
+
+class NamedLanes:
+    """Each model has the lane that the test gives it; the others share one."""
+
+    def __init__(self, **lanes: OneLane) -> None:
+        self.lanes = lanes
+        self.others = OneLane(1_000)
+
+    def lane(self, model: str) -> OneLane:
+        return self.lanes.get(model, self.others)
+
+    def subscribe(self, room: Callable[[], None], moved: Callable[[], None]) -> None:
+        self.room, self.moved = room, moved
+
+
+def in_lanes(service: EmbeddedService, **lanes: OneLane) -> tuple[Worker, NamedLanes]:
+    """A worker whose runs never end by themselves, behind an engine with these lanes."""
+    named = NamedLanes(**lanes)
+    service.jobs = EmbeddedJobs(
+        service.store,
+        service.clock,
+        named,
+        concurrency=service.settings.max_concurrent_runs,
+        cancel_grace=1,
+    )
+    service.ctx = dataclasses.replace(service.ctx, jobs=service.jobs)
+    worker = Worker(service)
+    worker.busy = lambda key: True
+    return worker, named
+
+
+async def mixed(service: EmbeddedService, *models: str) -> list[str]:
+    """Runs of these models."""
+    return [key for model in models for key in await queued(service, 1, model=model)]
+
+
+@on_a_service(started=False)
+async def test_a_lane_without_room_holds_up_no_other(service: EmbeddedService) -> None:
+    """Its runs stay queued, and come in their order when it says that it has room again."""
+    closed = OneLane(0)
+    worker, named = in_lanes(service, scripted=closed)
+    worker.start()
+    a, b, c, d = await mixed(service, "scripted", "echo", "scripted", "echo")
+    await service.settle()
+    assert worker.begun == [b, d]
+    closed.room = 1
+    named.room()
+    await service.settle()
+    assert worker.begun == [b, d, a]
+    worker.release(a)
+    await service.settle()
+    assert worker.begun == [b, d, a, c]
+
+
+@on_a_service(started=False, max_concurrent_runs=2)
+async def test_each_lane_has_its_own_number_of_runs(service: EmbeddedService) -> None:
+    worker, _ = in_lanes(service, scripted=OneLane(1_000))
+    worker.start()
+    keys = await mixed(service, *["scripted"] * 4, *["echo"] * 3)
+    await service.settle()
+    assert worker.begun == [*keys[:2], *keys[4:6]]
+    worker.release(keys[4])
+    await service.settle()
+    assert worker.begun[4:] == [keys[6]]
+
+
+@pytest.mark.parametrize("hints", [1, 3, 1_000])
+def test_a_long_line_is_in_nobodys_way_in_the_table(
+    hints: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many runs of a lane without room stand in front, and after a restart."""
+    monkeypatch.setattr(engine, "MAX_HINTS", hints)
+    monkeypatch.setattr(engine, "PAGE", 4)
+
+    @on_a_service(started=False, max_concurrent_runs=2)
+    async def story(service: EmbeddedService) -> None:
+        closed = OneLane(0)
+        stuck = await mixed(service, *["scripted"] * 30)
+        keys = await mixed(service, *["echo"] * 10)
+        worker, named = in_lanes(service, scripted=closed)
+        worker.start()
+        await service.settle()
+        assert worker.begun == keys[:2]
+        keys += await mixed(service, *["echo"] * 5)
+        while set(worker.done) != set(keys):
+            before = len(worker.done)
+            await end(service, worker.begun)
+            worker.release()
+            await service.settle()
+            assert len(worker.done) > before, "it stands still"
+        assert worker.begun == keys
+        closed.room = 1
+        named.room()
+        for _ in stuck:
+            await service.settle()
+            await end(service, worker.begun[-1:])
+            worker.release()
+        assert worker.begun[len(keys) :] == stuck
+        assert service.clock.monotonic() == 0, "nothing waited for a sweep"
+
+    story(tmp_path)
+
+
+@pytest.mark.parametrize("hints", [2, 1_000])
+def test_runs_change_their_lane_when_their_model_does(
+    hints: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that are known to the table alone."""
+    monkeypatch.setattr(engine, "MAX_HINTS", hints)
+
+    @on_a_service(started=False)
+    async def story(service: EmbeddedService) -> None:
+        worker, named = in_lanes(service, scripted=OneLane(0))
+        worker.start()
+        keys = await mixed(service, *["scripted"] * 5)
+        await service.settle()
+        assert worker.begun == []
+        named.lanes["scripted"] = OneLane(4)
+        named.moved()
+        await service.settle()
+        assert worker.begun == keys[:4]
+
+    story(tmp_path)
+
+
 def check_pauses(worker: Worker, run: str) -> None:
     """Each is twice as long as the one before, half of it by chance, and 5 s at the most."""
     tries = [time for key, time in zip(worker.begun, worker.times, strict=True) if key == run]
@@ -281,7 +418,9 @@ async def test_the_sweep_finds_what_no_wake_up_announced(service: EmbeddedServic
     worker = Worker(service)
     worker.start()
     await service.settle()
-    deaf = EmbeddedJobs(service.store, service.clock, concurrency=1, cancel_grace=1)
+    deaf = EmbeddedJobs(
+        service.store, service.clock, service.ctx.backends, concurrency=1, cancel_grace=1
+    )
     service.ctx = dataclasses.replace(service.ctx, jobs=deaf)
     (run,) = await queued(service, 1)
     await service.advance(29.9)

@@ -21,8 +21,8 @@ from tests.served import Answer
 
 __all__ = ["conforms", "frames", "matches", "operation_of"]
 
-NO_API = ("/healthz", "/readyz", "/metrics")
-"""What operators ask for; it has no place in the document."""
+NO_API = ("/", "/docs", "/healthz", "/readyz", "/metrics")
+"""What operators and browsers ask for; it has no place in the document."""
 
 UNDOCUMENTED = {"date", "content-type", "content-length", "transfer-encoding", "connection"}
 """Headers of every HTTP answer."""

@@ -54,7 +54,7 @@ OTHER_REASONS: dict[str | None, tuple[str, ...]] = {
     "unsupported_parameter": ("image_file",),
     "invalid_value": (
         "function names must be unique",
-        "query parameter that does not go with 'ids'",
+        "it does not go with 'ids': leave one of the two out",
         "The tool_choice names",
     ),
     None: (

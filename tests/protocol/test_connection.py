@@ -120,4 +120,28 @@ def test_a_head_that_is_too_large_is_refused(api: Api, header: int) -> None:
     data = request(api, b"{}", header=header)[: MAX_HEAD + 1]
     status, answered = sent(api, data)
     assert status == 400
-    assert answered.endswith(b"The request's head is too large.")
+    refused_as_always(answered, "The request's head is too large.")
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\na b\r\n\r\n"]
+)
+def test_what_is_no_http_is_refused(api: Api, data: bytes) -> None:
+    """As by TLS on a plain port: with an id to ask for, and the connection is closed."""
+    status, answered = sent(api, data)
+    assert status == 400
+    refused_as_always(answered, "Invalid HTTP request received.")
+
+
+def refused_as_always(answered: bytes, message: str) -> None:
+    head, _, body = answered.partition(b"\r\n\r\n")
+    assert json.loads(body)["error"] == {
+        "message": message,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": None,
+    }
+    lines = head.decode().lower().split("\r\n")
+    assert [line for line in lines if line.startswith("x-request-id: req_")]
+    assert "connection: close" in lines
+    assert f"content-length: {len(body)}" in lines

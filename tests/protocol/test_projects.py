@@ -274,7 +274,7 @@ def test_the_feed_shows_ones_own_alone(new_project: Callable[[], Project]) -> No
     # A stranger's cursor is no cursor.
     answer = stranger.api.get(f"/v1/events?after={events[0]['id']}")
     assert answer.status == 404
-    assert answer.error["message"] == f"No event found with id '{events[0]['id']}'."
+    assert answer.error["message"].startswith(f"No event found with id '{events[0]['id']}'.")
 
 
 def test_the_live_feed_shows_ones_own_alone(new_project: Callable[[], Project]) -> None:
@@ -288,7 +288,7 @@ def test_the_live_feed_shows_ones_own_alone(new_project: Callable[[], Project]) 
         path = "/v1/events" if "Last-Event-ID" in headers else f"/v1/events?after={theirs}"
         answer = stranger.api.get(path, headers=headers)
         assert answer.status == 404
-        assert answer.error["message"] == f"No event found with id '{theirs}'."
+        assert answer.error["message"].startswith(f"No event found with id '{theirs}'.")
 
 
 def test_runs_are_found_by_their_owner_alone(two: Two) -> None:

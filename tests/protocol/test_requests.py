@@ -32,6 +32,8 @@ def paths(api: Api, client: OpenAI, echo: Assistant) -> dict[str, str]:
 
 # Unknown fields: one for each object that the API closes.
 
+EVENT_MAY_BE_GONE = "It may have been removed by its age: begin without 'after'."
+
 CLOSED: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/assistants", {"model": "echo", "x": 1}, "x"),
     ("/v1/assistants/{assistant_id}", {"x": 1}, "x"),
@@ -304,7 +306,7 @@ def test_a_large_message_that_fits_is_kept(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/nothing", "/v1", "/", "/v1/threads/", "/v2/assistants", "/openai/nothing"]
+    "path", ["/v1/nothing", "/v1", "/v1/threads/", "/v2/assistants", "/openai/nothing"]
 )
 def test_an_unknown_path_is_a_404(api: Api, path: str) -> None:
     for answer in (api.get(path), api.delete(path)):
@@ -386,7 +388,12 @@ MISSING: list[tuple[str, str, Any, str]] = [
         None,
         "No run step found with id 'step_X'.",
     ),
-    ("GET", "/v1/events?after=evt_X", None, "No event found with id 'evt_X'."),
+    (
+        "GET",
+        "/v1/events?after=evt_X",
+        None,
+        "No event found with id 'evt_X'. " + EVENT_MAY_BE_GONE,
+    ),
 ]
 
 

@@ -32,6 +32,25 @@ def test_the_service_is_alive_and_ready(served: Served) -> None:
         assert served.request("HEAD", path).status == 200
 
 
+def test_a_browser_is_led_to_the_docs(served: Served) -> None:
+    """Without a key: it has none."""
+    answer = served.request("GET", "/")
+    assert (answer.status, answer.headers["location"]) == (302, "/docs")
+    assert served.request("GET", "/docs").status == 200
+    assert served.request("POST", "/").status == 405
+
+
+def test_a_route_is_logged_as_the_document_has_it(served: Served, api: Api) -> None:
+    api.get("/v1/models/echo").ok()
+    eventually(lambda: "route=/v1/models/{model} status=200" in served.stderr(), "it is logged")
+
+
+def test_what_is_elsewhere_in_openais_api_is_told_from_a_wrong_base_url(api: Api) -> None:
+    told = api.post("/v1/chat/completions", {}).error["message"]
+    assert told.endswith("Runbell serves assistants, threads and runs: /docs shows all of it.")
+    assert "does your base_url end in /v1?" in api.get("/assistants").error["message"]
+
+
 def test_the_line_that_says_that_it_listens_is_printed_once(served: Served) -> None:
     assert served.stdout().count("runbell: listening on ") == 1
     assert f"runbell: listening on {served.base_url}\n" in served.stdout()

@@ -134,7 +134,7 @@ TERMINAL = {"completed": "completed_at", "failed": "failed_at", "cancelled": "ca
 }
 """The stamp that belongs to each terminal status."""
 
-NO_JSON = ("/healthz", "/readyz")
+NO_JSON = ("/", "/docs", "/healthz", "/readyz")
 
 
 def inspect(answer: Answer) -> None:

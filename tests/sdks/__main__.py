@@ -34,6 +34,8 @@ def _passes(version: str, service: ServedProcess) -> bool:
     python = ROOT / f".venv-sdk-{version}" / "bin" / "python"
     # The SDK is told everything by the script; what is set here must not reach it.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "AZURE_", "PYTHON"))}
+    # The waiter needs nothing but the SDK: it is used from where it stands.
+    env["PYTHONPATH"] = str(ROOT / "src")
     command = [str(python), str(SCENARIOS), version, service.base_url, service.api_key]
     try:
         return subprocess.run(command, env=env, timeout=LIMIT_SECONDS, check=False).returncode == 0

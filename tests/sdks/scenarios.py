@@ -1,4 +1,5 @@
-"""What programs do with the SDK, for any of its versions: needs nothing but `openai`.
+"""What programs do with the SDK, for any of its versions: needs nothing but `openai` (and, for the
+waiter, the sources of `runbell`).
 
     python scenarios.py VERSION BASE_URL API_KEY
 
@@ -18,6 +19,8 @@ import warnings
 from typing import Any
 
 import openai
+
+import runbell
 
 warnings.simplefilter("ignore", DeprecationWarning)
 
@@ -318,6 +321,33 @@ async def waits_at_the_service(story: Story) -> None:
     assert (await done(raw.parse())).status == "completed"
 
 
+async def waits_with_the_waiter(story: Story) -> None:
+    """Every kind of client, tools, many at a time, and what the server can do."""
+    kind = runbell.AsyncWaiter if story.asynchronous else runbell.Waiter
+    waiter = kind(story.client, timeout=60)
+    called = []
+
+    def look_up(**arguments: Any) -> dict[str, Any]:
+        called.append(arguments)
+        return {"found": True}
+
+    run = await story.run('sleep 0.2\ncall look_up {"q": "rain"}')
+    ended = await done(waiter.wait(run, tools=[look_up]))
+    assert (runbell.raise_for_status(ended).status, called) == ("completed", [{"q": "rain"}])
+    run = await story.run("call look_up {}")
+    asks = await raises(runbell.ActionRequired, lambda: waiter.wait(run))
+    assert [call.name for call in asks.calls] == ["look_up"]
+    runs = [await story.run("sleep 0.2\nhello") for _ in range(55)]
+    ended = await done(waiter.wait_all(runs))
+    assert [(run.id, run.status) for run in ended] == [(run.id, "completed") for run in runs]
+    cancelled = await done(waiter.cancel(await story.run("sleep 600")))
+    assert cancelled.status == "cancelled"
+    missing = runbell.RunRef("thread_x", "run_x")
+    error = await raises(openai.NotFoundError, lambda: waiter.wait(missing))
+    assert any("base_url" in note for note in error.__notes__), error.__notes__
+    await done(waiter.aclose() if story.asynchronous else waiter.close())
+
+
 SCENARIOS = (
     streams_event_by_event,
     streams_with_a_handler,
@@ -331,6 +361,7 @@ SCENARIOS = (
     everything_else,
     errors,
     waits_at_the_service,
+    waits_with_the_waiter,
 )
 
 

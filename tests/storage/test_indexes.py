@@ -21,6 +21,7 @@ from runbell.storage import (
     runs,
     steps,
     threads,
+    workable,
 )
 from runbell.storage.paging import PagedList
 from runbell.storage.statements import Statement
@@ -36,6 +37,7 @@ MODULES = (
     runs,
     steps,
     threads,
+    workable,
 )
 
 WHOLE_TABLES = {"api_keys.list", "projects.list"}
@@ -110,8 +112,8 @@ def test_a_statement_searches_and_does_not_sort(
     [
         (runs.ACTIVE, "uq_runs_active_thread (thread_id=?)"),
         (runs.EXPIRING, "ix_runs_live_expiry"),
-        (runs.READY, "ix_runs_workable (status=?)"),
-        (runs.IN_PROGRESS, "ix_runs_workable (status=?)"),
+        (workable.READY, "ix_runs_workable (status=? AND position>?)"),
+        (workable.IN_PROGRESS, "ix_runs_workable (status=? AND position>?)"),
         (runs.CANCELLING, "ix_runs_cancelling"),
         (runs.NEXT_WAITING, "ix_runs_waiting (thread_id=?)"),
         (runs.WAITING, "ix_runs_waiting (thread_id=?)"),

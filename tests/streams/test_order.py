@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -153,6 +156,71 @@ async def test_outputs_and_the_answer_behind_them(service: EmbeddedService) -> N
     answered = second.events[0][1]["step_details"]["tool_calls"]
     assert [call["function"]["output"] for call in answered] == ["output 0", "output 1"]
     await told_is_stored(service, first.events, second.events)
+
+
+@on_a_service()
+async def test_outputs_for_calls_that_were_not_told_of_yet(service: EmbeddedService) -> None:
+    """Whoever reads the row is quicker than the news of it, which is none for the second stream."""
+    first = await begun(service)
+    run, web = run_of(first), Web(service)
+    path = await web.path_of(run["id"])
+    with news_held(service) as news:
+        service.backend.turn.call(("f", "{}"))
+        calls: tuple[Any, ...] = ()
+        while not calls:
+            await asyncio.sleep(0.001)
+            calls = (await service.find(run["id"])).tool_calls
+        assert "run.requires_action" not in first.names
+        outputs = [{"tool_call_id": calls[0].id, "output": "1"}]
+        second = web.post(f"{path}/submit_tool_outputs", {"tool_outputs": outputs, "stream": True})
+        await some_turns()
+        news.set()
+    await service.settle()
+    service.backend.turn.say("It rains.")
+    await second.answered()
+    assert second.names[:3] == ["run.step.completed", "run.queued", "run.in_progress"]
+    assert second.names[-2:] == ["run.completed", "done"]
+
+
+@on_a_service()
+async def test_a_run_that_ends_in_the_commit_that_made_it(service: EmbeddedService) -> None:
+    """As when its thread is deleted at the same time: the stream of its creation ends too."""
+    web, thread = Web(service), await service.thread("Hi")
+    with news_held(service) as news:
+        filler = asyncio.create_task(service.thread("fills the writer's time"))
+        await some_turns()
+        stream = web.stream(thread)
+        await some_turns()
+        deleted = web.send("DELETE", f"/v1/threads/{thread}")
+        await some_turns()
+        news.set()
+    await filler
+    await deleted.answered()
+    await stream.answered()
+    assert stream.names == ["run.created", "run.queued", "run.cancelled", "done"]
+
+
+@contextlib.contextmanager
+def news_held(service: EmbeddedService) -> Iterator[threading.Event]:
+    """The next commit is there, and nobody is told of it until the event is set."""
+    store, news = service.store.inner, threading.Event()
+    told = store.on_commit
+
+    def hold(units: int, seconds: float) -> None:
+        assert news.wait(60)
+        told(units, seconds)
+
+    store.on_commit = hold
+    try:
+        yield news
+    finally:
+        news.set()
+        store.on_commit = told
+
+
+async def some_turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 @on_a_service()

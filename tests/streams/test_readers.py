@@ -17,6 +17,7 @@ import pytest
 from runbell.runs import Usage
 from runbell.service.backends import Finished, TextDelta
 from runbell.service.live import MAX_BEHIND, Delta, Follower, Live
+from runbell.service.wire.streams import BROKEN_OFF
 from runbell.testing.embedded import EmbeddedService, on_a_service
 from tests.streams.told import put_together, told_is_stored
 from tests.web import KEY, Web, listening, parsed, unchunked
@@ -216,10 +217,13 @@ async def test_a_service_that_stops_ends_streams(service: EmbeddedService) -> No
     web.app.stop()
     await stream.answered()
     assert stream.ended
-    assert stream.names[-1] == "run.in_progress", "nothing says that it is done"
+    assert stream.names[-3:] == ["run.in_progress", "error", "done"], "it says that this is no end"
+    data = stream.events[-2][1]
+    assert data["code"] == data["error"]["code"] == "server_error"
+    assert data["message"] == data["error"]["message"] == BROKEN_OFF
     late = await web.stream(await service.thread("Hello")).answered()
     assert late.ended
-    assert late.names == ["run.created", "run.queued"]
+    assert late.names == ["run.created", "error", "done"]
     assert web.nothing_held()
     await service.settle()
     assert len(service.backend.open) == 2

@@ -168,13 +168,20 @@ class Talk:
 
     Attributes:
         clock: moves when the test moves it.
+        observed: how each call ended, and its seconds.
     """
 
     def __init__(self, server: ModelServer, **settings: Any) -> None:
         self.server = server
         self.clock = VirtualClock()
+        self.observed: list[tuple[str, float]] = []
         fields = {"url": server.url, "first_answer": FIRST_ANSWER, **settings}
-        self.upstream = Upstream(UpstreamSettings(**fields), self.clock, random.Random(0))
+        self.upstream = Upstream(
+            UpstreamSettings(**fields), self.clock, random.Random(0), self._observe
+        )
+
+    def _observe(self, outcome: str, seconds: float) -> None:
+        self.observed.append((outcome, seconds))
 
     async def said(self, asked: ModelRequest | None = None) -> Said:
         """The whole answer of one turn."""

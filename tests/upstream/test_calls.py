@@ -10,6 +10,8 @@ import pytest
 
 from runbell.errors import ModelError
 from runbell.service.backends import ToolCallDelta
+from runbell.service.backends.upstream import calls as reading
+from runbell.service.backends.upstream.calls import CallReader
 from tests.upstream.model_server import STOP, chunk, finish, stream, text, tool
 from tests.upstream.talk import Said, calls_step, function, request, talking
 
@@ -279,3 +281,79 @@ def test_a_long_call_in_tiny_parts_takes_no_square_time() -> None:
     events = "".join(f"data: {each}\n\n" for each in chunks)
     ((_, arguments),) = answer_to(events.encode(), CALLED).calls
     assert len(json.loads(arguments)["x"]) == 2_000_000
+
+
+# How much work it is.
+
+
+def read_in_parts(*parts: str, name: str | None = None) -> tuple[CallReader, list[ToolCallDelta]]:
+    """One call whose arguments come like this; where a name is given, with that in each part."""
+    reader = CallReader()
+    said = [*reader.add({"index": 0, "id": "a", "function": {"name": name or "f"}})]
+    more = {"id": "a"} if name else {}
+    for part in parts:
+        function = {"name": name, "arguments": part} if name else {"arguments": part}
+        said += reader.add({"index": 0, **more, "function": function})
+    return reader, [*said, *reader.end()]
+
+
+@pytest.mark.parametrize("name", [None, "f"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(['{"rows":[', *['{"id":1,"s":"}"}', ","] * 2_000, "{}]}"], id="many objects"),
+        pytest.param(['{"x":1}', *[" "] * 2_000], id="blanks behind the end"),
+        pytest.param(["{oops}", *["}"] * 2_000], id="no JSON, that ends again and again"),
+        pytest.param(['{"x":"', *['}\\"}'] * 2_000], id="brackets and quotes in a text"),
+    ],
+)
+def test_long_arguments_are_looked_at_once(
+    parts: list[str], name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many parts end as a whole call would: work grows with the text, not its square."""
+    parsed: list[int] = []
+    joined: list[int] = []
+    is_json, arguments = reading._is_json, reading._Call.arguments
+
+    def counted(text: str) -> bool:
+        parsed.append(len(text))
+        return is_json(text)
+
+    def noted(call: Any) -> str:
+        joined.append(call.length)
+        return arguments.fget(call)  # type: ignore[attr-defined,no-any-return]
+
+    monkeypatch.setattr(reading, "_is_json", counted)
+    monkeypatch.setattr(reading._Call, "arguments", property(noted))
+    reader, said = read_in_parts(*parts, name=name)
+    size = sum(map(len, parts))
+    assert "".join(piece.arguments for piece in said) == "".join(parts)
+    assert len(reader) == 1
+    assert sum(parsed) <= size
+    assert sum(joined) <= 4 * size
+
+
+@pytest.mark.parametrize(
+    ("parts", "complete"),
+    [
+        (['{"a":', '"}"', "}"], True),
+        (['{"a":"\\', '"}', '"}'], True),
+        (['{"a":"\\', "\\", '"', "}"], True),
+        ([" {", "}", "\n"], True),
+        (['{"a":[{}', "]}"], True),
+        (['{"a":"}'], False),
+        (['{"a":1}', "x"], False),
+        (["x{}"], False),
+        (["{oops}"], False),
+        (["{]}"], False),
+        (["[{}"], False),
+        (['"}'], False),
+        (["{" + '"a":{' * 50_000 + "}" * 50_001], False),
+    ],
+)
+def test_when_arguments_are_whole(parts: list[str], complete: bool) -> None:
+    """Then another part with the same name is another call; one character at a time or in parts."""
+    for pieces in (parts, list("".join(parts)) if len(parts[0]) < 99 else parts):
+        reader, _ = read_in_parts(*pieces)
+        list(reader.add({"index": 0, "id": "b", "function": {"name": "f", "arguments": "{}"}}))
+        assert len(reader) == 1 + complete

@@ -307,10 +307,10 @@ def test_a_certificate_that_is_not_trusted_will_not_pass(tmp_path: Path) -> None
     ("headers", "low", "high"),
     [
         ({"retry_after": "7"}, 7, 7.7),
-        ({"retry_after": "0.5"}, 0.5, 0.55),
+        ({"retry_after": "0.6"}, 0.6, 0.66),
         ({"retry_after_ms": "3000", "retry_after": "7"}, 3, 3.3),
         ({"retry_after": "90"}, 90, 99),
-        ({"retry_after_ms": "1"}, 0.1, 0.1),
+        ({"retry_after_ms": "1"}, 0.25, 0.5),
         ({"retry_after": "0"}, 0.25, 0.5),
         ({"retry_after": "-5"}, 0.25, 0.5),
         ({"retry_after": "soon"}, 0.25, 0.5),
@@ -334,6 +334,18 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(
             assert (await turn).text == "ok"
 
     asyncio.run(story())
+
+
+@on_a_server()
+async def test_a_server_may_ask_for_more_patience_never_for_less(talk: Talk) -> None:
+    """The pauses grow, whatever it says: a server in trouble is not hammered on its own word."""
+    talk.server.will(*[refuse(429, {}, retry_after_ms="1")] * 6)
+    turn = talk.begin()
+    for number in range(6):
+        pause = await talk.skip()
+        assert 0.25 * 2**number <= pause <= 0.5 * 2**number
+        await soon(lambda number=number: len(talk.server.chats) > number + 1)
+    assert (await turn).text == "ok"
 
 
 def test_a_date_is_meant_by_the_wall_clock() -> None:
@@ -704,3 +716,38 @@ def test_a_secret_is_in_no_repr() -> None:
 
 def test_the_limits_of_these_tests_can_be_told_from_pauses() -> None:
     assert FIRST_ANSWER > 2 * 120 * 1.1
+
+
+@on_a_server(concurrency=2)
+async def test_who_pauses_leaves_its_place_to_others(talk: Talk) -> None:
+    """That there is room is told when the pause begins, and it is no room when it is over."""
+    rooms: list[bool] = []
+    talk.upstream.on_room(lambda: rooms.append(talk.upstream.takes(2)))
+    assert [talk.upstream.takes(running) for running in (0, 1, 2, 3)] == [True, True, False, False]
+    pause = Pause()
+    talk.server.will(refuse(503, {}), stream(pause, text("a"), STOP))
+    turn = talk.begin()
+    await talk.waits()
+    assert rooms == [True]
+    assert [talk.upstream.takes(running) for running in (2, 3)] == [True, False]
+    await talk.skip()
+    await soon(lambda: pause.reached)
+    assert not talk.upstream.takes(2)
+    pause.go()
+    await turn
+
+
+@on_a_server(concurrency=1)
+async def test_a_run_that_is_stopped_in_a_pause_is_in_none_any_more(talk: Talk) -> None:
+    talk.server.will(refuse(503, {}))
+    turn = talk.begin()
+    await talk.waits()
+    assert talk.upstream.takes(1)
+    turn.cancel()
+    await asyncio.wait([turn])
+    assert not talk.upstream.takes(1)
+
+
+@on_a_server()
+async def test_without_a_limit_there_is_room_for_any_number(talk: Talk) -> None:
+    assert talk.upstream.takes(1_000_000)

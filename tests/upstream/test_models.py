@@ -257,6 +257,117 @@ def test_nobody_to_ask() -> None:
     assert not asyncio.run(Backends([Echo(VirtualClock())]).refresh())
 
 
+@story((), ())
+async def test_the_list_does_not_wait_for_a_server(made: House) -> None:
+    """What is known is the answer, and what a server says behind that is in the next one."""
+    await made.backends.refresh()
+    made.servers[0].models, made.servers[1].models = silent, ("m", "new")
+    made.clock.advance(5)
+    assert await made.backends.known() == ("echo", "m")
+    await soon(lambda: made.backends.models() == ("echo", "m", "new"))
+    assert await made.backends.known() == ("echo", "m", "new")
+    assert made.clock.monotonic() == 5
+
+
+@story((), ())
+async def test_the_first_list_waits_a_moment(made: House) -> None:
+    """At the start nothing can be known; who answers at once is in it."""
+    pause = Pause()
+
+    async def late(exchange: Any) -> None:
+        await pause.wait()
+        await document([{"id": "late"}])(exchange)
+
+    made.servers[0].models = late
+    made.backends.start()
+    listing = asyncio.ensure_future(made.backends.known())
+    await soon(lambda: pause.reached and made.who("m") == 1)
+    assert not listing.done()
+    made.clock.advance(1)
+    assert await listing == ("echo", "m")
+    pause.go()
+    await soon(lambda: made.who("late") == 0)
+
+
+@story(())
+async def test_a_request_does_not_wait_long_for_a_server(made: House) -> None:
+    made.servers[0].models = silent
+    asking = asyncio.ensure_future(made.backends.refresh())
+    await soon(lambda: made.looks() == 1)
+    made.clock.advance(2)
+    assert await asking
+    assert made.backends.undecided
+
+
+@pytest.mark.parametrize("trouble", [refuse(503, {}), silent])
+def test_a_server_that_is_away_for_long_serves_nothing(trouble: Any) -> None:
+    """As one that was not there yet: its runs wait for it, and new ones are refused."""
+
+    async def told() -> None:
+        async with house(()) as made:
+            made.backends.start()
+            await soon(lambda: made.who("m") == 0)
+            made.servers[0].models = trouble
+            begun = made.clock.monotonic()
+            while made.who("m") == 0:
+                assert made.clock.monotonic() - begun < 120
+                await soon(lambda: made.clock.next_wake() is not None)
+                made.clock.advance(made.clock.next_wake() or 0)
+                await asyncio.sleep(0.02)
+            assert made.clock.monotonic() - begun >= 60
+            assert made.backends.models() == ("echo",)
+            assert made.backends.undecided
+            assert not made.backends.lane("m").takes(0)
+            made.servers[0].models = ("m",)
+            made.clock.advance(5)
+            await asyncio.sleep(0.02)
+            made.clock.advance(5)
+            await soon(lambda: made.who("m") == 0)
+            assert made.backends.lane("m").takes(0)
+
+    asyncio.run(told())
+
+
+@story(())
+async def test_a_server_that_failed_once_is_not_away(made: House) -> None:
+    """It counts from the first failure in a row."""
+    await made.backends.refresh()
+    for reply in (refuse(503, {}), ("m",), refuse(503, {})):
+        made.servers[0].models = reply
+        made.clock.advance(50)
+        await made.backends.refresh()
+    assert made.who("m") == 0
+
+
+# Lanes.
+
+
+@story((), (("gpt-4o", "m"), ("*", "m")))
+async def test_each_server_has_a_lane_of_its_own(made: House) -> None:
+    """And so have runs whose server is not known yet, and those that nobody answers."""
+    unknown = made.backends.lane("m")
+    assert unknown is made.upstreams[1], "of whoever takes every name, until it is asked about"
+    made.backends.start()
+    assert not made.backends.lane("m").takes(0), "while the start goes on, nobody can tell"
+    assert made.backends.lane("gpt-4o") is made.upstreams[1]
+    await soon(lambda: made.backends.lane("m") is made.upstreams[0])
+    await soon(lambda: made.backends.lane("x") is made.upstreams[1])
+    assert made.backends.lane("echo").takes(1_000_000)
+
+
+@story(())
+async def test_runs_that_nobody_answers_are_let_in_to_fail(made: House) -> None:
+    moves: list[None] = []
+    made.backends.subscribe(lambda: None, lambda: moves.append(None))
+    assert not made.backends.lane("x").takes(0)
+    await made.backends.refresh()
+    assert made.backends.lane("x").takes(0)
+    assert len(moves) == 1
+    made.clock.advance(5)
+    await made.backends.refresh()
+    assert len(moves) == 1, "nothing has changed"
+
+
 # Runs that come back before their server does.
 
 

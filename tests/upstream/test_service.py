@@ -358,7 +358,9 @@ def test_a_server_that_is_away_at_the_start(tmp_path: Path) -> None:
     """The service starts. A mapped model takes runs, which wait; a listed one takes none yet."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/v1"
-    args = ["--upstream", url, "--upstream", url, "--model-map", "gpt-4o=m"]
+    # The same server under two names: one URL can be named once.
+    other = f"http://localhost:{port}/v1"
+    args = ["--upstream", other, "--upstream", url, "--model-map", "gpt-4o=m"]
     with Served(tmp_path, args=args, watch=inspect) as served:
         client = served.client()
         assert [model.id for model in client.models.list()] == ["echo", "gpt-4o"]
@@ -383,7 +385,7 @@ def test_a_run_survives_that_both_are_killed(tmp_path: Path) -> None:
         assistant = served.client().beta.assistants.create(model="m")
         models.will(silent)
         run = ask(served.client(), assistant, "Go")
-        eventually(lambda: models.chats, "the model is asked")
+        eventually(lambda: models.chats != [], "the model is asked")
         served.kill()
     with Served(
         tmp_path, args=["--upstream", f"http://127.0.0.1:{port}/v1"], key=served.key
@@ -430,3 +432,54 @@ def test_slots_are_kept_by_the_service(models: ModelServer, tmp_path: Path) -> N
             assert len(models.chats) - before == min(n + 2, 5)
             pause.go()
         assert {ended(client, run).status for run in runs} == {"completed"}
+
+
+def status_of(client: OpenAI, run: Run) -> str:
+    return client.beta.threads.runs.retrieve(run.id, thread_id=run.thread_id).status
+
+
+def test_runs_that_wait_for_a_place_stay_queued(models: ModelServer, tmp_path: Path) -> None:
+    """In the order of their creation, while other models are answered, and across a restart."""
+    args = ["--upstream", models.url, "--upstream-concurrency", "1"]
+    with Served(tmp_path, args=args, watch=inspect) as served:
+        client = served.client()
+        assistant = client.beta.assistants.create(model="m")
+        before = len(models.chats)
+        pauses = [Pause() for _ in range(3)]
+        models.will(silent, *[stream(pause, text("a"), STOP) for pause in pauses])
+        runs = [ask(client, assistant, f"Go {n}") for n in range(3)]
+        eventually(lambda: len(models.chats) == before + 1, "the first is asked")
+        built_in = client.beta.assistants.create(model="echo")
+        assert ended(client, ask(client, built_in, "Hi")).status == "completed"
+        assert [status_of(client, run) for run in runs] == ["in_progress", "queued", "queued"]
+        served.kill()
+        served.start()
+        client = served.client()
+        for n, pause in enumerate(pauses):
+            eventually(lambda pause=pause: pause.reached, "the next is asked")
+            assert models.asked.json["messages"][-1]["content"] == f"Go {n}"
+            assert [status_of(client, run) for run in runs[n + 1 :]] == ["queued"] * (2 - n)
+            pause.go()
+            assert ended(client, runs[n]).status == "completed"
+
+
+def test_a_dead_server_stops_no_other(models: ModelServer, tmp_path: Path) -> None:
+    """More of its runs than may be in progress pause between their tries; the rest stay queued."""
+    args = [
+        *("--upstream", f"http://127.0.0.1:{free_port()}/v1", "--model-map", "dead=m"),
+        *("--upstream", models.url, "--max-concurrent-runs", "2"),
+    ]
+    with Served(tmp_path, args=args, watch=inspect) as served:
+        client = served.client()
+        dead, alive, built_in = (
+            client.beta.assistants.create(model=model) for model in ("dead", "m", "echo")
+        )
+        stuck = [ask(client, dead, "Go") for _ in range(5)]
+        for assistant in (alive, built_in):
+            runs = [ask(client, assistant, "Go") for _ in range(5)]
+            assert {ended(client, run).status for run in runs} == {"completed"}
+        seen = [status_of(client, run) for run in stuck]
+        assert sorted(seen) == ["in_progress"] * 2 + ["queued"] * 3
+        for run in stuck:
+            client.beta.threads.runs.cancel(run.id, thread_id=run.thread_id)
+        assert {ended(client, run).status for run in stuck} == {"cancelled"}

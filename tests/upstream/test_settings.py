@@ -84,6 +84,7 @@ def test_of_two_maps_of_a_name_the_first_holds() -> None:
         (("--model-map", "a=b"), "--model-map stands before any --upstream"),
         (("--upstream-key-env", "THE_KEY"), "--upstream-key-env stands before any --upstream"),
         (("--upstream",), "--upstream needs a value"),
+        (("--upstream", URL, "--model-map", "a=b", "--upstream", f"{URL}/"), "is there twice"),
         (("--upstream", URL, "--model-map"), "--model-map needs a value"),
         (("--upstream", URL, "http://b"), "'http://b' where an option is expected"),
         (("--upstream", URL, "--port", "1"), "'--port' where an option is expected"),
@@ -112,6 +113,11 @@ def test_of_two_maps_of_a_name_the_first_holds() -> None:
 )
 def test_what_makes_no_sense_is_named(words: tuple[str, ...], complaint: str) -> None:
     assert complaint in refused(*words)
+
+
+def test_one_url_with_two_keys_is_two_upstreams() -> None:
+    one, two = read("--upstream", URL, "--upstream", URL, "--upstream-key-env", "THE_KEY")
+    assert (one.url, one.key, two.url, two.key) == (URL, None, URL, "sk-1234567890")
 
 
 def test_quotes_that_do_not_match_are_named() -> None:
@@ -192,8 +198,8 @@ def test_without_an_upstream_the_environment_holds() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "complaint"),
     [
-        (["--model-map", "a=b"], 1, "runbell: --model-map stands before any --upstream"),
-        (["--upstream", "ftp://a"], 1, "runbell: --upstream: 'ftp://a' is no base URL"),
+        (["--model-map", "a=b"], 2, "runbell: --model-map stands before any --upstream"),
+        (["--upstream", "ftp://a"], 2, "runbell: --upstream: 'ftp://a' is no base URL"),
         (["--upstream"], 2, "requires an argument"),
         (["--upstream-nonsense", "1"], 2, "No such option"),
     ],

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from runbell.service import feeds
 from runbell.service.operations import access
 from runbell.service.routes.events import HEARTBEAT_SECONDS, LIVE_PAGE
 from runbell.storage import events
+from runbell.storage.sqlite import MAX_WAITING_SCANS
 from runbell.testing.databases import writer_held
 from runbell.testing.embedded import EmbeddedService, on_a_service
 from runbell.testing.histories import check_histories
@@ -152,11 +154,11 @@ def test_events_that_were_passed_over_are_not_read_again(
 ) -> None:
     """Each look begins behind the last one, whether or not there was anything for this feed."""
     looked: list[int] = []
-    behind = events.behind
+    tail = events.tail
 
-    async def seen(tx: Any, *, low: int, **options: Any) -> Any:
+    async def seen(tx: Any, project: str, *, low: int, limit: int) -> Any:
         looked.append(low)
-        return await behind(tx, low=low, **options)
+        return await tail(tx, project, low=low, limit=limit)
 
     @on_a_service()
     async def story(service: EmbeddedService) -> None:
@@ -173,7 +175,7 @@ def test_events_that_were_passed_over_are_not_read_again(
         assert looked == sorted(looked)
         assert looked[-1] >= 10
 
-    monkeypatch.setattr(events, "behind", seen)
+    monkeypatch.setattr(events, "tail", seen)
     story(tmp_path)
 
 
@@ -226,9 +228,13 @@ RUNS = 30
 EVENTS = 3 * RUNS
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_no_event_is_lost_or_doubled(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "held"), [(0, feeds.HELD_EVENTS), (1, 3), (2, 20)])
+def test_no_event_is_lost_or_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, held: int
+) -> None:
     """However reading and committing meet: followers that come, go and come back all the time."""
+    monkeypatch.setattr(feeds, "HELD_EVENTS", held)
+    monkeypatch.setattr(feeds, "READ_AT_ONCE", 7)
 
     @on_a_service()
     async def story(service: EmbeddedService) -> None:
@@ -296,6 +302,26 @@ async def test_many_followers(service: EmbeddedService) -> None:
     assert all(exchange.task.done() for exchange in exchanges)
     assert web.nothing_held()
     assert not service.ctx.changes._watches
+
+
+@on_a_service()
+async def test_many_followers_cost_one_look(service: EmbeddedService) -> None:
+    """Also where far more follow than may read at the same time, and all of them from behind."""
+    await some_runs(service, 1)
+    web, first = Web(service), (await feed(service))[0]
+    exchanges = [follow(web, f"?after={first}") for _ in range(MAX_WAITING_SCANS + 100)]
+    await service.settle()
+    await some_runs(service, 1)
+    every = (await feed(service))[1:]
+    assert all(ids(exchange) == every for exchange in exchanges)
+    calls = service.store.calls
+    await service.run(await service.thread("Hello"))
+    await service.settle()
+    assert service.store.calls - calls < 20
+    every = (await feed(service))[1:]
+    assert all(ids(exchange) == every for exchange in exchanges)
+    web.app.stop()
+    await service.settle()
 
 
 @on_a_service()

@@ -106,6 +106,22 @@ async def test_the_first_that_settles_is_the_answer(service: EmbeddedService) ->
 
 
 @on_a_service()
+async def test_what_settles_nothing_wakes_nobody(service: EmbeddedService) -> None:
+    """Not a run's metadata, nor that it begins: looking at two hundred runs is dear."""
+    web, made = Web(service), await several(service, 3)
+    waiting = [asked(web, made, ("Prefer", "wait=60")) for _ in range(30)]
+    await service.settle()
+    calls = service.store.calls
+    await web.post(await web.path_of(made[0]), {"metadata": {"k": "v"}}).answered()
+    await service.settle()
+    assert service.store.calls - calls < 10
+    service.backend.open[0].say("Hello")
+    for exchange in waiting:
+        await exchange.answered()
+        assert exchange.json()["data"][0]["status"] == "completed"
+
+
+@on_a_service()
 async def test_a_settled_one_is_answered_at_once(service: EmbeddedService) -> None:
     web, made = Web(service), await several(service, 2)
     await service.cancel(made[0])

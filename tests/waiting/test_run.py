@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runbell.runs import Run, RunStatus
 from runbell.service.operations import threads
+from runbell.service.routes.runs import _Look
 from runbell.service.wire.preferences import MAX_WAIT_SECONDS, knows, wait_seconds
+from runbell.storage.runs import RunRecord
 from runbell.testing.embedded import EmbeddedService, on_a_service
 from tests.web import Exchange, Web
 
@@ -338,6 +344,32 @@ async def test_a_run_that_is_not_there_is_not_waited_for(service: EmbeddedServic
     answered(service, exchange, 404)
 
 
+def test_a_wait_holds_nothing_of_what_it_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run may be large, and thousands wait."""
+    seen: list[weakref.ref[_Look]] = []
+
+    class Seen(_Look):
+        def __init__(self, record: RunRecord) -> None:
+            super().__init__(record)
+            seen.append(weakref.ref(self))
+
+    @on_a_service()
+    async def story(service: EmbeddedService) -> None:
+        web, _, path = await in_progress(service)
+        exchange = await pending(service, web.get(path, ("Prefer", "wait=60")))
+        gc.collect()
+        assert seen
+        assert not [look for look in seen if look() is not None]
+        service.backend.turn.say("Hello")
+        await exchange.answered()
+        assert answered(service, exchange).json()["status"] == "completed"
+
+    monkeypatch.setattr("runbell.service.routes.runs._Look", Seen)
+    story(tmp_path)
+
+
 @on_a_service()
 async def test_a_database_that_goes_away_is_a_503(service: EmbeddedService) -> None:
     web, run, path = await in_progress(service)
@@ -361,8 +393,8 @@ async def test_a_service_that_stops_answers_with_what_there_is(service: Embedded
     answered(service, late)
 
 
-async def _without_reading(service: EmbeddedService, run: str) -> Any:
+async def _without_reading(service: EmbeddedService, run: str) -> Run:
     service.store.unreadable = False
     found = await service.find(run)
     service.store.unreadable = True
-    return found
+    return replace(found, status=RunStatus.COMPLETED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
-from runbell.errors import MissingExtra, RunbellError
+from runbell.errors import InvalidSetting, MissingExtra, RunbellError
 
 __all__ = ["main"]
 
@@ -24,12 +24,16 @@ EXTRA_OF_PACKAGE = {
 }
 """Which extra installs a package that a command may find missing."""
 
+WRONG_ARGUMENTS = 2
+"""The exit code for arguments, and for settings, that make no sense."""
+
 
 def main() -> None:
     """Run the command that the arguments name, and end the process.
 
     The exit code is 0 when the command did what it says, 1 when it could not, 2 when the arguments
-    are wrong. Errors of ours are one sentence on stderr: a traceback means a defect of Runbell.
+    or the settings are wrong. Errors of ours are one sentence on stderr: a traceback means a
+    defect of Runbell.
     """
     for stream in (sys.stdout, sys.stderr):
         _never_fail_to_print(stream)
@@ -38,6 +42,9 @@ def main() -> None:
         from runbell.cli.commands import app
 
         app(prog_name="runbell")
+    except InvalidSetting as error:
+        sys.stderr.write(f"runbell: {error}\n")
+        sys.exit(WRONG_ARGUMENTS)
     except RunbellError as error:
         sys.exit(f"runbell: {error}")
     except ModuleNotFoundError as error:

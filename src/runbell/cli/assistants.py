@@ -63,7 +63,9 @@ class AssistantFile:
 def import_assistants(
     file: Annotated[
         typer.FileBinaryRead,
-        typer.Argument(help="A list object, an array, or JSON lines; '-' reads stdin."),
+        typer.Argument(
+            metavar="FILE", help="A list object, an array, or JSON lines; '-' reads stdin."
+        ),
     ],
     existing: Annotated[
         Existing, typer.Option(help="What to do with an assistant whose id is taken.")
@@ -164,7 +166,9 @@ def _documents(text: str) -> Iterator[tuple[int, Any]]:
         try:
             document, end = decoder.raw_decode(text, start)
         except json.JSONDecodeError as error:
-            raise _unreadable(error.lineno, f"not JSON: {error.msg}") from error
+            # A text that breaks off does so where it ends, not in an empty line behind that.
+            line = _line(text, min(error.pos, len(text.rstrip())))
+            raise _unreadable(line, f"not JSON: {error.msg}") from error
         except (ValueError, RecursionError) as error:
             raise _unreadable(_line(text, start), f"not JSON that can be sent: {error}") from error
         yield start, document

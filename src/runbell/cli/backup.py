@@ -14,7 +14,9 @@ __all__ = ["backup"]
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(help="The file to make; it must not be there yet.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The file to make; it must not be there yet.")
+    ],
     database: Database = None,
 ) -> None:
     """Copy the database into FILE, also while the service runs; then verify the copy.

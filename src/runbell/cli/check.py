@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -10,7 +12,7 @@ from runbell.cli.keys import Database
 from runbell.service.settings import Settings, sqlite_path
 
 if TYPE_CHECKING:
-    from runbell.storage.check import Report
+    from runbell.storage.report import Report
 
 __all__ = ["check"]
 
@@ -32,7 +34,7 @@ def check(database: Database = None) -> None:
     require_current(path)
     broken = damage(path)
     if broken:
-        _show_damage(broken)
+        _show_damage(path, broken)
         raise typer.Exit(1)
     served = InstallationLock(path).is_held()
     now_ms = SystemClock().now_ms()
@@ -42,21 +44,30 @@ def check(database: Database = None) -> None:
         raise typer.Exit(1)
 
 
-def _show_damage(problems: list[str]) -> None:
-    typer.echo("the file is damaged; SQLite says:")
+def _show_damage(path: Path, problems: list[str]) -> None:
+    typer.echo(f"{path} is damaged; SQLite says:")
     for problem in problems:
         typer.echo(f"  {problem}")
-    typer.echo("restore a backup; nothing else was looked at")
+    typer.echo("nothing else was looked at; restore a backup: see docs/operations.md")
 
 
 def _show(report: Report) -> None:
+    for subject, broken in report.by_subject().items():
+        typer.echo(subject)
+        for rule, detail in broken:
+            typer.echo(f"  {rule}{f': {detail}' if detail else ''}")
     for rule, found in report.problems.items():
-        typer.echo(f"{rule}: {found.count}")
-        for example in found.examples:
-            typer.echo(f"  {example}")
         if found.count > len(found.examples):
-            typer.echo(f"  … and {found.count - len(found.examples)} more")
-    looked = ", ".join(f"{count} {table}" for table, count in report.looked_at.items())
+            typer.echo(f"… and {found.count - len(found.examples)} more: {rule}")
+    looked = ", ".join(_counted(count, table) for table, count in report.looked_at.items())
     total = sum(found.count for found in report.problems.values())
-    problems = f"{total} problem{'' if total == 1 else 's'}"
+    problems = _counted(total, "problems")
     typer.echo(f"checked {looked}: {problems if total else 'everything is in order'}")
+    if total:
+        typer.echo("nothing was changed; what to do now is in docs/operations.md, under Check")
+
+
+def _counted(count: int, names: str) -> str:
+    if count == 1:
+        names = re.sub(r"s\b", "", re.sub(r"ies\b", "ys", names), count=1)
+    return f"{count} {names}"

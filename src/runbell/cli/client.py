@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +20,7 @@ from runbell.errors import ConfigurationError, RunbellError
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
 
-__all__ = ["ApiKey", "BaseUrl", "connect", "sentence"]
+__all__ = ["API_KEY_VARIABLE", "ApiKey", "BaseUrl", "Service", "connect", "locate", "sentence"]
 
 BASE_URL_VARIABLE = "OPENAI_BASE_URL"
 API_KEY_VARIABLE = "OPENAI_API_KEY"
@@ -46,14 +47,35 @@ ApiKey = Annotated[
 ]
 
 
-@contextmanager
-def connect(base_url: str | None, api_key: str | None) -> Iterator[OpenAI]:
-    """A client of the service that the options name; its errors become sentences of ours.
+@dataclass(frozen=True)
+class Service:
+    """A service that the options name, and what to say when it does not do what it should."""
+
+    url: str
+    key: str = field(repr=False)
+
+    def refusal(self, status: int, said: str) -> RunbellError:
+        """The error for an answer that nobody expected; `said` is its message."""
+        if status in (401, 403):
+            origin = _origin(self.key, "--api-key", API_KEY_VARIABLE)
+            return ConfigurationError(f"{self.url} refused the key from {origin}: {said}")
+        if status == 404 and not self.url.rstrip("/").endswith(("/v1", "/openai")):
+            return ConfigurationError(f"{self.url} has no such API; a base URL mostly ends in /v1")
+        return RunbellError(f"{self.url} answered: {said}")
+
+    def silence(self, cause: BaseException) -> ConfigurationError:
+        """The error for no answer at all."""
+        return ConfigurationError(
+            f"no answer from {self.url} ({str(cause) or type(cause).__name__}); is the service "
+            f"running, and is {_origin(self.url, '--base-url', BASE_URL_VARIABLE)} right?"
+        )
+
+
+def locate(base_url: str | None, api_key: str | None) -> Service:
+    """The service that the options name; nothing is asked of it yet.
 
     Raises:
-        ConfigurationError: there is no base URL or key, nobody answers at the URL, or the service
-            refused the key.
-        RunbellError: the service answered with another error that the command did not expect.
+        ConfigurationError: there is no base URL or key, or it cannot be one.
     """
     url = _required("base URL", base_url, "--base-url", BASE_URL_VARIABLE)
     key = _required("API key", api_key, "--api-key", API_KEY_VARIABLE)
@@ -64,23 +86,32 @@ def connect(base_url: str | None, api_key: str | None) -> Iterator[OpenAI]:
             f"the API key from {_origin(key, '--api-key', API_KEY_VARIABLE)} "
             "holds characters that no key has"
         )
+    return Service(url, key)
+
+
+@contextmanager
+def connect(base_url: str | None, api_key: str | None) -> Iterator[OpenAI]:
+    """A client of the service that the options name; its errors become sentences of ours.
+
+    Raises:
+        ConfigurationError: there is no base URL or key, nobody answers at the URL, or the service
+            refused the key.
+        RunbellError: the service answered with another error that the command did not expect.
+    """
+    service = locate(base_url, api_key)
 
     from openai import APIConnectionError, APIError, APIStatusError, OpenAI
 
-    with OpenAI(base_url=url, api_key=key, timeout=30) as client:
+    with OpenAI(base_url=service.url, api_key=service.key, timeout=30) as client:
         try:
             yield client
         except APIStatusError as error:
-            raise _refusal(error, url, key) from error
+            raise service.refusal(error.status_code, sentence(error)) from error
         except APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise ConfigurationError(
-                f"no answer from {url} ({str(cause) or type(cause).__name__}); "
-                f"is the service running, and is {_origin(url, '--base-url', BASE_URL_VARIABLE)} "
-                "right?"
-            ) from error
+            raise service.silence(error.__cause__ or error) from error
         except APIError as error:
-            raise RunbellError(f"{url} sent an answer that is not the API's: {error}") from error
+            message = f"{service.url} sent an answer that is not the API's: {error}"
+            raise RunbellError(message) from error
 
 
 def sentence(error: APIStatusError) -> str:
@@ -101,12 +132,3 @@ def _required(what: str, value: str | None, option: str, variable: str) -> str:
 def _origin(value: str, option: str, variable: str) -> str:
     """Where a value came from, so that an error can name the place to change."""
     return variable if os.environ.get(variable, "").strip() == value else option
-
-
-def _refusal(error: APIStatusError, url: str, key: str) -> RunbellError:
-    if error.status_code in (401, 403):
-        origin = _origin(key, "--api-key", API_KEY_VARIABLE)
-        return ConfigurationError(f"{url} refused the key from {origin}: {sentence(error)}")
-    if error.status_code == 404 and not url.rstrip("/").endswith(("/v1", "/openai")):
-        return ConfigurationError(f"{url} has no such API; a base URL mostly ends in /v1")
-    return RunbellError(f"{url} answered: {sentence(error)}")

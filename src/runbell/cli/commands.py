@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 from runbell import __version__
-from runbell.cli import assistants, backup, check, demo, inbox, keys, serve
+from runbell.cli import (
+    assistants,
+    backup,
+    check,
+    demo,
+    doctor,
+    inbox,
+    keys,
+    listen,
+    serve,
+    trigger,
+    wait,
+    watch,
+)
 
 __all__ = ["app"]
 
@@ -19,6 +32,9 @@ app = typer.Typer(
     help="Know the moment an asynchronous run finishes.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    # Only this joins the lines of a docstring's paragraphs.
+    rich_markup_mode="markdown",
     # A traceback of ours is for a bug report: whole, plain, and without the values of variables.
     pretty_exceptions_enable=False,
 )
@@ -46,4 +62,9 @@ app.add_typer(assistants.app, name="assistants")
 app.add_typer(inbox.app, name="inbox")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)
+app.command("listen")(listen.listen)
+app.command("trigger")(trigger.trigger)
 app.command("demo")(demo.demo)
+app.command("wait")(wait.wait)
+app.command("watch")(watch.watch)
+app.command("doctor")(doctor.doctor)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from runbell.errors import ConfigurationError
-from runbell.service.settings import Settings, sqlite_path
+from runbell.errors import ConfigurationError, InvalidSetting
+from runbell.service.settings import Settings, number, sqlite_path
 
 if TYPE_CHECKING:
     from runbell.storage.store import Store
@@ -35,12 +35,16 @@ Database = Annotated[
 def create(
     database: Database = None,
     project: Annotated[
-        str, typer.Option(help="Whose objects the key opens; made if there is none of this name.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Whose objects the key opens; made if there is none of this name."
+        ),
     ] = "default",
     rpm: Annotated[
         int | None,
         typer.Option(
-            min=0,
+            parser=lambda text: number("rpm", text, int, 0, "--rpm"),
+            metavar="NUMBER",
             help="Requests a minute that the key may make, instead of the service's --rpm; "
             "0 is no limit.",
             show_default=False,
@@ -52,7 +56,7 @@ def create(
     from runbell.service.operations import access
 
     if not project.strip():
-        raise typer.BadParameter("a project needs a name", param_hint="--project")
+        raise InvalidSetting(f"project is {project!r}: a name is needed (--project)")
 
     async def work(store: Store) -> str:
         clock = SystemClock()

@@ -21,6 +21,8 @@ UPSTREAM = {
 }
 """The options whose order matters, and their parameters."""
 
+UPSTREAM_PANEL = "Options of the --upstream before them"
+
 
 class ServeCommand(TyperCommand):
     """The command, which keeps the order of the options that belong to an `--upstream`.
@@ -67,8 +69,12 @@ def _options() -> Iterator[inspect.Parameter]:
                 default = (
                     f" (default {belonging.default:g})" if belonging.default is not None else ""
                 )
-                help_ = f"Of the --upstream before it. {belonging.help}{default}"
-                option = typer.Option(help=help_, metavar=belonging.metavar, show_default=False)
+                option = typer.Option(
+                    help=f"{belonging.help}{default}",
+                    metavar=belonging.metavar,
+                    show_default=False,
+                    rich_help_panel=UPSTREAM_PANEL,
+                )
                 yield _parameter(UPSTREAM[belonging.option], list[str], option)
 
 
@@ -77,12 +83,16 @@ def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
         help_ = f"{item.metadata['help']} ({environment_name(item.name)})"
         option = typer.Option(help=help_, metavar="URL", show_default=False)
         return _parameter(item.name, list[str], option)
-    kind = {"int": int, "float": float}.get(str(item.type), str)
-    # The environment is read by Settings, so that every way to start a service has it.
+    # The environment is read by Settings, so that every way to start a service has it; and so are
+    # the numbers of the command line, so that what is wrong is said in the same words.
     default = f"; default {item.default}" if item.default is not None else ""
     variable = f"({environment_name(item.name)}{default})"
-    option = typer.Option(help=f"{item.metadata['help']} {variable}", show_default=False)
-    return _parameter(item.name, kind, option)
+    number = item.type in ("int", "float")
+    metavar = "NUMBER" if number else item.name.rpartition("_")[2].upper()
+    option = typer.Option(
+        help=f"{item.metadata['help']} {variable}", metavar=metavar, show_default=False
+    )
+    return _parameter(item.name, str, option)
 
 
 def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:

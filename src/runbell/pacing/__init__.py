@@ -3,13 +3,34 @@
 from runbell.pacing.backoff import RetryBackoff
 from runbell.pacing.bucket import Taken, TokenBucket
 from runbell.pacing.deliveries import Pace, RetrySchedule, SlowDown, is_given_up
+from runbell.pacing.pacer import FairPacer, Pacer
+from runbell.pacing.policies import (
+    Advised,
+    Backoff,
+    Backstop,
+    Fixed,
+    Jittered,
+    Policy,
+    PolicySource,
+    SqrtElapsed,
+)
 from runbell.pacing.retry_after import wait_seconds
 
 __all__ = [
+    "Advised",
+    "Backoff",
+    "Backstop",
+    "FairPacer",
+    "Fixed",
+    "Jittered",
     "Pace",
+    "Pacer",
+    "Policy",
+    "PolicySource",
     "RetryBackoff",
     "RetrySchedule",
     "SlowDown",
+    "SqrtElapsed",
     "Taken",
     "TokenBucket",
     "is_given_up",

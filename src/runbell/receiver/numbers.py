@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 
 from runbell.receiver.desk import Load
 
@@ -122,4 +124,22 @@ class Numbers:
         due = load.oldest_due_ms
         self._oldest.set(max(0.0, (now_ms - due) / 1000) if due is not None else 0.0)
         encode, content_type = choose_encoder(accept)
-        return Page(content_type, encode(self._registry))
+        return Page(content_type, encode(_WithoutCreated(self._registry)))
+
+
+class _WithoutCreated(CollectorRegistry):
+    """A registry without the `_created` stamps, one for each series, which nobody asks for.
+
+    The library can leave them out itself, but only for the whole process.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._whole = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._whole.collect():
+            metric.samples = [
+                sample for sample in metric.samples if not sample.name.endswith("_created")
+            ]
+            yield metric

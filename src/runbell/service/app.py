@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.routing import compile_path
@@ -26,6 +26,8 @@ from runbell.service.once import handle_once, key_of, request_digest
 from runbell.service.operations import backlog
 from runbell.service.operations.access import Access, comes_from_here
 from runbell.service.operations.context import Context
+from runbell.service.operations.ids import new_request_id
+from runbell.service.operations.refusals import MODEL_NOT_FOUND
 from runbell.service.routes import ROUTES, Route
 from runbell.service.routes.routing import Answer, Call, ClientLeft, EventStream, answer
 from runbell.service.wire.decode import decode
@@ -69,7 +71,7 @@ class _Paths:
         return None
 
 
-_PAGES = logs.PROBES | frozenset(openapi.PATHS)
+_PAGES = logs.PROBES | frozenset(openapi.PATHS) | {"/"}
 
 
 class App:
@@ -102,7 +104,7 @@ class App:
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens."""
         started = time.perf_counter()
-        request_id = f"req_{os.urandom(16).hex()}"
+        request_id = new_request_id()
         told: list[tuple[bytes, bytes]] = []
         exchange = scope["runbell"] = logs.Exchange(request_id, scope["method"])
         try:
@@ -164,7 +166,8 @@ class App:
             return await self._page(method, path, scope)
         found = self._paths.find(path)
         if found is not None:
-            exchange.route, exchange.path = next(iter(found[0].values())).path, found[1]
+            template = next(iter(found[0].values())).path
+            exchange.route, exchange.path = template.replace(":path}", "}"), found[1]
         caller = await self._access.caller(_key(headers))
         exchange.project = caller.project
         told += self._limits.count(caller)
@@ -190,13 +193,26 @@ class App:
         )
         key = key_of(headers) if method == "POST" else None
         if key is None:
-            result = await route.handle(call)
+            result = await self._handled(lambda: route.handle(call))
         else:
-            result = await handle_once(route.handle, call, key, request_digest(method, path, raw))
-        exchange.made = result
+            digest = request_digest(method, path, raw)
+            result = await self._handled(lambda: handle_once(route.handle, call, key, digest))
+        exchange.made = result.made if isinstance(result, Answer) else result
         if method != "GET":
             faults.hit("operations.committed")
         return result if isinstance(result, Answer | EventStream) else answer(result)
+
+    async def _handled(self, handle: Callable[[], Awaitable[Any]]) -> Any:
+        """Handle a request; where nobody serves its model, once more when the servers were asked.
+
+        Here, and not in an operation, since that may be in the middle of a transaction.
+        """
+        try:
+            return await handle()
+        except RequestRefused as refused:
+            if refused.code != MODEL_NOT_FOUND or not await self._ctx.backends.refresh():
+                raise
+        return await handle()
 
     async def _body(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
         limit = self._ctx.settings.max_body
@@ -229,6 +245,8 @@ class App:
 
     async def _page(self, method: str, path: str, scope: Scope) -> Answer:
         """What is no part of the API: probes, metrics, the document."""
+        if path == "/":
+            return _to_the_docs(method)
         if path in openapi.PATHS:
             return await _published(method, path, scope["headers"])
         if path == "/metrics":
@@ -274,6 +292,13 @@ class App:
         except StorageUnavailable:
             return False
         return True
+
+
+def _to_the_docs(method: str) -> Answer:
+    """For somebody who looks at the service with a browser."""
+    if method not in ("GET", "HEAD"):
+        raise _wrong_method(method, ["GET", "HEAD"])
+    return Answer(302, b"", {"location": "/docs"})
 
 
 async def _published(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> Answer:
@@ -371,7 +396,7 @@ def _refusal(refused: RequestRefused) -> Answer:
 
 
 def _no_such_path(method: str, path: str) -> RequestRefused:
-    advice = ""
+    advice = " Runbell serves assistants, threads and runs: /docs shows all of it."
     if not path.startswith("/v1/"):
         advice = " The API is below /v1: does your base_url end in /v1?"
     elif "/openai/" in path:

@@ -19,7 +19,8 @@ class Changes:
 
     def __init__(self) -> None:
         self._listeners: list[Callable[[Run], None]] = []
-        self._watches: dict[str, set[Watch]] = {}
+        # Most runs have one watch, and a set of one would take most of the memory of a wait.
+        self._watches: dict[str, Watch | set[Watch]] = {}
         self._closed = False
 
     def subscribe(self, listener: Callable[[Run], None]) -> None:
@@ -30,24 +31,30 @@ class Changes:
         """Tell everybody that the run is now as given."""
         for listener in self._listeners:
             listener(run)
+        settled = run.status.is_settled
         for key in (run.id, run.project_id):
-            for watch in self._watches.get(key, ()):
-                watch.wake()
+            for watch in self._of(key):
+                if settled or not watch.settled_alone:
+                    watch.wake()
 
-    def watch(self, keys: Iterable[str]) -> Watch:
-        """Wait for changes of these runs, or of any run of these projects, by their ids."""
-        return Watch(self, frozenset(keys))
+    def watch(self, keys: Iterable[str], *, settled_alone: bool = False) -> Watch:
+        """Wait for changes of these runs, or of any run of these projects, by their ids.
+
+        Args:
+            settled_alone: other changes than that a run settles do not wake.
+        """
+        return Watch(self, frozenset(keys), settled_alone)
 
     @property
     def waiting(self) -> int:
         """Watches that are held at this moment."""
-        return len({watch for watches in self._watches.values() for watch in watches})
+        return len({watch for key in self._watches for watch in self._of(key)})
 
     def close(self) -> None:
         """Wake everybody for the last time: the process stops."""
         self._closed = True
-        for watches in self._watches.values():
-            for watch in watches:
+        for key in self._watches:
+            for watch in self._of(key):
                 watch.wake()
 
     @property
@@ -56,14 +63,24 @@ class Changes:
         return self._closed
 
     def _add(self, key: str, watch: Watch) -> None:
-        self._watches.setdefault(key, set()).add(watch)
+        there = self._watches.get(key)
+        if there is None:
+            self._watches[key] = watch
+        elif isinstance(there, Watch):
+            self._watches[key] = {there, watch}
+        else:
+            there.add(watch)
 
     def _remove(self, key: str, watch: Watch) -> None:
-        watches = self._watches.get(key)
-        if watches is not None:
-            watches.discard(watch)
-            if not watches:
-                del self._watches[key]
+        there = self._watches.get(key)
+        if isinstance(there, set):
+            there.discard(watch)
+        if there is watch or not there:
+            self._watches.pop(key, None)
+
+    def _of(self, key: str) -> Iterable[Watch]:
+        there = self._watches.get(key, ())
+        return (there,) if isinstance(there, Watch) else there
 
 
 class Watch:
@@ -73,11 +90,12 @@ class Watch:
     is not missed.
     """
 
-    __slots__ = ("_changes", "_keys", "_sleeping", "_woken")
+    __slots__ = ("_changes", "_keys", "_sleeping", "_woken", "settled_alone")
 
-    def __init__(self, changes: Changes, keys: frozenset[str]) -> None:
+    def __init__(self, changes: Changes, keys: frozenset[str], settled_alone: bool) -> None:
         self._changes = changes
         self._keys = keys
+        self.settled_alone = settled_alone
         self._woken = False
         # A future instead of an asyncio.Event, which is ten times as large: thousands are held.
         self._sleeping: asyncio.Future[None] | None = None

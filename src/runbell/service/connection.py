@@ -7,6 +7,10 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from runbell.errors import RequestRefused
+from runbell.service.operations.ids import new_request_id
+from runbell.service.wire.objects import encode, error_body
+
 __all__ = ["HEAD_SECONDS", "MAX_HEAD", "Connection"]
 
 HEAD_SECONDS = 30.0
@@ -90,6 +94,21 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._head, self._in_head = 0, True
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP as every other request is refused, and close."""
+        body = encode(error_body(RequestRefused(400, msg)))
+        headers = [
+            *self.server_state.default_headers,
+            (b"x-request-id", new_request_id().encode()),
+            (b"openai-processing-ms", b"0"),
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        lines = [b"HTTP/1.1 400 Bad Request", *(b"%b: %b" % header for header in headers)]
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from runbell.errors import ModelError
 from runbell.runs import Run, ToolCall, Usage
@@ -24,6 +24,19 @@ MAX_ANSWER_CHARS = 4_000_000
 """Text and arguments of one turn; a model that says more is stopped, to bound memory."""
 
 
+@dataclass(slots=True)
+class _GrowingCall:
+    """A call of which more may come: in parts, since adding to a long text copies all of it."""
+
+    number: int
+    id: str
+    name: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+
+    def whole(self) -> ToolCall:
+        return ToolCall(self.id, "".join(self.name), "".join(self.arguments))
+
+
 class Draft:
     """The answer of one turn, from its first piece to its last."""
 
@@ -31,7 +44,7 @@ class Draft:
         self._ctx = ctx
         self._run = run
         self._text: list[str] = []
-        self._calls: dict[int, ToolCall] = {}
+        self._calls: dict[int, _GrowingCall] = {}
         self._size = 0
         self._speaks = False
         self._closed = False
@@ -50,7 +63,7 @@ class Draft:
     @property
     def said(self) -> Answer:
         """What was said so far."""
-        calls = tuple(self._calls.values())
+        calls = tuple(call.whole() for call in self._calls.values())
         return replace(self._answer, text="".join(self._text), calls=calls, speaks=self._speaks)
 
     def close(self) -> None:
@@ -116,17 +129,17 @@ class Draft:
         call = self._calls.get(piece.index)
         first = call is None
         if call is None:
-            call = ToolCall(piece.id or self._ctx.new_id("call"), "", "")
-        self._calls[piece.index] = grown = ToolCall(
-            call.id, call.name + piece.name, call.arguments + piece.arguments
-        )
+            # Calls stand in the order in which they began, whatever numbers the model gives them.
+            key = piece.id or self._ctx.new_id("call")
+            call = self._calls[piece.index] = _GrowingCall(len(self._calls), key)
+        call.name.append(piece.name)
+        call.arguments.append(piece.arguments)
         self._size += len(piece.name) + len(piece.arguments)
-        # Calls stand in the order in which they began, whatever numbers the model gives them.
-        step, index = self._answer.calls_step_id, list(self._calls).index(piece.index)
+        step, index, key = self._answer.calls_step_id, call.number, call.id
         if first:
             self._tell(
                 "thread.run.step.delta",
-                lambda: tool_call_delta(step, index, piece.arguments, grown.id, grown.name),
+                lambda: tool_call_delta(step, index, piece.arguments, key, piece.name),
             )
             return
         if piece.name:

@@ -81,11 +81,7 @@ class Executor:
             hold.attempt = record.run.attempt
             faults.hit("executor.claimed")
             turn = await self._stored(record.run, lambda: turns.prepare(self._ctx, record))
-            began = self._ctx.clock.monotonic()
             outcome = await self._call_model(turn, hold)
-            if hold.call is not None:
-                seconds = self._ctx.clock.monotonic() - began
-                self._ctx.metrics.model_call.labels(_ending(outcome)).observe(seconds)
             interrupted = isinstance(outcome, Interrupted)
             faults.hit("executor.cancelling" if interrupted else "executor.answered")
             # Still held: should the run's time be over first, its answer is not lost.
@@ -186,16 +182,3 @@ class Executor:
         ending = run.status.is_terminal or run.status is RunStatus.CANCELLING
         if ending or (hold.attempt is not None and run.attempt != hold.attempt):
             hold.stop()
-
-
-def _ending(outcome: Outcome) -> str:
-    """How a model call ended, in a word for the metrics."""
-    match outcome:
-        case Failed():
-            return "failed"
-        case Interrupted():
-            return "interrupted"
-        case Answer(reason="stop"):
-            return "tool_calls" if outcome.calls else "answered"
-        case Answer():
-            return "incomplete"

@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from runbell.storage.store import Transaction
+
 __all__ = ["Delta", "Follower", "Live", "Told"]
 
 MAX_BEHIND = 64
@@ -41,11 +43,10 @@ class Told:
 
 
 class Follower:
-    """Follows the run `run_id`: iterate over it. Made by `Live.follow`, ended by `close`."""
+    """Follows a run: iterate over it. Joined by `Live.join` or `Live.follow`, ended by `close`."""
 
-    def __init__(self, live: Live, run_id: str) -> None:
-        self.run_id = run_id
-        self._live = live
+    def __init__(self) -> None:
+        self._left: Callable[[], None] | None = None
         self._untold: deque[Told] = deque()
         self._growing: dict[tuple[object, ...], Delta] = {}
         self._news = asyncio.Event()
@@ -57,7 +58,14 @@ class Follower:
         self._untold.clear()
         self._growing.clear()
         self._news.set()
-        self._live.forget(self.run_id, self)
+        if self._left is not None:
+            self._left()
+
+    def joined(self, left: Callable[[], None]) -> None:
+        """From now on it is told; `left` is called when it wants to hear no more."""
+        self._left = left
+        if self._closed:
+            left()
 
     def tell(self, event: str, data: Any) -> None:
         """Add what happened behind what was not read yet."""
@@ -99,13 +107,22 @@ class Live:
 
     def follow(self, run_id: str) -> Follower:
         """Begin to follow a run: everything that is told from now on."""
-        follower = Follower(self, run_id)
-        self.add(run_id, follower)
+        follower = Follower()
+        self._add(run_id, follower)
         return follower
 
-    def add(self, run_id: str, follower: Follower) -> None:
-        """Tell a follower that was made before what happens from now on."""
+    def join(self, tx: Transaction, run_id: str, follower: Follower) -> None:
+        """Follow a run from this transaction on: from the first change in it that comes behind
+        this call, and of none before.
+
+        Who began to follow outside of it could miss what others do to the run as soon as it is
+        committed, or hear of what was committed before and is told only now.
+        """
+        tx.after_commit(lambda: self._add(run_id, follower))
+
+    def _add(self, run_id: str, follower: Follower) -> None:
         self._followers.setdefault(run_id, []).append(follower)
+        follower.joined(lambda: self._forget(run_id, follower))
         if self._closed:
             follower.close()
 
@@ -118,8 +135,7 @@ class Live:
         for follower in self._followers.get(run_id, ()):
             follower.tell(event, data())
 
-    def forget(self, run_id: str, follower: Follower) -> None:
-        """Take a follower off the list."""
+    def _forget(self, run_id: str, follower: Follower) -> None:
         followers = self._followers.get(run_id, [])
         if follower in followers:
             followers.remove(follower)

@@ -157,10 +157,18 @@ def configure(level: str, style: str, stream: TextIO = sys.stderr) -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Json() if style == "json" else _Text())
+    if stream.isatty() and style == "text" and level == "info":
+        handler.addFilter(_not_only_read)
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # What libraries tell of their own workings is not news of this service.
     for library in ("alembic", "uvicorn"):
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def _not_only_read(record: logging.LogRecord) -> bool:
+    """False for a read that went well: a client that polls would push all else off a terminal."""
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return not (fields.get("method") == "GET" and fields.get("status", 500) < 400)
 
 
 class _Formatter(logging.Formatter):

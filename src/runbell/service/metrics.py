@@ -84,9 +84,9 @@ class Metrics:
             registry=registry,
         )
         self._moved = {kind: self._transitions.labels(kind) for kind in EVENT_TYPES}
-        self.model_call = Histogram(
+        self._model_call = Histogram(
             "runbell_model_call_seconds",
-            "Duration of model calls, by how they ended.",
+            "Duration of model calls, each try for itself, by how they ended.",
             ["outcome"],
             buckets=_MODEL_CALL,
             registry=registry,
@@ -152,6 +152,10 @@ class Metrics:
     def moved(self, run: Run) -> None:
         """A run has changed its status."""
         self._moved[event_type(run)].inc()
+
+    def model_called(self, outcome: str, seconds: float) -> None:
+        """A model call, or a try of one, is over."""
+        self._model_call.labels(outcome).observe(seconds)
 
     def committed(self, units: int, seconds: float) -> None:
         """The writer has committed a group of units; called on its thread."""

@@ -16,7 +16,6 @@ from hashlib import sha256
 from typing import Any, TypeVar
 
 from runbell.errors import RequestRefused, StorageUnavailable
-from runbell.service.live import Follower, Live
 from runbell.service.routes.routing import Answer, Call, EventStream, answer
 from runbell.service.routes.streaming import replay_run
 from runbell.storage import idempotency
@@ -101,7 +100,7 @@ async def _handle_within(
 ) -> Answer | EventStream:
     """Let a handler do in this transaction what it would else do in transactions of its own."""
     store = _Within(tx)
-    ctx = replace(call.ctx, store=store, live=_LiveFromCommit(call.ctx.live, tx))
+    ctx = replace(call.ctx, store=store)
     try:
         given = await handle(replace(call, ctx=ctx))
     finally:
@@ -152,27 +151,3 @@ class _Within:
 
     async def close(self) -> None:
         self._tx = None
-
-
-class _LiveFromCommit(Live):
-    """Tells and follows through another one; following begins when the transaction is durable.
-
-    Handlers that follow a run do so before or after they change it, and are told of the change or
-    not. It is the same here, since callbacks after a commit keep their order.
-    """
-
-    def __init__(self, live: Live, tx: Transaction) -> None:
-        super().__init__()
-        self._live = live
-        self._tx = tx
-
-    def follow(self, run_id: str) -> Follower:
-        follower = Follower(self._live, run_id)
-        self._tx.after_commit(lambda: self._live.add(run_id, follower))
-        return follower
-
-    def followed(self, run_id: str) -> bool:
-        return self._live.followed(run_id)
-
-    def tell(self, run_id: str, event: str, data: Callable[[], Any]) -> None:
-        self._live.tell(run_id, event, data)

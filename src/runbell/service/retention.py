@@ -29,9 +29,7 @@ DAY_MS = 86_400_000
 
 
 async def sweep(ctx: Context) -> None:
-    """Remove what is old, now and again, until this is cancelled; nothing where all is kept."""
-    if ctx.settings.retain_days == 0:
-        return
+    """Remove what is old, now and again, until this is cancelled."""
     while True:
         try:
             removed = await remove_old(ctx)
@@ -46,9 +44,12 @@ async def sweep(ctx: Context) -> None:
 
 
 async def remove_old(ctx: Context) -> int:
-    """Remove everything that is old now: how many rows."""
-    before_ms = ctx.clock.now_ms() - round(ctx.settings.retain_days * DAY_MS)
-    return await _remove_runs(ctx, before_ms) + await _remove_answers(ctx)
+    """Remove everything that is old now: how many rows. Runs stay where all is kept."""
+    removed = await _remove_answers(ctx)
+    if ctx.settings.retain_days > 0:
+        before_ms = ctx.clock.now_ms() - round(ctx.settings.retain_days * DAY_MS)
+        removed += await _remove_runs(ctx, before_ms)
+    return removed
 
 
 async def _remove_answers(ctx: Context) -> int:

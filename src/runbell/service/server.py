@@ -14,27 +14,34 @@ import ipaddress
 import logging
 import os
 import resource
+import shlex
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 
 from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError
+from runbell.runs import RunStatus
 from runbell.service import logs, retention
 from runbell.service.app import App
 from runbell.service.backends import Backend, Backends
 from runbell.service.backends.echo import Echo
+from runbell.service.backends.timing import Observe
 from runbell.service.changes import Changes
 from runbell.service.connection import Connection
 from runbell.service.executor import Executor
+from runbell.service.feeds import Feeds
 from runbell.service.jobs import Handler, JobKind
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
+from runbell.service.metrics import Metrics
+from runbell.service.operations import backlog
 from runbell.service.operations.access import (
     DEFAULT_PROJECT,
     Access,
@@ -42,7 +49,7 @@ from runbell.service.operations.access import (
     new_key,
 )
 from runbell.service.operations.context import Context
-from runbell.service.settings import Settings, sqlite_path
+from runbell.service.settings import Settings, mistaken_variables, sqlite_path
 from runbell.storage import projects
 from runbell.storage.lock import InstallationLock
 from runbell.storage.migrate import upgrade_sqlite
@@ -69,6 +76,8 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> None:
         ConfigurationError: the service cannot start; says why, and what to do.
     """
     logs.configure(settings.log_level, settings.log_format)
+    for name, meant in mistaken_variables(os.environ).items():
+        logger.warning("%s is no setting: is %s meant?", name, meant)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings, say))
 
@@ -96,26 +105,31 @@ async def open_store(path: Path, *, create: bool = True) -> AsyncIterator[SQLite
 
 def build(settings: Settings, store: SQLiteStore, clock: Clock) -> tuple[Context, Executor]:
     """The parts of one service, put together; its jobs are not started."""
+    metrics = Metrics()
+    backends = _backends(settings, clock, metrics.model_called)
     jobs = EmbeddedJobs(
         store,
         clock,
+        backends,
         concurrency=settings.max_concurrent_runs,
         cancel_grace=settings.cancel_grace,
     )
-    ctx = Context(settings, clock, store, jobs, Changes(), Live(), _backends(settings, clock))
+    changes = Changes()
+    feeds = Feeds(store, changes)
+    ctx = Context(settings, clock, store, jobs, changes, feeds, Live(), backends, metrics)
     ctx.metrics.writer_waiting.set_function(lambda: store.waiting)
     store.on_commit = ctx.metrics.committed
     return ctx, Executor(ctx)
 
 
-def _backends(settings: Settings, clock: Clock) -> Backends:
+def _backends(settings: Settings, clock: Clock, observe: Observe) -> Backends:
     backends: list[Backend] = [Echo(clock)]
     if settings.upstream:
         # Imported here: without a model server, its HTTP client need not be in memory.
         from runbell.service.backends.upstream import Upstream
 
-        backends += [Upstream(upstream, clock) for upstream in settings.upstream]
-    return Backends(backends, clock)
+        backends += [Upstream(each, clock, observe=observe) for each in settings.upstream]
+    return Backends(backends, clock, observe)
 
 
 def handlers(ctx: Context, executor: Executor) -> dict[JobKind, Handler]:
@@ -158,7 +172,8 @@ async def _serve_from(
 ) -> None:
     ctx, executor = build(settings, store, SystemClock())
     project = await ensure_project(store, ctx.clock, DEFAULT_PROJECT)
-    first_key = await _first_key(ctx, loopback=loopback)
+    url = _url(listener)
+    about_keys = await _about_keys(ctx, url, loopback=loopback)
     app = App(ctx, Access(store, settings.api_key, project.id))
     server = _Server(
         uvicorn.Config(
@@ -181,19 +196,36 @@ async def _serve_from(
     with _signals(stop), _background(retention.sweep(ctx), ctx.metrics.watch_loop()):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await server.listening(serving)
-        url = _url(listener)
         logger.info("everything is kept in %s", store.path.resolve())
+        if settings.retain_days:
+            logger.info("what ended more than %g days ago is removed", settings.retain_days)
         say(f"runbell: listening on {url}")
-        if first_key is not None:
-            first_key.show(url, say)
+        for line in about_keys:
+            say(line)
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         app.stop()
         server.should_exit = True
+        logger.info(
+            "stopping: open requests, and %s, have %g s",
+            await _live(ctx, "model call", RunStatus.IN_PROGRESS),
+            settings.shutdown_grace,
+        )
         await asyncio.gather(serving, ctx.jobs.stop(settings.shutdown_grace))
         await executor.hand_back()
         await ctx.backends.close()
+        going_on = await _live(ctx, "run", RunStatus.QUEUED, RunStatus.IN_PROGRESS)
+        logger.info("stopped; to go on at the next start: %s", going_on)
+
+
+async def _live(ctx: Context, name: str, *statuses: RunStatus) -> str:
+    """How many runs have one of these statuses, in words, by another name."""
+    found = await backlog.look(ctx)
+    if found is None:
+        return f"some {name}s"
+    count = sum(found.runs[status] for status in statuses)
+    return f"1 {name}" if count == 1 else f"{count or 'no'} {name}s"
 
 
 class _Server(uvicorn.Server):
@@ -212,24 +244,9 @@ class _Server(uvicorn.Server):
             raise ConfigurationError("the server ended before it had begun")
 
 
-class _FirstKey:
-    """The key that the first start makes: shown once on a terminal, else left in a file."""
-
-    def __init__(self, key: str, file: Path | None) -> None:
-        self._key = key
-        self._file = file
-
-    def show(self, url: str, say: Callable[[str], None]) -> None:
-        if self._file is not None:
-            say(f"runbell: the API key that was made for you is in {self._file}")
-            return
-        say("runbell: this is your API key; it is not shown again")
-        say(f"export OPENAI_BASE_URL={url}")
-        say(f"export OPENAI_API_KEY={self._key}")
-
-
-async def _first_key(ctx: Context, *, loopback: bool) -> _FirstKey | None:
-    """Make a key where there is none; beyond loopback, insist on one that somebody chose."""
+async def _about_keys(ctx: Context, url: str, *, loopback: bool) -> list[str]:
+    """What to say about keys. Where there is none, one is made: shown once on a terminal, else left
+    in a file; beyond loopback, it has to be one that somebody chose."""
     chosen = ctx.settings.api_key
     if chosen is not None:
         if not loopback and len(chosen) < MIN_KEY_LENGTH:
@@ -237,25 +254,30 @@ async def _first_key(ctx: Context, *, loopback: bool) -> _FirstKey | None:
                 f"RUNBELL_API_KEY has {len(chosen)} characters; to be reached from other machines "
                 f"it needs {MIN_KEY_LENGTH} at the least"
             )
-        return None
+        return []
     keys = [key for key in await ctx.store.read(projects.list_keys) if key.revoked_at_ms is None]
     if not loopback and not any(key.origin == "keys" for key in keys):
         raise ConfigurationError(
             f"{ctx.settings.host} can be reached from other machines: set RUNBELL_API_KEY, or make "
             f"a key with: runbell keys create --database {ctx.settings.database}"
         )
+    path = sqlite_path(ctx.settings.database).resolve()
     if keys:
-        return None
+        are = "1 API key is" if len(keys) == 1 else f"{len(keys)} API keys are"
+        database = shlex.quote(f"sqlite:///{quote(str(path))}")
+        return [f"runbell: {are} open; for another: runbell keys create --database {database}"]
     project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
     key, row = new_key(ctx.clock, project, "serve")
-    file = None
+    shown = "runbell: this is your API key; it is not shown again"
+    value = key
     if not sys.stdout.isatty():
-        path = sqlite_path(ctx.settings.database)
         file = path.with_name(path.name + ".api-key")
         # In front of the row: a key that exists and that nobody can read would lock everybody out.
         _write_secret(file, key)
+        shown = f"runbell: the API key that was made for you is in {file}; to use it:"
+        value = f'"$(cat {shlex.quote(str(file))})"'
     await ctx.store.write(lambda tx: projects.insert_key(tx, row))
-    return _FirstKey(key, file)
+    return [shown, f"export OPENAI_BASE_URL={url}", f"export OPENAI_API_KEY={value}"]
 
 
 def _write_secret(file: Path, text: str) -> None:
@@ -311,6 +333,9 @@ def _bind(host: str, port: int) -> tuple[socket.socket, bool]:
 
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+        # All addresses of the machine: no client could use that one.
+        host = "::1" if ":" in host else "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from runbell.errors import ConfigurationError
+from runbell.errors import InvalidSetting
 from runbell.service.upstreams import UpstreamSettings, read_upstreams
 
-__all__ = ["Settings", "environment_name", "sqlite_path"]
+__all__ = ["Settings", "environment_name", "mistaken_variables", "number", "sqlite_path"]
+
+N = TypeVar("N", int, float)
+
+SIMILAR = 0.9
+"""How much of its letters an unknown variable shares with a setting's to be one misspelt."""
 
 
 def _setting(default: Any, help: str, *, option: bool = True, low: float | None = None) -> Any:  # noqa: A002
@@ -45,7 +51,10 @@ class Settings:
         low=0.001,
     )
     max_concurrent_runs: int = _setting(
-        500, "Runs that may call their models at the same time; others stay queued.", low=1
+        500,
+        "Runs that may be in progress at the same time for each model server, and for `echo`; "
+        "others stay queued.",
+        low=1,
     )
     cancel_grace: float = _setting(
         10.0,
@@ -105,7 +114,7 @@ class Settings:
         """The settings from what was given, else the environment, else the defaults.
 
         Raises:
-            ConfigurationError: a value that makes no sense; names the setting.
+            InvalidSetting: a value that makes no sense; names the setting.
         """
         values: dict[str, Any] = {}
         for item in dataclasses.fields(cls):
@@ -119,18 +128,16 @@ class Settings:
                 values[item.name] = _checked(item, value)
         settings = cls(**values)
         if settings.log_level not in ("debug", "info", "warning", "error"):
-            raise ConfigurationError(
-                f"log_level is {settings.log_level!r}: use debug, info, warning or error"
-            )
+            raise _wrong("log_level", settings.log_level, "use debug, info, warning or error")
         if settings.log_format not in ("text", "json"):
-            raise ConfigurationError(f"log_format is {settings.log_format!r}: use text or json")
+            raise _wrong("log_format", settings.log_format, "use text or json")
         key = settings.api_key
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-            raise ConfigurationError(
+            raise InvalidSetting(
                 "RUNBELL_API_KEY holds spaces or characters that a header cannot carry"
             )
         if settings.port > 65_535:
-            raise ConfigurationError(f"port is {settings.port}: the largest is 65535")
+            raise _wrong("port", settings.port, "the largest value is 65535")
         sqlite_path(settings.database)
         return settings
 
@@ -140,45 +147,77 @@ def environment_name(setting: str) -> str:
     return f"RUNBELL_{setting.upper()}"
 
 
+def mistaken_variables(environ: Iterable[str]) -> dict[str, str]:
+    """Variables that look like a setting's name and are none, each with the one it looks like."""
+    known = [environment_name(item.name) for item in dataclasses.fields(Settings)]
+    close = {
+        name: difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR)
+        for name in environ
+        if name.startswith("RUNBELL_") and name not in known
+    }
+    return {name: found[0] for name, found in close.items() if found}
+
+
 def sqlite_path(url: str) -> Path:
     """The file that a database URL names.
 
     Raises:
-        ConfigurationError: the URL is not one that this version can use.
+        InvalidSetting: the URL is not one that this version can use.
     """
     scheme, separator, path = url.partition("://")
     if not separator or scheme != "sqlite" or not path.startswith("/"):
-        raise ConfigurationError(
-            f"database is {_without_password(url)!r}: use sqlite:///runbell.db (beside you) or "
-            "sqlite:////var/lib/runbell.db (from the root)"
+        raise _wrong(
+            "database",
+            _without_password(url),
+            "use sqlite:///runbell.db, beside you, or sqlite:////var/lib/runbell.db, from the root",
         )
     if "?" in path or "#" in path:
-        raise ConfigurationError(
-            f"database is {url!r}: options behind the file's name are not supported (write a "
-            "'?' in a name as %3F, a '#' as %23)"
+        raise _wrong(
+            "database",
+            url,
+            "options behind the file's name are not supported; write a '?' in a name as %3F, a "
+            "'#' as %23",
         )
     name = unquote(path[1:])
     if not name or name == ":memory:" or name.endswith("/"):
-        raise ConfigurationError(
-            "the database has to be a file, so that runs survive a restart: sqlite:///runbell.db"
-        )
+        raise _wrong("database", url, "it has to be a file, so that runs survive a restart")
     return Path(name)
 
 
 def _checked(item: dataclasses.Field[Any], value: Any) -> Any:
-    kind = {"int": int, "float": float}.get(str(item.type), str)
+    kind = {"int": int, "float": float}.get(str(item.type))
+    if kind is None:
+        return str(value)
+    return number(item.name, value, kind, item.metadata["low"], _place(item.name))
+
+
+def number(name: str, value: Any, kind: type[N], low: float, place: str) -> N:
+    """A number that somebody wrote.
+
+    Args:
+        low: the smallest value that makes sense.
+        place: where it was written, for the message.
+
+    Raises:
+        InvalidSetting: it is none, or too small.
+    """
     try:
         converted = kind(value)
     except ValueError:
-        raise ConfigurationError(
-            f"{item.name} is {value!r}: a number is needed "
-            f"(--{item.name.replace('_', '-')} or {environment_name(item.name)})"
-        ) from None
-    low = item.metadata["low"]
+        needed = "a whole number" if kind is int else "a number"
+        raise InvalidSetting(f"{name} is {value!r}: {needed} is needed ({place})") from None
     # Written so that NaN, which is neither below nor above anything, is refused too.
-    if low is not None and not low <= converted < float("inf"):
-        raise ConfigurationError(f"{item.name} is {value}: the smallest value is {low:g}")
+    if not low <= converted < float("inf"):
+        raise InvalidSetting(f"{name} is {value}: the smallest value is {low:g} ({place})")
     return converted
+
+
+def _wrong(setting: str, value: object, advice: str) -> InvalidSetting:
+    return InvalidSetting(f"{setting} is {value!r}: {advice} ({_place(setting)})")
+
+
+def _place(setting: str) -> str:
+    return f"--{setting.replace('_', '-')} or {environment_name(setting)}"
 
 
 def _without_password(url: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from runbell.errors import ConfigurationError
+from runbell.errors import InvalidSetting
 
 __all__ = ["ANY", "OPTIONS", "UpstreamOption", "UpstreamSettings", "read_upstreams"]
 
@@ -78,22 +78,29 @@ def read_upstreams(
         environ: where the variables that hold keys are looked up.
 
     Raises:
-        ConfigurationError: they make no sense; names the option, and never holds a key.
+        InvalidSetting: they make no sense; names the option, and never holds a key.
     """
     words = _split(given) if isinstance(given, str) else list(given)
+    origin = " (RUNBELL_UPSTREAM)" if isinstance(given, str) else ""
     found: list[UpstreamSettings] = []
     for option, value in _pairs(words):
         try:
             if option == "--upstream":
                 found.append(UpstreamSettings(_url(value)))
             elif not found:
-                raise ConfigurationError(
+                raise InvalidSetting(
                     f"{option} stands before any --upstream: it belongs to the one before it"
                 )
             else:
                 found[-1] = _BY_NAME[option].apply(found[-1], value, environ)
         except ValueError as error:
-            raise ConfigurationError(f"{option}: {error}") from None
+            raise InvalidSetting(f"{option}: {error}{origin}") from None
+    for number, upstream in enumerate(found):
+        # With another key it is another server: what it lists and how much it takes may differ.
+        if any((each.url, each.key) == (upstream.url, upstream.key) for each in found[:number]):
+            raise InvalidSetting(
+                f"--upstream {upstream.url} is there twice: name it once, with all of its options"
+            )
     return tuple(found)
 
 
@@ -101,7 +108,7 @@ def _split(text: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ConfigurationError(f"RUNBELL_UPSTREAM cannot be read: {error}") from None
+        raise InvalidSetting(f"RUNBELL_UPSTREAM cannot be read: {error}") from None
     return words if not words or words[0].startswith("--") else ["--upstream", *words]
 
 
@@ -110,14 +117,14 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     for word in rest:
         option, equals, value = word.partition("=")
         if option != "--upstream" and option not in _BY_NAME:
-            raise ConfigurationError(
+            raise InvalidSetting(
                 f"RUNBELL_UPSTREAM holds {_clipped(word)!r} where an option is expected: "
                 f"--upstream, {', '.join(_BY_NAME)}"
             )
         if not equals:
             following = next(rest, None)
             if following is None:
-                raise ConfigurationError(f"{option} needs a value")
+                raise InvalidSetting(f"{option} needs a value")
             value = following
         yield option, value
 
@@ -247,7 +254,7 @@ OPTIONS = (
     UpstreamOption(
         "--upstream-concurrency",
         "NUMBER",
-        "Calls that it gets at the same time, others wait; 0 for any number.",
+        "Calls that it gets at the same time, other runs stay queued; 0 for any number.",
         0,
         _with_concurrency,
     ),

@@ -6,25 +6,18 @@ read in pages, so that memory does not grow with them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
 
 import msgspec
 from sqlalchemy import and_, bindparam, func, select, text, tuple_
 
 from runbell.runs import TRANSITIONS, RunStatus
 from runbell.storage import schema
+from runbell.storage.report import Named, Report, rows
 from runbell.storage.statements import Statement, limited
 from runbell.storage.store import Transaction
 
-__all__ = ["Found", "Report", "check"]
-
-PAGE = 500
-"""Rows that are read at a time."""
-
-MAX_EXAMPLES = 20
-"""Rows that break one rule and are listed; the others are counted."""
+__all__ = ["check"]
 
 LATE_MS = 60_000
 """How long a running service may leave an expired run unended: far longer than it ever should."""
@@ -152,34 +145,6 @@ MESSAGES = Statement(
 )
 
 
-@dataclass(slots=True)
-class Found:
-    """What breaks one rule: how often, and the first few by name."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Report:
-    """What a check has found.
-
-    Attributes:
-        problems: by the rule that is broken; empty where everything is in order.
-        looked_at: how many rows of each table.
-    """
-
-    problems: dict[str, Found] = field(default_factory=dict)
-    looked_at: dict[str, int] = field(default_factory=dict)
-
-    def add(self, rule: str, example: str) -> None:
-        """Something breaks a rule."""
-        found = self.problems.setdefault(rule, Found())
-        found.count += 1
-        if len(found.examples) < MAX_EXAMPLES:
-            found.examples.append(example)
-
-
 async def check(tx: Transaction, *, now_ms: int | None = None) -> Report:
     """Hold every row against the rules.
 
@@ -196,48 +161,25 @@ async def check(tx: Transaction, *, now_ms: int | None = None) -> Report:
     return report
 
 
-_Named = dict[str, Any]
-
-
-async def _rows(
-    tx: Transaction, report: Report, table: str, statement: Statement, **behind: Any
-) -> AsyncIterator[_Named]:
-    """All rows of a statement, a page at a time.
-
-    Args:
-        table: what the rows are, for the count of those that were looked at.
-        behind: the columns that the statement is sorted by, with values before the first row's.
-    """
-    names = [column.name for column in statement.clause.selected_columns]  # type: ignore[attr-defined] # a Select
-    report.looked_at[table] = 0
-    while True:
-        page = await tx.fetch_all(statement, {**behind, "limit": PAGE})
-        for values in page:
-            yield dict(zip(names, values, strict=True))
-        report.looked_at[table] += len(page)
-        if len(page) < PAGE:
-            return
-        last = dict(zip(names, page[-1], strict=True))
-        behind = {name: last[name] for name in behind}
-
-
 async def _check_runs(tx: Transaction, report: Report, now_ms: int | None) -> None:
-    async for run in _rows(tx, report, "runs", RUNS, position=0):
-        told = f"{run['id']} ({run['status']})"
+    async for run in rows(tx, report, "runs", RUNS, position=0):
+        run_id, told = run["id"], f"it is {run['status']}"
         if run["thread_project"] != run["project_id"]:
-            report.add("a run without a thread", f"{told}: {run['thread_id']}")
+            report.add("a run without a thread", run_id, f"{run['thread_id']} is not there")
         if run["events"] != run["sequence"]:
+            there = "1 event is" if run["events"] == 1 else f"{run['events']} events are"
             report.add(
-                "a run that has not the events that it counts",
-                f"{told}: counts {run['sequence']}, has {run['events']}",
+                "a run with more or fewer events than its sequence",
+                run_id,
+                f"its sequence is {run['sequence']}, but {there} there",
             )
         try:
             status = RunStatus(run["status"])
         except ValueError:
-            report.add("a run whose status there is not", told)
+            report.add("a run with a status that does not exist", run_id, told)
             continue
         for rule in _broken(run, status):
-            report.add(rule, told)
+            report.add(rule, run_id, told)
         if (
             now_ms is not None
             and not status.is_terminal
@@ -245,11 +187,11 @@ async def _check_runs(tx: Transaction, report: Report, now_ms: int | None) -> No
         ):
             late = (now_ms - run["expires_at_ms"]) / 1000
             report.add(
-                "a run that should have expired, while a service runs", f"{told}: {late:.0f} s ago"
+                "a run that should have expired, while a service runs", run_id, f"{late:.0f} s ago"
             )
 
 
-def _broken(run: _Named, status: RunStatus) -> Iterator[str]:
+def _broken(run: Named, status: RunStatus) -> Iterator[str]:
     """The rules that a run's row breaks by itself."""
     stamp = _STAMPS.get(status)
     if stamp is not None and run[stamp] is None:
@@ -281,11 +223,11 @@ async def _check_turns(tx: Transaction, report: Report) -> None:
 
     def finish() -> None:
         if len(active) > 1:
-            report.add("a thread with several active runs", f"{thread}: {', '.join(active)}")
+            report.add("a thread with several active runs", thread, ", ".join(active))
         if waiting and not active:
-            report.add("a run that waits its turn behind none", f"{thread}: {waiting[0]}")
+            report.add("a run that waits its turn behind none", waiting[0], f"in {thread}")
 
-    async for run in _rows(tx, report, "live runs", LIVE, thread_id="", position=0):
+    async for run in rows(tx, report, "runs under way", LIVE, thread_id="", position=0):
         if run["thread_id"] != thread:
             finish()
             thread, active, waiting = run["thread_id"], [], []
@@ -313,8 +255,8 @@ _decode = msgspec.json.Decoder(_Body).decode
 
 
 async def _check_events(tx: Transaction, report: Report) -> None:
-    before: _Named | None = None
-    async for event in _rows(tx, report, "events", EVENTS, run_id="", sequence=0):
+    before: Named | None = None
+    async for event in rows(tx, report, "events", EVENTS, run_id="", sequence=0):
         if before is not None and before["run_id"] != event["run_id"]:
             _check_last(report, before)
             before = None
@@ -325,7 +267,7 @@ async def _check_events(tx: Transaction, report: Report) -> None:
         _check_last(report, before)
 
 
-def _status(event: _Named) -> RunStatus | None:
+def _status(event: Named) -> RunStatus | None:
     """The status that an event's type tells of; None where there is no such type."""
     name = str(event["type"]).removeprefix("thread.run.")
     if event["type"] == "thread.run.created":
@@ -336,70 +278,72 @@ def _status(event: _Named) -> RunStatus | None:
         return None
 
 
-def _check_step(report: Report, before: _Named | None, event: _Named) -> None:
+def _check_step(report: Report, before: Named | None, event: Named) -> None:
     """Hold an event against the one before it of the same run."""
-    told = f"{event['id']} of {event['run_id']}: {event['sequence']} {event['type']}"
+    run_id, told = event["run_id"], f"{event['id']} is {event['sequence']} {event['type']}"
     kept = event["run_status"] is not None
     if kept and event["run_project"] != event["project_id"]:
-        report.add("an event in another project than its run", told)
+        report.add("an event in another project than its run", run_id, told)
     if (event["type"] == "thread.run.created") != (event["sequence"] == 1):
-        report.add("a history that does not begin with a creation", told)
+        report.add("a history that does not begin with a creation", run_id, told)
     if before is None:
         # Retention takes the first events first where a long history goes in several steps.
         if kept and event["sequence"] != 1:
-            report.add("an event that is missing", f"{told} is the first")
+            report.add("an event that is missing", run_id, f"{told}, and the first")
         return
     if event["sequence"] != before["sequence"] + 1:
-        report.add("an event that is missing", f"{told} follows {before['sequence']}")
+        report.add("an event that is missing", run_id, f"{told}, and follows {before['sequence']}")
     if event["position"] <= before["position"]:
-        report.add("an event that stands in front of an earlier one", told)
+        report.add("an event that stands in front of an earlier one", run_id, told)
     source, target = _status(before), _status(event)
     if source is None or target is None or target not in TRANSITIONS[source]:
-        report.add("an event without a transition", f"{told} follows {before['type']}")
+        report.add("an event without a transition", run_id, f"{told}, and follows {before['type']}")
 
 
-def _check_last(report: Report, event: _Named) -> None:
+def _check_last(report: Report, event: Named) -> None:
     """Hold a run's last event against the run."""
-    told = f"{event['run_id']}: the last event is {event['sequence']} {event['type']}"
+    told = f"its last event is {event['sequence']} {event['type']}"
     status = _status(event)
     if event["run_status"] is None:
         if status is None or not status.is_terminal:
-            report.add("a run that is gone and did not end", told)
+            report.add("a run that is gone and did not end", event["run_id"], told)
     elif status != event["run_status"] or event["sequence"] != event["run_sequence"]:
         report.add(
             "a transition without an event",
-            f"{told}, the run is {event['run_sequence']} {event['run_status']}",
+            event["run_id"],
+            f"{told}, but the run is {event['run_sequence']} {event['run_status']}",
         )
 
 
-def _check_body(report: Report, event: _Named) -> None:
+def _check_body(report: Report, event: Named) -> None:
     try:
         body = _decode(event["body"])
     except (msgspec.DecodeError, TypeError):
-        report.add("an event that cannot be read", f"{event['id']} of {event['run_id']}")
+        report.add("an event that cannot be read", event["run_id"], event["id"])
         return
     says = (body.id, body.type, body.data.id, body.data.sequence, body.data.status)
     row = (event["id"], event["type"], event["run_id"], event["sequence"], _status(event))
     if says != row:
-        report.add("an event that says something else than its row", f"{event['id']}: {says}")
+        told = ", ".join(map(str, says))
+        report.add("an event that says something else than its row", event["run_id"], told)
 
 
 async def _check_steps(tx: Transaction, report: Report) -> None:
-    async for step in _rows(tx, report, "steps", STEPS, position=0):
-        told = f"{step['id']} of {step['run_id']}"
+    async for step in rows(tx, report, "steps", STEPS, position=0):
+        run_id, told = step["run_id"], step["id"]
         if step["thread_project"] != step["project_id"]:
-            report.add("a step without a thread", f"{told}: {step['thread_id']}")
+            report.add("a step without a thread", run_id, f"{told} in {step['thread_id']}")
         if step["run_thread"] != step["thread_id"]:
-            report.add("a step without a run", told)
+            report.add("a step without a run", run_id, told)
         elif step["status"] == "in_progress" and step["run_status"] in _TERMINAL:
-            report.add("a step that goes on although its run has ended", told)
+            report.add("a step that goes on although its run has ended", run_id, told)
 
 
 async def _check_messages(tx: Transaction, report: Report) -> None:
-    async for message in _rows(tx, report, "messages", MESSAGES, position=0):
-        told = f"{message['id']} in {message['thread_id']}"
+    async for message in rows(tx, report, "messages", MESSAGES, position=0):
+        thread_id, told = message["thread_id"], message["id"]
         if message["thread_project"] != message["project_id"]:
-            report.add("a message without a thread", told)
+            report.add("a message without a thread", thread_id, told)
         # The run itself may be gone by its age.
         if message["run_thread"] not in (None, message["thread_id"]):
-            report.add("a message of another thread's run", told)
+            report.add("a message of another thread's run", thread_id, told)

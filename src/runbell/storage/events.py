@@ -12,7 +12,7 @@ from runbell.storage import schema
 from runbell.storage.statements import Statement, insert_row, limited
 from runbell.storage.store import Row, Transaction
 
-__all__ = ["FeedRow", "append", "behind", "newest", "page", "position"]
+__all__ = ["FeedRow", "append", "behind", "newest", "page", "position", "tail"]
 
 _e = schema.events.c
 
@@ -124,6 +124,14 @@ async def behind(
     rows = rows[:limit]
     last = rows[-1][3] if rows else low
     return [_feed_row(row) for row in rows], last if more else max(last, seen), more
+
+
+async def tail(
+    tx: Transaction, project: str, *, low: int, limit: int
+) -> tuple[list[tuple[int, FeedRow]], bool]:
+    """The events behind a position, each with its own, and whether there are more."""
+    rows = await _rows(tx, project, low, None, limit)
+    return [(row[3], _feed_row(row)) for row in rows[:limit]], len(rows) > limit
 
 
 async def _rows(

@@ -96,6 +96,10 @@ def require_current(path: Path, lineage: Lineage = SERVICE) -> None:
         ConfigurationError: it is missing, no database of ours, or of another version.
         StorageUnavailable: it is locked.
     """
+    if not path.exists():
+        raise ConfigurationError(
+            f"there is no file {path}: name your {lineage.what} with {lineage.option}"
+        )
     current = _revision(path, lineage, mode="ro")
     if current is None:
         raise ConfigurationError(
@@ -161,4 +165,8 @@ def _revision(path: Path, lineage: Lineage, *, mode: str = "rwc") -> str | None:
     except sqlite3.OperationalError as error:
         raise StorageUnavailable(f"cannot open {path}: {error}") from error
     except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_CORRUPT:
+            raise ConfigurationError(
+                f"{path} is damaged ({error}): restore a backup, see docs/operations.md"
+            ) from error
         raise ConfigurationError(f"{path} is not a SQLite database: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,6 @@ __all__ = [
     "expiring",
     "find",
     "get",
-    "in_progress",
     "insert",
     "live",
     "many",
@@ -41,8 +40,8 @@ __all__ = [
     "page",
     "page_of_project",
     "pending_messages",
-    "ready",
     "set_metadata",
+    "statuses",
     "take_turn",
     "waiting",
 ]
@@ -51,7 +50,6 @@ _r = schema.runs.c
 _in_thread = (_r.project_id == bindparam("project"), _r.thread_id == bindparam("thread"))
 _live = text(schema.LIVE)
 _active = text(schema.ACTIVE)
-_workable = text(schema.WORKABLE)
 # A status as text, not as a parameter: only then can the partial indexes be used.
 _STATUS: dict[RunStatus, ColumnElement[str]] = {
     status: literal_column(f"'{status}'") for status in RunStatus
@@ -134,24 +132,6 @@ LIVE_OF_THREAD = Statement(
         _r.waits_turn.desc(), _r.position
     ),
 )
-READY = Statement(
-    "runs.ready",
-    "Queued runs that may start, oldest first.",
-    limited(
-        select(_r.id)
-        .where(_r.status == _STATUS[RunStatus.QUEUED], _workable, ~_r.waits_turn)
-        .order_by(_r.position)
-    ),
-)
-IN_PROGRESS = Statement(
-    "runs.in_progress",
-    "Runs that a worker holds, or held when it was lost.",
-    limited(
-        select(_r.id)
-        .where(_r.status == _STATUS[RunStatus.IN_PROGRESS], _workable)
-        .order_by(_r.position)
-    ),
-)
 EXPIRING = Statement(
     "runs.expiring",
     "Runs that have not ended, in the order in which their time is over.",
@@ -183,6 +163,13 @@ MANY = Statement(
     _ROW.where(
         # A fixed number of slots, so that the text is compiled once; unused slots repeat.
         _r.id.in_([bindparam(f"id{slot}") for slot in range(_SLOTS)]),
+    ),
+)
+STATUSES = Statement(
+    "runs.statuses",
+    "The owners and statuses of runs, by their ids.",
+    select(_r.project_id, _r.status).where(
+        _r.id.in_([bindparam(f"id{slot}") for slot in range(_SLOTS)])
     ),
 )
 _matching = (
@@ -345,14 +332,28 @@ class RunFilter:
 async def many(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunRecord]:
     """The runs of the project among these ids, in the order of the ids."""
     found: dict[str, RunRecord] = {}
-    for start in range(0, len(ids), _SLOTS):
-        chunk = ids[start : start + _SLOTS]
-        params = {f"id{slot}": chunk[min(slot, len(chunk) - 1)] for slot in range(_SLOTS)}
+    for params in _slots(ids):
         for row in await tx.fetch_all(MANY, params):
             record = _record(row)
             if record.run.project_id == project:
                 found[record.run.id] = record
     return [found[run_id] for run_id in dict.fromkeys(ids) if run_id in found]
+
+
+async def statuses(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunStatus]:
+    """The statuses of the project's runs among these ids, in no order."""
+    return [
+        RunStatus(status)
+        for params in _slots(ids)
+        for owner, status in await tx.fetch_all(STATUSES, params)
+        if owner == project
+    ]
+
+
+def _slots(ids: Sequence[str]) -> Iterator[dict[str, str]]:
+    for start in range(0, len(ids), _SLOTS):
+        chunk = ids[start : start + _SLOTS]
+        yield {f"id{slot}": chunk[min(slot, len(chunk) - 1)] for slot in range(_SLOTS)}
 
 
 async def page_of_project(
@@ -374,16 +375,6 @@ async def page_of_project(
 
 
 _ALWAYS_MS = 2**62
-
-
-async def ready(tx: Transaction, limit: int) -> list[str]:
-    """Ids of queued runs that may start, oldest first."""
-    return [row[0] for row in await tx.fetch_all(READY, {"limit": limit})]
-
-
-async def in_progress(tx: Transaction, limit: int) -> list[str]:
-    """Ids of runs that are in progress, oldest first."""
-    return [row[0] for row in await tx.fetch_all(IN_PROGRESS, {"limit": limit})]
 
 
 async def expiring(tx: Transaction, limit: int) -> list[tuple[str, int]]:

@@ -83,7 +83,7 @@ class ObservedStore:
     """
 
     def __init__(self, inner: Store) -> None:
-        self._inner = inner
+        self.inner = inner
         self.away = False
         self.unreadable = False
         self.calls = 0
@@ -92,23 +92,23 @@ class ObservedStore:
 
     async def write(self, work: Work[T]) -> T:
         with self._counted(refuse=self.away):
-            return await self._inner.write(work)
+            return await self.inner.write(work)
 
     async def read(self, work: Work[T]) -> T:
         with self._counted(refuse=self.unreadable):
-            return await self._inner.read(work)
+            return await self.inner.read(work)
 
     async def scan(self, work: Work[T]) -> T:
         with self._counted(refuse=self.unreadable):
-            return await self._inner.scan(work)
+            return await self.inner.scan(work)
 
     async def close(self) -> None:
-        await self._inner.close()
+        await self.inner.close()
 
     async def drain(self) -> None:
         """Return when all units have ended that were asked for before."""
-        await self._inner.write(_nothing)
-        await self._inner.scan(_nothing)
+        await self.inner.write(_nothing)
+        await self.inner.scan(_nothing)
 
     @contextlib.contextmanager
     def _counted(self, *, refuse: bool) -> Iterator[None]:

@@ -27,8 +27,10 @@ from runbell.service.backends import Backends
 from runbell.service.backends.echo import Echo
 from runbell.service.changes import Changes
 from runbell.service.executor import Executor
+from runbell.service.feeds import Feeds
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
+from runbell.service.metrics import Metrics
 from runbell.service.operations import assistants, runs, threads
 from runbell.service.operations.access import DEFAULT_PROJECT, ensure_project
 from runbell.service.operations.context import Context
@@ -54,7 +56,7 @@ from runbell.testing.databases import ObservedStore, migrated_sqlite, opened
 
 __all__ = ["EmbeddedService", "embedded", "on_a_service"]
 
-QUIET_TURNS = 12
+QUIET_TURNS = 25
 """Turns of the event loop without a unit of work after which nothing is on its way any more."""
 
 FEED_PAGE = 100
@@ -83,16 +85,27 @@ class EmbeddedService:
 
     def build(self) -> None:
         """Put the parts together on what the store has, as a process does before it serves."""
+        metrics = Metrics()
+        backends = Backends([self.backend, Echo(self.clock)], self.clock, metrics.model_called)
         self.jobs = EmbeddedJobs(
             self.store,
             self.clock,
+            backends,
             concurrency=self.settings.max_concurrent_runs,
             cancel_grace=self.settings.cancel_grace,
             rng=random.Random(0),
         )
-        backends = Backends([self.backend, Echo(self.clock)])
+        changes = Changes()
         self.ctx = Context(
-            self.settings, self.clock, self.store, self.jobs, Changes(), Live(), backends
+            self.settings,
+            self.clock,
+            self.store,
+            self.jobs,
+            changes,
+            Feeds(self.store, changes),
+            Live(),
+            backends,
+            metrics,
         )
         self.executor = Executor(self.ctx, random.Random(0))
 

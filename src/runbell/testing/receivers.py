@@ -12,6 +12,7 @@ speaks TLS first; `runbell.testing.certificates` makes certificates, also bad on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import socket
@@ -44,6 +45,10 @@ __all__ = [
     "status",
     "trickle",
 ]
+
+
+TURNS = 10
+"""Of the event loop, which is more than anything of its own takes."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +250,7 @@ class Receiver:
         self.otherwise: Answer = status(200, b"ok")
         self._tls = tls
         self._planned: deque[Answer] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -290,15 +295,22 @@ class Receiver:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _end(self) -> None:
+        # A connection that comes just now is taken first: asyncio forgets one that it has accepted
+        # when the server is closed before it has become a transport.
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # What is aborted closes its socket in the next turn of the loop.
+        for _ in range(TURNS):
+            for task, writer in self._tasks.items():
+                task.cancel()
+                writer.transport.abort()
+            await asyncio.sleep(0)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._tasks[task] = writer
         self.connections += 1
         number = self.connections
         try:
@@ -312,7 +324,10 @@ class Receiver:
             pass
         finally:
             writer.close()
-            self._tasks.discard(task)
+            # What is closed is gone only a moment later; the end of the server waits for it.
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await writer.wait_closed()
+            self._tasks.pop(task)
 
 
 def _head(code: int, headers: Iterable[tuple[str, str]]) -> bytes:

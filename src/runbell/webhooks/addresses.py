@@ -72,7 +72,10 @@ NOT_PUBLIC_6: Final = tuple(
 
 _NUMBER = re.compile(r"(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+))*", re.IGNORECASE)
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
-_IN_A_NAME = ".local", ".localhost", ".internal", ".localdomain"
+_AMBIGUOUS = frozenset("\u00df\u03c2\u200c\u200d")
+"""Letters by which IDNA 2003, which Python has, and IDNA 2008 mean different names."""
+
+_LOCAL = ".local", ".localhost", ".internal", ".localdomain"
 
 
 def is_public(address: IPv4Address | IPv6Address | str) -> bool:
@@ -208,6 +211,8 @@ def _ascii(name: str) -> str:
     if name.isascii():
         return name.lower()
     try:
+        if not _AMBIGUOUS.isdisjoint(name):
+            raise UnicodeError
         return name.encode("idna").decode("ascii").lower()
     except UnicodeError:
         raise AddressRefused(
@@ -216,7 +221,7 @@ def _ascii(name: str) -> str:
 
 
 def _is_local_name(host: str) -> bool:
-    return "." not in host or host.endswith(_IN_A_NAME)
+    return "." not in host or host.endswith(_LOCAL)
 
 
 def _private(what: str) -> AddressRefused:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -108,7 +108,15 @@ class RemoteBackend(Backend, Protocol):
 
     @property
     def heard(self) -> bool:
-        """Which models it has is known. Until then, it may have any."""
+        """Which models it has is known. While it is not, it may have any."""
+        ...
+
+    def takes(self, running: int) -> bool:
+        """One more run could be answered, where so many of its runs are under way."""
+        ...
+
+    def on_room(self, call: Callable[[], None]) -> None:
+        """Have `call` called when it may take one more, other than because one has ended."""
         ...
 
     async def look_up(self) -> None:

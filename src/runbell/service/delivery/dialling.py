@@ -8,11 +8,12 @@ is dialled. Nothing of the answer but its status, one header and its first bytes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,8 +43,11 @@ CONNECTIONS_PER_HOST: Final = 256
 KEEP_ALIVE_SECONDS: Final = 15.0
 """How long an idle connection is kept; fewer than most servers do, so that it is we who close."""
 
-LOOKUP_THREADS: Final = 32
-"""A name whose servers do not answer holds a thread for long, and must not delay other names."""
+TRIES: Final = 4
+"""Connections that one POST may find closed; more of them say something about the receiver."""
+
+LOOKUPS: Final = 128
+"""At the same time: one whose servers do not answer takes long, and must not delay the others."""
 
 LOOKUP_SECONDS: Final = 5.0
 CACHED_URLS: Final = 4_096
@@ -147,8 +151,7 @@ class Poster:
         began = self._clock.monotonic()
         dial = _Dial()
         _dial.set(dial)
-        status = retry_after = excerpt = None
-        error: str | None = None
+        status = retry_after = error = excerpt = None
         try:
             async with asyncio.timeout(self._whole_timeout):
                 response = await self._send(self._url(url), headers, body, dial)
@@ -156,7 +159,8 @@ class Poster:
                 retry_after = wait_seconds(
                     response.headers.get("retry-after"), self._clock.now_ms()
                 )
-                excerpt = await _read(response)
+                excerpt = bytearray()
+                await _read(response, excerpt)
         except AddressRefused as refused:
             error, dial.blocked = f"Nothing was sent: {refused}.", True
         except TimeoutError as late:
@@ -167,7 +171,8 @@ class Poster:
                 "Nothing was sent: the address is not public." if dial.blocked else _why(failure)
             )
         duration_ms = round((self._clock.monotonic() - began) * 1000)
-        return Posted(status, error, duration_ms, retry_after, excerpt, dial.blocked)
+        first = None if excerpt is None else bytes(excerpt)
+        return Posted(status, error, duration_ms, retry_after, first, dial.blocked)
 
     async def check_reachable_address(self, url: str) -> None:
         """Refuse a URL that webhooks could not be sent to anyway; for when it is registered.
@@ -203,15 +208,16 @@ class Poster:
         self, url: URL, headers: Mapping[str, str], body: bytes, dial: _Dial
     ) -> aiohttp.ClientResponse:
         session = self._session or self._open()
-        while True:
+        for again in reversed(range(TRIES)):
             dial.fresh = False
             try:
                 return await session.post(url, headers=headers, data=body, allow_redirects=False)
             except aiohttp.ClientConnectorError:
                 raise
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if dial.fresh:
+                if dial.fresh or not again:
                     raise
+        raise AssertionError("unreachable")
 
     def _open(self) -> aiohttp.ClientSession:
         # Made here, since it needs the running loop.
@@ -267,13 +273,12 @@ class _Resolver(AbstractResolver):
     def __init__(self, lookup: Lookup, *, allow_private: bool) -> None:
         self._lookup = lookup
         self._allow_private = allow_private
-        self._threads = ThreadPoolExecutor(LOOKUP_THREADS, "runbell-lookup")
+        self._places = asyncio.Semaphore(LOOKUPS)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        infos = await loop.run_in_executor(self._threads, self._lookup, host, port)
+        infos = await self._looked_up(host, port)
         addresses = list(dict.fromkeys((info[0], str(info[4][0])) for info in infos))
         if not addresses:
             raise OSError("no address")
@@ -292,16 +297,58 @@ class _Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Nothing is open."""
+
+    async def _looked_up(self, host: str, port: int) -> Sequence[AddressInfo]:
+        """What the lookup says, from a thread of its own.
+
+        The threads of an executor would be waited for when the process ends, for as long as the
+        servers of a name do not answer.
+        """
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Sequence[AddressInfo]] = loop.create_future()
+
+        def look() -> None:
+            outcome: Sequence[AddressInfo] | Exception
+            try:
+                outcome = self._lookup(host, port)
+            except Exception as error:  # noqa: BLE001 - raised where it is waited for
+                outcome = error
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(self._found, found, outcome)
+
+        await self._places.acquire()
+        try:
+            threading.Thread(target=look, name="runbell-lookup", daemon=True).start()
+        except RuntimeError:
+            self._places.release()
+            raise OSError("no thread for a lookup") from None
+        return await found
+
+    def _found(
+        self,
+        found: asyncio.Future[Sequence[AddressInfo]],
+        outcome: Sequence[AddressInfo] | Exception,
+    ) -> None:
+        # Only now: whoever gave up waiting has not ended the thread.
+        self._places.release()
+        if found.done():
+            return
+        if isinstance(outcome, Exception):
+            found.set_exception(outcome)
+        else:
+            found.set_result(outcome)
 
 
 def _system_lookup(host: str, port: int) -> Sequence[AddressInfo]:
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The first bytes of an answer. Its connection is kept if it is whole, else closed."""
-    excerpt = b""
+async def _read(response: aiohttp.ClientResponse, excerpt: bytearray) -> None:
+    """Read an answer, and keep its first bytes, also of one that breaks off.
+
+    Its connection is kept if all of it was read, else closed.
+    """
     size = 0
     try:
         while size < READ_BYTES and (data := await response.content.readany()):
@@ -312,7 +359,6 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
             response.release()
         else:
             response.close()
-    return excerpt
 
 
 def _why(error: Exception) -> str:

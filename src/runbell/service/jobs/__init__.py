@@ -9,7 +9,7 @@ from typing import Protocol
 
 from runbell.storage.store import Transaction
 
-__all__ = ["Handler", "Job", "JobKind", "Jobs"]
+__all__ = ["Handler", "Job", "JobKind", "Jobs", "Lane", "Lanes"]
 
 
 class JobKind(StrEnum):
@@ -31,15 +31,38 @@ class Job:
 
     Attributes:
         due_ms: not before this time, in milliseconds since the epoch; None is at once.
+        model: of a run that is to be executed: it stands in line with others of its server.
     """
 
     kind: JobKind
     key: str
     due_ms: int | None = None
+    model: str = ""
 
 
 Handler = Callable[[str], Awaitable[None]]
 """Does a job, given its key. It may be called twice for one job: it looks at the row first."""
+
+
+class Lane(Protocol):
+    """One of several lines: runs in it wait for each other, and for none in another line."""
+
+    def takes(self, running: int) -> bool:
+        """One more run may begin, where so many of this lane are under way."""
+        ...
+
+
+class Lanes(Protocol):
+    """Which lanes there are. The same lane is the same object."""
+
+    def lane(self, model: str) -> Lane:
+        """Where runs of this model stand now."""
+        ...
+
+    def subscribe(self, room: Callable[[], None], moved: Callable[[], None]) -> None:
+        """Have `room` called when a lane may take one more, other than because a run has ended,
+        and `moved` when runs may belong into other lanes."""
+        ...
 
 
 class Jobs(Protocol):

@@ -1,9 +1,10 @@
 """Jobs of a single process: no queue at all, just what is due in the tables.
 
 A commit that makes a run ready leaves its id here as a hint, which saves the look into the table.
-Hints are bounded and may be lost with the process: at start, when too many came, and every
-`SWEEP_SECONDS` the tables are asked instead. What is due later is never held in memory; the next
-due time is looked up by an index.
+Runs stand in lanes, one for each model server: those that cannot begin yet stay queued, in nobody
+else's way. Lines are bounded and may be lost with the process: at start, when one has become too
+long, and every `SWEEP_SECONDS` the tables are asked instead. What is due later is never held in
+memory; the next due time is looked up by an index.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import count
 
 from runbell import faults
 from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
-from runbell.service.jobs import Handler, Job, JobKind
-from runbell.storage import runs
+from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
+from runbell.storage import runs, workable
 from runbell.storage.store import Store, Transaction
+from runbell.storage.workable import Workable
 
 __all__ = ["EmbeddedJobs"]
 
@@ -31,7 +34,10 @@ SWEEP_SECONDS = 30.0
 """How often the tables are searched for what a lost wake-up left behind."""
 
 MAX_HINTS = 1_000
-"""Ready runs that are remembered by id; beyond that, that there are more is enough."""
+"""Ready runs of a lane that are remembered; beyond that, that there are more is enough."""
+
+PAGE = 250
+"""Ready runs that are read at once: what else happens in the process waits for no more."""
 
 MAX_FAILURES = 20
 """How often a run may fail with a defect before its slot goes to others, until the next sweep."""
@@ -40,11 +46,31 @@ BATCH = 100
 """Deferred jobs that are handled at the same time."""
 
 
+@dataclass(slots=True, eq=False)
+class _Line:
+    """The runs of one lane.
+
+    Attributes:
+        waiting: ids and models of those that are remembered, in the order of their turns.
+        running: how many are under way.
+        behind: there are more in the table, behind those that are remembered.
+    """
+
+    waiting: deque[tuple[str, str]] = field(default_factory=deque)
+    running: int = 0
+    behind: bool = False
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.waiting) >= MAX_HINTS
+
+
 class EmbeddedJobs:
     """The embedded engine.
 
     Args:
-        concurrency: how many runs may be executed at the same time.
+        lanes: where runs stand in line.
+        concurrency: how many runs of a lane may be executed at the same time.
         cancel_grace: seconds from the start of a cancel to its end by force.
     """
 
@@ -52,6 +78,7 @@ class EmbeddedJobs:
         self,
         store: Store,
         clock: Clock,
+        lanes: Lanes,
         *,
         concurrency: int,
         cancel_grace: float,
@@ -59,15 +86,18 @@ class EmbeddedJobs:
     ) -> None:
         self._store = store
         self._clock = clock
+        self._lanes = lanes
         self._concurrency = concurrency
         self._cancel_grace_ms = round(cancel_grace * 1000)
         self._rng = rng or random.Random()
         self._backoff = RetryBackoff(start=0.1, cap=5.0)
         self._handlers: Mapping[JobKind, Handler] = {}
-        self._hints: deque[str] = deque()
-        self._more_ready = True
+        self._lines: dict[Lane, _Line] = {}
+        self._remembered: set[str] = set()
+        self._moved = False
+        self._look_at_all = True
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._again: set[str] = set()
+        self._again: dict[str, str] = {}
         self._ready_wake = asyncio.Event()
         self._deferred_wake = asyncio.Event()
         self._next_due_ms = 0
@@ -76,12 +106,13 @@ class EmbeddedJobs:
 
     async def enqueue(self, tx: Transaction, job: Job) -> None:
         if job.kind is JobKind.RUN:
-            tx.after_commit(lambda: self._hint(job.key))
+            tx.after_commit(lambda: self._hint(job.key, job.model))
         else:
             tx.after_commit(lambda: self._expect(job.due_ms or 0))
 
     def start(self, handlers: Mapping[JobKind, Handler]) -> None:
         self._handlers = handlers
+        self._lanes.subscribe(self._ready_wake.set, self._sort_again)
         self._ready_wake.set()
         self._loops = [
             asyncio.create_task(self._forever(self._hand_out_ready), name="jobs-ready"),
@@ -92,11 +123,6 @@ class EmbeddedJobs:
     @property
     def alive(self) -> bool:
         return bool(self._loops) and not any(loop.done() for loop in self._loops)
-
-    @property
-    def idle(self) -> bool:
-        """No handler is running and none is about to."""
-        return not self._running and not self._hints and not self._more_ready
 
     async def stop(self, grace: float) -> None:
         for loop in self._loops:
@@ -110,13 +136,27 @@ class EmbeddedJobs:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    def _hint(self, run_id: str) -> None:
-        if self._more_ready or len(self._hints) >= MAX_HINTS:
+    def _hint(self, run_id: str, model: str) -> None:
+        self._remember(run_id, model)
+        self._ready_wake.set()
+
+    def _remember(self, run_id: str, model: str) -> None:
+        if run_id in self._remembered:
+            return
+        lane = self._lanes.lane(model)
+        line = self._lines.setdefault(lane, _Line())
+        if line.behind or line.is_full:
             # From here on the table has the order: a hint that were taken now would overtake the
             # runs that are known to the table alone.
-            self._more_ready = True
-        else:
-            self._hints.append(run_id)
+            line.behind = True
+            return
+        line.waiting.append((run_id, model))
+        self._remembered.add(run_id)
+        if not lane.takes(0):
+            logger.info("%s waits for a server that has %r", run_id, model)
+
+    def _sort_again(self) -> None:
+        self._moved = True
         self._ready_wake.set()
 
     def _expect(self, due_ms: int) -> None:
@@ -138,47 +178,98 @@ class EmbeddedJobs:
                 logger.exception("handing out jobs failed; it is tried again")
                 await self._clock.sleep(self._backoff.delay(failures, self._rng))
 
-    # Runs: due at once, as many at a time as are allowed.
+    # Runs: due at once, as many at a time as each lane takes.
 
     async def _hand_out_ready(self) -> None:
         await self._ready_wake.wait()
         self._ready_wake.clear()
         faults.hit("jobs.woken")
-        while len(self._running) < self._concurrency:
-            if self._hints:
-                self._execute(self._hints.popleft())
-            elif self._more_ready:
-                await self._look_for_ready()
-            else:
+        if self._moved:
+            self._sort()
+        if self._look_at_all:
+            self._look_at_all = False
+            await self._look_for_ready(None)
+        while True:
+            self._begin_all()
+            short = [
+                line
+                for lane, line in self._lines.items()
+                if line.behind and not line.waiting and self._has_room(lane, line)
+            ]
+            if not short:
                 return
+            await self._look_for_ready(short)
 
-    async def _look_for_ready(self) -> None:
-        limit = self._concurrency + MAX_HINTS
+    def _begin_all(self) -> None:
+        for lane, line in self._lines.items():
+            while line.waiting and self._has_room(lane, line):
+                run_id, model = line.waiting.popleft()
+                self._remembered.discard(run_id)
+                self._execute(run_id, model, line)
+
+    def _has_room(self, lane: Lane, line: _Line) -> bool:
+        return line.running < self._concurrency and lane.takes(line.running)
+
+    def _sort(self) -> None:
+        """Put every run that waits into the lane that it belongs into now."""
+        self._moved = False
+        waiting = [run for line in self._lines.values() for run in line.waiting]
+        if any(line.behind for line in self._lines.values()):
+            # Who is known to the table alone may belong elsewhere too.
+            self._look_at_all = True
+        self._remembered.clear()
+        for line in self._lines.values():
+            line.waiting.clear()
+            line.behind = False
+        for run_id, model in waiting:
+            self._remember(run_id, model)
+
+    async def _look_for_ready(self, short: list[_Line] | None) -> None:
+        """Ask the table for ready runs: for all, or until these lines are full."""
         # Before the look: what becomes ready while it goes on has to be remembered.
-        self._more_ready = False
+        for line in self._lines.values() if short is None else short:
+            line.behind = False
         try:
-            # By an index, and never behind somebody's long list.
-            ready = await self._store.read(lambda tx: runs.ready(tx, limit))
-            held = await self._store.read(lambda tx: runs.in_progress(tx, limit))
+            # In this engine nobody else executes runs: one in progress that is not ours was lost.
+            for find in (workable.in_progress, workable.ready):
+                if await self._read_on(find, short):
+                    return
         except Exception:
-            self._more_ready = True
+            self._look_at_all = True
             self._ready_wake.set()
             raise
-        # In this engine nobody else executes runs: one in progress that is not ours was lost.
-        found = [run_id for run_id in (*held, *ready) if run_id not in self._running]
-        if len(ready) == limit or len(held) == limit:
-            self._more_ready = True
-        known = set(self._hints)
-        self._hints.extend(run_id for run_id in found if run_id not in known)
 
-    def _execute(self, run_id: str) -> None:
+    async def _read_on(
+        self,
+        find: Callable[[Transaction, int, int], Awaitable[list[Workable]]],
+        short: list[_Line] | None,
+    ) -> bool:
+        """Remember what is found, page by page; whether it was enough before the last page."""
+        after = 0
+        while True:
+            # By an index, and never behind somebody's long list.
+            page = await self._store.read(lambda tx, after=after: find(tx, PAGE, after))  # type: ignore[misc]
+            for found in page:
+                if found.id not in self._running:
+                    self._remember(found.id, found.model)
+            if len(page) < PAGE:
+                return False
+            if short is not None and all(line.is_full for line in short):
+                for line in short:
+                    line.behind = True
+                return True
+            after = page[-1].position
+            await asyncio.sleep(0)
+
+    def _execute(self, run_id: str, model: str, line: _Line) -> None:
         if run_id in self._running:
             # It became ready again before its last turn had quite finished.
-            self._again.add(run_id)
+            self._again[run_id] = model
             return
-        self._running[run_id] = asyncio.create_task(self._handle(run_id), name=run_id)
+        line.running += 1
+        self._running[run_id] = asyncio.create_task(self._handle(run_id, line), name=run_id)
 
-    async def _handle(self, run_id: str) -> None:
+    async def _handle(self, run_id: str, line: _Line) -> None:
         handler = self._handlers[JobKind.RUN]
         defects = 0
         try:
@@ -196,10 +287,10 @@ class EmbeddedJobs:
                 await self._clock.sleep(self._backoff.delay(failures, self._rng))
         finally:
             del self._running[run_id]
-            if run_id in self._again:
-                self._again.discard(run_id)
-                self._hint(run_id)
-            elif self._hints or self._more_ready:
+            line.running -= 1
+            if (model := self._again.pop(run_id, None)) is not None:
+                self._hint(run_id, model)
+            elif line.waiting or line.behind:
                 self._ready_wake.set()
 
     # Deadlines: due later, found by index.
@@ -268,5 +359,5 @@ class EmbeddedJobs:
 
     async def _sweep(self) -> None:
         await self._clock.sleep(SWEEP_SECONDS)
-        self._more_ready = True
+        self._look_at_all = True
         self._ready_wake.set()

@@ -98,8 +98,8 @@ class _Document:
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
             "servers": [
-                {"url": "/", "description": "This service."},
-                {"url": "/openai", "description": "The same, where Azure's clients look for it."},
+                {"url": "/", "description": "This service: `/v1/…`."},
+                {"url": "/openai", "description": "The same for Azure's clients: `/openai/…`."},
             ],
             "security": [{"bearer": []}, {"api-key": []}],
             "tags": _tags(self._routes),

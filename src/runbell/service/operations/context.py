@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from runbell.clock import Clock
 from runbell.service.backends import Backends
 from runbell.service.changes import Changes
+from runbell.service.feeds import Feeds
 from runbell.service.jobs import Jobs
 from runbell.service.live import Live
 from runbell.service.metrics import Metrics
@@ -26,6 +27,7 @@ class Context:
     store: Store
     jobs: Jobs
     changes: Changes
+    feeds: Feeds
     live: Live
     backends: Backends
     metrics: Metrics = field(default_factory=Metrics)

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from runbell.clock import Clock
 
-__all__ = ["new_id"]
+__all__ = ["new_id", "new_request_id"]
 
 _ALPHABET = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _TIME_DIGITS = 7  # base 62: enough until the year 2081
@@ -35,3 +35,8 @@ def _time_digits(now_ms: int) -> str:
         now_ms, digit = divmod(now_ms, 62)
         digits.append(_ALPHABET[digit])
     return digits[::-1].decode()
+
+
+def new_request_id() -> str:
+    """An id for a request: nothing but random, since it need not sort."""
+    return f"req_{os.urandom(16).hex()}"

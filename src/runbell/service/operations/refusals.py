@@ -9,6 +9,7 @@ from runbell.runs import RunStatus
 from runbell.service.wire.refusals import clipped
 
 __all__ = [
+    "MODEL_NOT_FOUND",
     "cannot_cancel",
     "choice_without_tools",
     "id_taken",
@@ -25,6 +26,9 @@ __all__ = [
     "wrong_outputs",
 ]
 
+MODEL_NOT_FOUND = "model_not_found"
+"""The code of a refusal that may be out of date: a server can have the model since a moment."""
+
 MAX_LISTED = 20
 """Models that a message names; some servers have hundreds."""
 
@@ -35,7 +39,12 @@ def not_found(kind: str, key: str) -> RequestRefused:
 
 
 def unknown_cursor(kind: str, error: UnknownCursor) -> RequestRefused:
-    return not_found(kind, error.cursor)
+    refused = not_found(kind, error.cursor)
+    if kind != "event":
+        return refused
+    # Alone of all rows, events go by their age.
+    advice = " It may have been removed by its age: begin without 'after'."
+    return RequestRefused(404, f"{refused}{advice}")
 
 
 def id_taken(key: str) -> RequestRefused:
@@ -107,7 +116,7 @@ def model_not_served(model: str, served: Sequence[str], undecided: bool) -> Requ
         f"Served: {_listed(served)}. Name one of them as the run's or the assistant's model, or "
         f"add a model server: runbell serve --upstream URL --model-map '{clipped(model)}=MODEL'.",
         param="model",
-        code="model_not_found",
+        code=MODEL_NOT_FOUND,
     )
 
 
@@ -116,7 +125,7 @@ def model_not_found(model: str, served: Sequence[str]) -> RequestRefused:
         404,
         f"The model '{clipped(model)}' does not exist here. Served: {_listed(served)}.",
         param="model",
-        code="model_not_found",
+        code=MODEL_NOT_FOUND,
     )
 
 

@@ -5,13 +5,15 @@ What a worker does to a run is in `turns`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
 
-from runbell.errors import Conflict, RequestRefused, TransitionNotAllowed, UnknownCursor
+from runbell.errors import Conflict, TransitionNotAllowed, UnknownCursor
 from runbell.runs import Run, RunStatus, lifecycle
+from runbell.service.live import Follower
 from runbell.service.operations import refusals, turns
 from runbell.service.operations.context import Context
 from runbell.service.operations.threads import new_message, new_thread
@@ -57,17 +59,31 @@ __all__ = [
     "retrieve",
     "retrieve_many",
     "retrieve_step",
+    "statuses",
     "steps_with_messages",
     "submit_tool_outputs",
 ]
 
 
+READ_AT_ONCE = 20
+"""Runs that are read by their ids in one go."""
+
 MAX_WAITING = 100
 """Runs that may wait for one thread: they all end in one transaction when it is deleted."""
 
 
-async def create(ctx: Context, project: str, thread_id: str, request: CreateRun) -> RunRecord:
-    """Queue a run on a thread; where the thread is busy, in line behind its runs if asked to."""
+async def create(
+    ctx: Context,
+    project: str,
+    thread_id: str,
+    request: CreateRun,
+    follower: Follower | None = None,
+) -> RunRecord:
+    """Queue a run on a thread; where the thread is busy, in line behind its runs if asked to.
+
+    Args:
+        follower: is told what happens to the run, from `queued` on.
+    """
 
     async def work(tx: Transaction) -> RunRecord:
         if await threads.get(tx, project, thread_id) is None:
@@ -81,16 +97,21 @@ async def create(ctx: Context, project: str, thread_id: str, request: CreateRun)
             raise refusals.too_many_waiting(thread_id, MAX_WAITING)
         run = _new_run(ctx, project, thread_id, request, waits_turn=active is not None)
         record = RunRecord(run, config)
+        _join(ctx, tx, run, follower)
         await _store(ctx, tx, record, request.additional_messages or ())
         return record
 
-    return await _begun(ctx, work)
+    return await ctx.store.write(work)
 
 
 async def create_with_thread(
-    ctx: Context, project: str, request: CreateThreadAndRun
+    ctx: Context, project: str, request: CreateThreadAndRun, follower: Follower | None = None
 ) -> tuple[RunRecord, Thread]:
-    """Begin a thread and queue a run on it."""
+    """Begin a thread and queue a run on it.
+
+    Args:
+        follower: is told what happens to the run, from `queued` on.
+    """
     thread, first = new_thread(ctx, project, request.thread or CreateThread())
     if request.tool_resources is not None:
         resources = tool_resources_document(request.tool_resources)
@@ -104,10 +125,11 @@ async def create_with_thread(
             await messages.insert(tx, message)
         run = _new_run(ctx, project, thread.id, request, waits_turn=False)
         record = RunRecord(run, config)
+        _join(ctx, tx, run, follower)
         await _store(ctx, tx, record, ())
         return record
 
-    return await _begun(ctx, work), thread
+    return await ctx.store.write(work), thread
 
 
 async def retrieve(ctx: Context, project: str, thread_id: str, run_id: str) -> RunRecord:
@@ -168,7 +190,18 @@ async def list_project(
 
 async def retrieve_many(ctx: Context, project: str, ids: Sequence[str]) -> list[RunRecord]:
     """The project's runs among these ids; those that it does not have are left out."""
-    return await ctx.store.read(lambda tx: runs.many(tx, project, ids))
+    found: list[RunRecord] = []
+    for start in range(0, len(ids), READ_AT_ONCE):
+        some = ids[start : start + READ_AT_ONCE]
+        found += await ctx.store.read(lambda tx: runs.many(tx, project, some))  # noqa: B023
+        # Others have their turn: a run is large, and two hundred take tens of milliseconds.
+        await asyncio.sleep(0)
+    return found
+
+
+async def statuses(ctx: Context, project: str, ids: Sequence[str]) -> list[RunStatus]:
+    """The statuses of the project's runs among these ids."""
+    return await ctx.store.read(lambda tx: runs.statuses(tx, project, ids))
 
 
 async def cancel(ctx: Context, project: str, thread_id: str, run_id: str) -> RunRecord:
@@ -188,9 +221,18 @@ async def cancel(ctx: Context, project: str, thread_id: str, run_id: str) -> Run
 
 
 async def submit_tool_outputs(
-    ctx: Context, project: str, thread_id: str, run_id: str, outputs: Sequence[ToolOutput]
+    ctx: Context,
+    project: str,
+    thread_id: str,
+    run_id: str,
+    outputs: Sequence[ToolOutput],
+    follower: Follower | None = None,
 ) -> RunRecord:
-    """Give a run the outputs of all the calls that it asked for; they are accepted once."""
+    """Give a run the outputs of all the calls that it asked for; they are accepted once.
+
+    Args:
+        follower: is told what happens to the run, from the end of the step with the calls on.
+    """
 
     async def work(tx: Transaction) -> RunRecord:
         record = await _run(tx, project, thread_id, run_id)
@@ -201,6 +243,7 @@ async def submit_tool_outputs(
         got = [output.tool_call_id for output in outputs]
         if sorted(got) != sorted(expected):
             raise refusals.wrong_outputs(expected, got)
+        _join(ctx, tx, run, follower)
         await _answer_calls(ctx, tx, run, outputs)
         return await move(ctx, tx, record, lifecycle.resumed())
 
@@ -290,16 +333,6 @@ async def finish_cancel(ctx: Context, run_id: str, broken: turns.BrokenOff | Non
 # Parts of the above.
 
 
-async def _begun(ctx: Context, work: Callable[[Transaction], Awaitable[RunRecord]]) -> RunRecord:
-    """Store a new run; where nobody serves its model, once more when the servers were asked."""
-    try:
-        return await ctx.store.write(work)
-    except RequestRefused as refused:
-        if refused.code != "model_not_found" or not await ctx.backends.refresh():
-            raise
-    return await ctx.store.write(work)
-
-
 async def _assistant(tx: Transaction, project: str, assistant_id: str) -> Assistant:
     assistant = await assistants.get(tx, project, assistant_id)
     if assistant is None:
@@ -320,6 +353,11 @@ async def _message_of(tx: Transaction, step: RunStep) -> Message | None:
     if step.message_id is None:
         return None
     return await messages.get(tx, step.project_id, step.thread_id, step.message_id)
+
+
+def _join(ctx: Context, tx: Transaction, run: Run, follower: Follower | None) -> None:
+    if follower is not None:
+        ctx.live.join(tx, run.id, follower)
 
 
 async def _store(

@@ -42,7 +42,7 @@ async def create(
     await _announce(ctx, tx, record)
     await ctx.jobs.enqueue(tx, Job(JobKind.EXPIRE, run.id, due_ms=run.expires_at_ms))
     if not run.waits_turn:
-        await ctx.jobs.enqueue(tx, Job(JobKind.RUN, run.id))
+        await ctx.jobs.enqueue(tx, Job(JobKind.RUN, run.id, model=record.config.model))
 
 
 async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change) -> RunRecord:
@@ -63,7 +63,7 @@ async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change)
     after = RunRecord(moved, record.config)
     await _announce(ctx, tx, after)
     if moved.status is RunStatus.QUEUED:
-        await ctx.jobs.enqueue(tx, Job(JobKind.RUN, moved.id))
+        await ctx.jobs.enqueue(tx, Job(JobKind.RUN, moved.id, model=record.config.model))
     elif moved.status is RunStatus.CANCELLING:
         due_ms = moved.updated_at_ms + round(ctx.settings.cancel_grace * 1000)
         await ctx.jobs.enqueue(tx, Job(JobKind.FINISH_CANCEL, moved.id, due_ms=due_ms))
@@ -136,4 +136,5 @@ async def _pass_turn(ctx: Context, tx: Transaction, thread_id: str) -> None:
             tx, msgspec.structs.replace(message, created_at_ms=now_ms, completed_at_ms=now_ms)
         )
     await runs.take_turn(tx, waiting.run.id)
-    await ctx.jobs.enqueue(tx, Job(JobKind.RUN, waiting.run.id))
+    job = Job(JobKind.RUN, waiting.run.id, model=waiting.config.model)
+    await ctx.jobs.enqueue(tx, job)

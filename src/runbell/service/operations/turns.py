@@ -185,8 +185,11 @@ async def _taken_up(ctx: Context, tx: Transaction, record: RunRecord) -> RunReco
         # As after a long downtime: no model is asked for an answer that nobody waits for.
         await move(ctx, tx, record, lifecycle.expired(run))
         return None
+    if ctx.backends.find(model) is None and ctx.backends.undecided:
+        # It waits in the line for its server, and holds nothing.
+        return None
     if begins:
-        if ctx.backends.find(model) is None and not ctx.backends.undecided:
+        if ctx.backends.find(model) is None:
             message = f"The model '{model}' is not served any more."
             await move(ctx, tx, record, lifecycle.failed("server_error", message))
             return None

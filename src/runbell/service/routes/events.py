@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from functools import partial
 
 from runbell.errors import UnknownCursor
 from runbell.runs import EVENT_TYPES, RunEvent
@@ -89,14 +88,13 @@ async def _frames(
     # At once: a client, and every proxy between, sees that the feed is open.
     yield b": open\n\n"
     ctx, types = call.ctx, call.query.types
-    with ctx.changes.watch([call.project]) as watch:
+    with ctx.changes.watch([call.project]) as watch, ctx.feeds.following(call.project):
         listening.watch = watch
         quiet_since = ctx.clock.monotonic()
         while not (listening.ended or ctx.changes.closed):
-            look = partial(
-                events.behind, project=call.project, low=low, types=types, limit=LIVE_PAGE
+            rows, low, more = await ctx.feeds.behind(
+                call.project, low=low, types=types, limit=LIVE_PAGE
             )
-            rows, low, more = await ctx.store.scan(look)
             for key, kind, body in rows:
                 yield b"id: %b\nevent: %b\ndata: %b\n\n" % (key.encode(), kind.encode(), body)
             if rows:

@@ -13,15 +13,12 @@ __all__ = ["ROUTES"]
 
 
 async def _list(call: Call[None, None]) -> ListPage[Any]:
-    await call.ctx.backends.refresh()
-    return page_of((call.ctx.backends.models(), False), _model, id_of=str)
+    return page_of((await call.ctx.backends.known(), False), _model, id_of=str)
 
 
 async def _retrieve(call: Call[None, None]) -> ModelObject:
     name = call.path["model"]
     backends = call.ctx.backends
-    if backends.find(name) is None:
-        await backends.refresh()
     if backends.find(name) is None:
         raise refusals.model_not_found(name, backends.models())
     return _model(name)

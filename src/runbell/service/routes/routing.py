@@ -36,6 +36,8 @@ class Answer:
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
+    made: Any = None
+    """What it was made of, for who tells of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class EventStream:
 
 def answer(result: Any, headers: Mapping[str, str] | None = None) -> Answer:
     """The answer that an object makes."""
-    return Answer(200, encode(result), headers or {})
+    return Answer(200, encode(result), headers or {}, made=result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,17 @@ class Call(Generic[Body, Query]):
         look: Callable[[], Awaitable[Seen]],
         enough: Callable[[Seen], bool],
         seconds: float,
+        *,
+        settled_alone: bool = False,
     ) -> Seen:
         """Look until it is enough, each time that one of `keys` has changed.
+
+        Nothing of what was seen is held while this waits: thousands do so at the same time.
 
         Args:
             keys: ids of runs or of projects.
             seconds: how long at the most; what was seen then is returned.
+            settled_alone: nothing else can be enough than that a run settles.
 
         Raises:
             ClientLeft: there is nobody to wait for any more.
@@ -101,10 +108,11 @@ class Call(Generic[Body, Query]):
         seen = await look()
         if enough(seen):
             return seen
+        del seen
         clock = self.ctx.clock
         deadline = clock.monotonic() + seconds
         held = self.ctx.metrics.waits_held.track_inprogress()
-        with self.ctx.changes.watch(keys) as watch, held:
+        with self.ctx.changes.watch(keys, settled_alone=settled_alone) as watch, held:
             left = asyncio.ensure_future(self.left())
             left.add_done_callback(lambda _: watch.wake())
             try:
@@ -113,6 +121,7 @@ class Call(Generic[Body, Query]):
                     remaining = deadline - clock.monotonic()
                     if enough(seen) or remaining <= 0 or self.ctx.changes.closed:
                         return seen
+                    del seen
                     await watch.changed(clock, remaining)
                     if left.done():
                         raise ClientLeft

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
+from runbell.runs import RunStatus
+from runbell.service.live import Follower
 from runbell.service.operations import runs
 from runbell.service.routes.routing import Answer, Call, EventStream, Route, answer
 from runbell.service.routes.streaming import stream_run
@@ -55,28 +58,33 @@ POLL_AFTER_MS = "500"
 """What the stock SDK's `poll` is told to wait between two looks at a run."""
 
 
-async def _create(call: Call[CreateRun, Any]) -> RunObject | EventStream:
+async def _create(call: Call[CreateRun, Any]) -> Answer | EventStream:
     thread = call.path["thread_id"]
-    record = await runs.create(call.ctx, call.project, thread, call.body)
-    run = run_object(record)
-    return _stream_new(call, run) if call.body.stream else run
+    follower = Follower() if call.body.stream else None
+    record = await runs.create(call.ctx, call.project, thread, call.body, follower)
+    if follower is None:
+        return _unfinished(record)
+    return _stream_new(follower, record)
 
 
 async def _create_with_thread(
     call: Call[CreateThreadAndRun, None],
-) -> RunObject | EventStream:
-    record, thread = await runs.create_with_thread(call.ctx, call.project, call.body)
-    run = run_object(record)
-    if not call.body.stream:
-        return run
-    return _stream_new(call, run, ("thread.created", thread_object(thread)))
+) -> Answer | EventStream:
+    follower = Follower() if call.body.stream else None
+    record, thread = await runs.create_with_thread(call.ctx, call.project, call.body, follower)
+    if follower is None:
+        return _unfinished(record)
+    return _stream_new(follower, record, ("thread.created", thread_object(thread)))
 
 
-def _stream_new(call: Call[Any, Any], run: RunObject, *first: tuple[str, Any]) -> EventStream:
-    # Nothing has happened to the run yet: that takes a turn of the event loop, at the least.
-    follower = call.ctx.live.follow(run.id)
-    created = [("thread.run.created", run), ("thread.run.queued", run)]
-    return stream_run(follower, [*first, *created])
+def _stream_new(follower: Follower, record: RunRecord, *first: tuple[str, Any]) -> EventStream:
+    return stream_run(follower, record.run.id, [*first, ("thread.run.created", run_object(record))])
+
+
+def _unfinished(record: RunRecord) -> Answer:
+    """A run that was just changed; it says when to look again, while there is something to see."""
+    ended = record.run.status.is_terminal
+    return answer(run_object(record), {} if ended else {"openai-poll-after-ms": POLL_AFTER_MS})
 
 
 async def _retrieve(call: Call[None, None]) -> Answer:
@@ -93,7 +101,7 @@ async def _retrieve(call: Call[None, None]) -> Answer:
     if seconds is None:
         seen = await look()
     else:
-        seen = await call.wait_until([key], look, enough, seconds)
+        seen = await call.wait_until([key], look, enough, seconds, settled_alone=known is None)
     headers = {"etag": seen.tag}
     if seconds is not None:
         headers["preference-applied"] = f"wait={seconds}"
@@ -105,18 +113,25 @@ async def _retrieve(call: Call[None, None]) -> Answer:
 
 
 class _Look:
-    """A run, as it is answered at one moment."""
+    """A run, as it is answered at one moment: encoded where that is needed."""
 
     def __init__(self, record: RunRecord) -> None:
+        self.record = record
         self.settled = record.run.status.is_settled
         self.terminal = record.run.status.is_terminal
-        self.body = encode(run_object(record))
-        self.tag = entity_tag(self.body)
+
+    @cached_property
+    def body(self) -> bytes:
+        return encode(run_object(self.record))
+
+    @cached_property
+    def tag(self) -> str:
+        return entity_tag(self.body)
 
 
-async def _modify(call: Call[ModifyRun, None]) -> RunObject:
+async def _modify(call: Call[ModifyRun, None]) -> Answer:
     thread, key = call.path["thread_id"], call.path["run_id"]
-    return run_object(await runs.modify(call.ctx, call.project, thread, key, call.body))
+    return _unfinished(await runs.modify(call.ctx, call.project, thread, key, call.body))
 
 
 async def _list(call: Call[None, PageQuery]) -> ListPage[Any]:
@@ -134,17 +149,16 @@ async def _find(call: Call[None, RunsQuery]) -> ListPage[Any] | Answer:
 
 
 async def _by_ids(call: Call[None, RunsQuery], ids: tuple[str, ...]) -> Answer:
-    async def look() -> list[RunRecord]:
-        return await runs.retrieve_many(call.ctx, call.project, ids)
+    async def look() -> list[RunStatus]:
+        return await runs.statuses(call.ctx, call.project, ids)
 
-    def enough(seen: list[RunRecord]) -> bool:
-        return not seen or any(record.run.status.is_settled for record in seen)
+    def enough(seen: list[RunStatus]) -> bool:
+        return not seen or any(status.is_settled for status in seen)
 
     seconds = wait_seconds(call.header(b"prefer"))
-    if seconds is None:
-        seen = await look()
-    else:
-        seen = await call.wait_until(ids, look, enough, seconds)
+    if seconds is not None:
+        await call.wait_until(ids, look, enough, seconds, settled_alone=True)
+    seen = await runs.retrieve_many(call.ctx, call.project, ids)
     headers = {} if seconds is None else {"preference-applied": f"wait={seconds}"}
     if not all(record.run.status.is_terminal for record in seen):
         headers["openai-poll-after-ms"] = POLL_AFTER_MS
@@ -160,25 +174,17 @@ async def _by_ids(call: Call[None, RunsQuery], ids: tuple[str, ...]) -> Answer:
     )
 
 
-async def _cancel(call: Call[None, None]) -> RunObject:
+async def _cancel(call: Call[None, None]) -> Answer:
     thread, key = call.path["thread_id"], call.path["run_id"]
-    return run_object(await runs.cancel(call.ctx, call.project, thread, key))
+    return _unfinished(await runs.cancel(call.ctx, call.project, thread, key))
 
 
-async def _submit(call: Call[SubmitToolOutputs, None]) -> RunObject | EventStream:
+async def _submit(call: Call[SubmitToolOutputs, None]) -> Answer | EventStream:
     thread, key = call.path["thread_id"], call.path["run_id"]
     outputs = call.body.tool_outputs
-    submit = runs.submit_tool_outputs(call.ctx, call.project, thread, key, outputs)
-    if not call.body.stream:
-        return run_object(await submit)
-    # Followed before the outputs are in: the step that they complete is part of the stream.
-    follower = call.ctx.live.follow(key)
-    try:
-        await submit
-    except BaseException:
-        follower.close()
-        raise
-    return stream_run(follower)
+    follower = Follower() if call.body.stream else None
+    record = await runs.submit_tool_outputs(call.ctx, call.project, thread, key, outputs, follower)
+    return _unfinished(record) if follower is None else stream_run(follower, key)
 
 
 async def _list_steps(call: Call[None, PageQuery]) -> ListPage[Any]:
@@ -217,6 +223,7 @@ ROUTES = (
         body=ModifyRun,
         operation="modifyRun",
         answer=RunObject,
+        headers=(POLL_AFTER,),
     ),
     Route(
         "GET",
@@ -237,6 +244,7 @@ ROUTES = (
         query=include_query,
         operation="createRun",
         answer=RunObject,
+        headers=(POLL_AFTER,),
         parameters=(INCLUDE,),
         stream=RUN_EVENTS,
         about="The run is `queued` in this answer, always. What would not work is a 400: a model "
@@ -251,6 +259,7 @@ ROUTES = (
         body=CreateThreadAndRun,
         operation="createThreadAndRun",
         answer=RunObject,
+        headers=(POLL_AFTER,),
         stream=THREAD_EVENTS,
         refuses=(404,),
         about="A 404 where there is no such assistant.",
@@ -276,6 +285,7 @@ ROUTES = (
         "Cancel a run",
         operation="cancelRun",
         answer=RunObject,
+        headers=(POLL_AFTER,),
         about="A run that no worker holds is `cancelled` at once, another `cancelling` first. "
         "Cancelling twice is the same as once; a run that has ended is a 400.",
     ),
@@ -287,6 +297,7 @@ ROUTES = (
         body=SubmitToolOutputs,
         operation="submitToolOutputsToRun",
         answer=RunObject,
+        headers=(POLL_AFTER,),
         stream=RUN_EVENTS,
         about="The outputs of all calls together, in any order, once.",
     ),

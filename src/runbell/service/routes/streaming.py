@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 
-from runbell.runs import RunStatus
+from runbell.errors import RequestRefused, StorageUnavailable
+from runbell.runs import Run, RunStatus
 from runbell.service.live import Follower
 from runbell.service.operations import runs
 from runbell.service.operations.context import Context
 from runbell.service.routes.routing import EventStream
 from runbell.service.wire.objects import message_object, run_object, step_object
-from runbell.service.wire.streams import DONE, frame, message_delta, tool_call_delta
+from runbell.service.wire.streams import DONE, broken_off, frame, message_delta, tool_call_delta
 from runbell.storage.records import Message, RunStep, TextPart
 from runbell.storage.runs import RunRecord
 
@@ -24,12 +25,14 @@ _LAST = frozenset(f"thread.run.{status}" for status in RunStatus if status.is_se
 """Events behind which nothing comes, until somebody submits tool outputs."""
 
 
-def stream_run(follower: Follower, first: Iterable[tuple[str, Any]] = ()) -> EventStream:
+def stream_run(
+    follower: Follower, run_id: str, first: Iterable[tuple[str, Any]] = ()
+) -> EventStream:
     """Stream a run, beginning with `first`; ends when the run has settled.
 
-    The follower was made before anything could happen that is not in `first`.
+    The follower has joined before anything could happen that is not in `first`.
     """
-    return EventStream(_frames(follower, list(first)), follower.close, follower.run_id)
+    return EventStream(_frames(follower, list(first)), follower.close, run_id)
 
 
 async def _frames(follower: Follower, first: list[tuple[str, Any]]) -> AsyncGenerator[bytes, None]:
@@ -42,6 +45,9 @@ async def _frames(follower: Follower, first: list[tuple[str, Any]]) -> AsyncGene
                 if told.event in _LAST:
                     yield DONE
                     return
+        # The client that has left does not read this any more; every other one has to know that
+        # this was not the run's end.
+        yield broken_off()
     finally:
         follower.close()
 
@@ -65,25 +71,41 @@ async def replay_run(ctx: Context, project: str, run_id: str) -> EventStream:
 async def _replayed(
     ctx: Context, follower: Follower, record: RunRecord
 ) -> AsyncGenerator[bytes, None]:
-    run = record.run
-    last, data = f"thread.run.{run.status}", run_object(record)
     try:
-        if not run.status.is_settled:
-            yield frame(last, data)
-            async with aclosing(aiter(follower)) as events:
-                async for told in events:
-                    if told.event in _LAST:
-                        last, data = told.event, told.data
-                        break
-                else:
-                    return
-        for step, message in await runs.steps_with_messages(ctx, run):
+        if not record.run.status.is_settled:
+            yield _stands(record)
+            settled = await _settled(ctx, follower, record.run)
+            if settled is None:
+                yield broken_off()
+                return
+            record = settled
+        for step, message in await runs.steps_with_messages(ctx, record.run):
             for event, part in _retold(step, message):
                 yield frame(event, part)
-        yield frame(last, data)
+        yield _stands(record)
         yield DONE
+    except (RequestRefused, StorageUnavailable):
+        yield broken_off("The run can't be read now, or is not there any more.")
     finally:
         follower.close()
+
+
+async def _settled(ctx: Context, follower: Follower, run: Run) -> RunRecord | None:
+    """The run as soon as it has settled; None where the service stops before.
+
+    What is told may have been true before this stream began: the row decides.
+    """
+    async with aclosing(aiter(follower)) as events:
+        async for told in events:
+            if told.event in _LAST:
+                record = await runs.find(ctx, run.project_id, run.id)
+                if record.run.status.is_settled:
+                    return record
+    return None
+
+
+def _stands(record: RunRecord) -> bytes:
+    return frame(f"thread.run.{record.run.status}", run_object(record))
 
 
 def _retold(step: RunStep, message: Message | None) -> Iterator[tuple[str, Any]]:

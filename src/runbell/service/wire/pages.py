@@ -137,7 +137,8 @@ def runs_query(params: Params) -> RunsQuery:
     if "ids" in values:
         others = sorted(values.keys() - {"ids"})
         if others:
-            raise refusals.invalid_value(others[0], "query parameter that does not go with 'ids'")
+            reason = "it does not go with 'ids': leave one of the two out"
+            raise refusals.invalid_value(others[0], reason)
         return RunsQuery(ids=_ids(values["ids"]))
     after = _time_ms(values, "created_after")
     return RunsQuery(

@@ -8,6 +8,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from runbell.runs import EVENT_TYPES
 from runbell.service.wire.objects import (
+    ErrorDetails,
     MessageObject,
     RunObject,
     RunStepObject,
@@ -15,7 +16,18 @@ from runbell.service.wire.objects import (
     encode,
 )
 
-__all__ = ["DONE", "RUN_EVENTS", "THREAD_EVENTS", "frame", "message_delta", "tool_call_delta"]
+__all__ = [
+    "DONE",
+    "RUN_EVENTS",
+    "THREAD_EVENTS",
+    "broken_off",
+    "frame",
+    "message_delta",
+    "tool_call_delta",
+]
+
+BROKEN_OFF = "The service is stopping; the run goes on: retrieve it."
+"""Why a stream ends before its run does."""
 
 DONE = b"event: done\ndata: [DONE]\n\n"
 """The last event of every stream."""
@@ -25,6 +37,23 @@ def frame(event: str, data: Any) -> bytes:
     """One event of a stream."""
     # The data is one line: JSON escapes every line feed.
     return b"event: %b\ndata: %b\n\n" % (event.encode(), encode(data))
+
+
+class StreamErrorObject(Struct, frozen=True, kw_only=True):
+    """Why a stream ends early: OpenAI's schema has it flat, its SDK raises on what is below
+    `error`."""
+
+    message: str
+    type: str = "server_error"
+    param: str | None = None
+    code: str | None = "server_error"
+    error: ErrorDetails
+
+
+def broken_off(message: str = BROKEN_OFF) -> bytes:
+    """The end of a stream that ends before its run does."""
+    details = ErrorDetails(message=message, type="server_error", param=None, code="server_error")
+    return frame("error", StreamErrorObject(message=message, error=details)) + DONE
 
 
 class TextDeltaValue(Struct, frozen=True, kw_only=True):
@@ -118,6 +147,7 @@ RUN_EVENTS: dict[str, type[Struct]] = {
     "thread.message.delta": MessageDeltaObject,
     "thread.message.completed": MessageObject,
     "thread.message.incomplete": MessageObject,
+    "error": StreamErrorObject,
 }
 """The events of a run's stream, with the types of their data."""
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runbell.errors import Conflict
 from runbell.runs import Run, RunStatus
-from runbell.storage import runs
+from runbell.storage import runs, workable
 from runbell.storage.records import Message, RunConfig
 from runbell.storage.runs import RunRecord
 from runbell.storage.store import Store, Transaction
@@ -166,8 +166,13 @@ class RunContract:
         await insert_runs(store, *(new_run(f"run_{s}", status=s) for s in S if s is not S.QUEUED))
         await insert_runs(store, *(new_run(f"run_{n}") for n in (3, 1, 2)))
         await insert_runs(store, new_run("run_waits", waits_turn=True))
-        assert await store.scan(lambda tx: runs.ready(tx, 10)) == ["run_3", "run_1", "run_2"]
-        assert await store.scan(lambda tx: runs.ready(tx, 2)) == ["run_3", "run_1"]
+        found = await store.scan(lambda tx: workable.ready(tx, 10))
+        assert [(run.id, run.model) for run in found] == [
+            (f"run_{number}", CONFIG.model) for number in (3, 1, 2)
+        ]
+        assert await store.scan(lambda tx: workable.ready(tx, 2)) == found[:2]
+        behind = found[0].position
+        assert await store.scan(lambda tx: workable.ready(tx, 2, behind)) == found[1:]
 
     @on_a_store
     async def test_in_progress_are_the_runs_that_a_worker_holds_or_held(self, store: Store) -> None:
@@ -175,8 +180,13 @@ class RunContract:
         others = (s for s in S if s is not S.IN_PROGRESS)
         await insert_runs(store, *(new_run(f"run_{s}", status=s) for s in others))
         await insert_runs(store, *(new_run(f"run_{n}", status=S.IN_PROGRESS) for n in (3, 1, 2)))
-        assert await store.scan(lambda tx: runs.in_progress(tx, 10)) == ["run_3", "run_1", "run_2"]
-        assert await store.scan(lambda tx: runs.in_progress(tx, 2)) == ["run_3", "run_1"]
+        found = await store.scan(lambda tx: workable.in_progress(tx, 10))
+        assert [(run.id, run.model) for run in found] == [
+            (f"run_{number}", CONFIG.model) for number in (3, 1, 2)
+        ]
+        assert await store.scan(lambda tx: workable.in_progress(tx, 2)) == found[:2]
+        behind = found[0].position
+        assert await store.scan(lambda tx: workable.in_progress(tx, 2, behind)) == found[1:]
 
     @on_a_store
     async def test_every_live_run_expires_the_nearest_first(self, store: Store) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Final
@@ -15,6 +15,7 @@ from runbell.clock import Clock
 from runbell.pacing import RetryBackoff
 from runbell.runs import Usage
 from runbell.service.backends.base import Finished, ModelRequest, Piece
+from runbell.service.backends.timing import Observe, timed
 from runbell.service.backends.upstream.answer import AnswerReader
 from runbell.service.backends.upstream.chunks import Chunk, NotAChunk, decode_chunks
 from runbell.service.backends.upstream.connection import Connection
@@ -36,8 +37,8 @@ LOOK_UP_SECONDS: Final = 5.0
 MAX_MODEL: Final = 256
 """Characters of a model's name, as requests may have them."""
 
-MIN_WAIT: Final = 0.1
-"""Seconds before another try, however little a server asks for."""
+GONE_SECONDS: Final = 60.0
+"""For how long a server that does not list its models any more is taken to have them still."""
 
 LAST_MOMENT_MS: Final = 500
 """A run is not left less than this for another try: it fails in time to say why."""
@@ -57,14 +58,20 @@ class Upstream:
 
     Args:
         rng: draws the jitter between tries.
+        observe: is told of each call: of each try, and not of what lies between them.
     """
 
     def __init__(
-        self, settings: UpstreamSettings, clock: Clock, rng: random.Random | None = None
+        self,
+        settings: UpstreamSettings,
+        clock: Clock,
+        rng: random.Random | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._rng = rng or random.Random()
+        self._observe = observe
         self._secret = Secret(settings.key)
         self._connection = Connection(settings.url, settings.key, clock)
         self._backoff = RetryBackoff(start=0.5, cap=30.0)
@@ -72,6 +79,9 @@ class Upstream:
         self._listed: tuple[str, ...] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._looked: float | None = None
+        self._failing_since: float | None = None
+        self._pausing = 0
+        self._on_room: Callable[[], None] | None = None
         self._slots = (
             asyncio.Semaphore(settings.concurrency) if settings.concurrency else nullcontext()
         )
@@ -111,9 +121,10 @@ class Upstream:
             async with TimeLimits(self._clock, LOOK_UP_SECONDS) as limits:
                 listed = _names(await self._connection.get("/models", limits))
         except CallFailed as failed:
-            # What it had before is what it has when it is back.
             logger.warning("%s does not list its models: %s", self._settings.url, failed.message)
+            self._failed_to_list()
         else:
+            self._failing_since = None
             if listed != self._listed:
                 shown = ", ".join(listed[:20]) + (", …" if len(listed) > 20 else "")
                 logger.info("%s serves %d models: %s", self._settings.url, len(listed), shown)
@@ -121,6 +132,25 @@ class Upstream:
         finally:
             self._looked = self._clock.monotonic()
             self._looking = None
+
+    def _failed_to_list(self) -> None:
+        """What it had is what it has when it is back; but not for ever."""
+        now = self._clock.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+        if self._listed is not None and now - self._failing_since >= GONE_SECONDS:
+            away = (self._settings.url, GONE_SECONDS)
+            logger.warning("%s is away for %g s: its models are not served until it is back", *away)
+            self._listed = None
+
+    # How many runs at a time.
+
+    def takes(self, running: int) -> bool:
+        most = self._settings.concurrency
+        return not most or running - self._pausing < most
+
+    def on_room(self, call: Callable[[], None]) -> None:
+        self._on_room = call
 
     # One turn.
 
@@ -136,7 +166,7 @@ class Upstream:
         delivered = False
         while True:
             try:
-                async with self._slots, aclosing(self._call(request, plan)) as pieces:
+                async with self._slots, aclosing(self._try(request, plan)) as pieces:
                     async for piece in pieces:
                         delivered = True
                         yield piece
@@ -163,6 +193,10 @@ class Upstream:
         model = self._map.get(name) or self.rest or ANY
         model = name if model == ANY else model
         return _Plan(model, prompt, self._dialects.get(model, Dialect()))
+
+    def _try(self, request: ModelRequest, plan: _Plan) -> AsyncGenerator[Piece, None]:
+        pieces = self._call(request, plan)
+        return pieces if self._observe is None else timed(pieces, self._clock, self._observe)
 
     async def _call(self, request: ModelRequest, plan: _Plan) -> AsyncGenerator[Piece, None]:
         """Ask once."""
@@ -228,7 +262,8 @@ class Upstream:
             raise failed
         delay = self._backoff.delay(failures, self._rng)
         if failed.after:
-            delay = max(MIN_WAIT, failed.after * (1 + 0.1 * self._rng.random()))
+            # A server may ask for more, never for less: its word must not make us hammer on it.
+            delay = max(delay, failed.after * (1 + 0.1 * self._rng.random()))
         left_ms = math.inf
         if request.expires_at_ms is not None:
             left_ms = request.expires_at_ms - self._clock.now_ms()
@@ -239,7 +274,14 @@ class Upstream:
             tried = f"{failed.message.rstrip('.')} (tried {failures} times)."
             raise CallFailed(failed.code, tried) from None
         logger.warning("%s: %s: %s; try %d in %.1f s", *where, failures + 1, delay)
-        await self._clock.sleep(delay)
+        # Others are answered meanwhile, on the place that this run does not need.
+        self._pausing += 1
+        try:
+            if self._on_room is not None:
+                self._on_room()
+            await self._clock.sleep(delay)
+        finally:
+            self._pausing -= 1
 
     async def close(self) -> None:
         if self._looking is not None:

@@ -9,6 +9,7 @@ one for each part; repeat the name with every part; send arguments as null or as
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,6 +23,63 @@ MAX_ID: Final = 16_384
 """Characters of a call's id. Some servers keep a model's state in it, so it can be long."""
 
 
+_MARKS: Final = re.compile(r'[{}\[\]"\\]')
+_BREAK: Final = re.compile(r"[^ \t\n\r]")
+"""Anything but JSON's white space."""
+
+
+class _Object:
+    """Watches a JSON object come in pieces: each is looked at once, however long the whole is."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._quoted = False
+        self._escaped = False
+        self._begun = False
+        self.closed = False
+        self.overrun = False
+
+    def feed(self, text: str) -> None:
+        """See more of it.
+
+        `closed` is then whether its last bracket has come, which does not make it JSON yet;
+        `overrun` is whether it is none for certain: something else stands before or behind it.
+        """
+        start = 0
+        while not self.overrun and start < len(text):
+            read = self._inside if self._depth else self._outside
+            start = read(text, start)
+
+    def _outside(self, text: str, start: int) -> int:
+        found = _BREAK.search(text, start)
+        if found is None:
+            return len(text)
+        self.overrun = self._begun or found[0] != "{"
+        self._begun = True
+        self._depth = 1
+        return found.end()
+
+    def _inside(self, text: str, start: int) -> int:
+        if self._escaped:
+            self._escaped = False
+            return start + 1
+        found = _MARKS.search(text, start)
+        if found is None:
+            return len(text)
+        mark = found[0]
+        if self._quoted:
+            self._escaped = mark == "\\"
+            self._quoted = mark != '"'
+        elif mark == '"':
+            self._quoted = True
+        elif mark in "{[":
+            self._depth += 1
+        elif mark in "}]":
+            self._depth -= 1
+            self.closed = not self._depth
+        return found.end()
+
+
 @dataclass(slots=True)
 class _Call:
     """One call. `id` is what the server said; whether the run's call keeps it is another matter."""
@@ -30,22 +88,29 @@ class _Call:
     id: str = ""
     name: str = ""
     parts: list[str] = field(default_factory=list)
+    length: int = 0
     told: bool = False
     text: PairedText = field(default_factory=PairedText)
+    _object: _Object = field(default_factory=_Object)
+    _parsed: bool | None = None
 
     @property
     def arguments(self) -> str:
         return "".join(self.parts)
 
+    def add(self, arguments: str) -> None:
+        self.parts.append(arguments)
+        self.length += len(arguments)
+        self._object.feed(arguments)
+
     def is_complete(self) -> bool:
         """Its arguments are whole: more of them would belong to another call."""
-        if not self.parts or not self.parts[-1].rstrip().endswith("}"):
+        if not self._object.closed or self._object.overrun:
             return False
-        try:
-            json.loads(self.arguments)
-        except ValueError:
-            return False
-        return True
+        if self._parsed is None:
+            # Asked once, when the last bracket is there: what follows can only be white space.
+            self._parsed = _is_json(self.arguments)
+        return self._parsed
 
 
 class CallReader:
@@ -64,6 +129,7 @@ class CallReader:
         self._single = single
         self._calls: list[_Call] = []
         self._by_index: dict[int, _Call] = {}
+        self._by_id: dict[str, _Call] = {}
         self.size = 0
 
     def __len__(self) -> int:
@@ -87,7 +153,9 @@ class CallReader:
         call = self._of(part.get("index"), key, name, arguments)
         if call.is_complete() and _says_again(call, key, name, arguments):
             return
-        call.id = call.id or key
+        if key and not call.id:
+            call.id = key
+            self._by_id.setdefault(key, call)
         call.name = call.name or name
         self.size += len(name) + len(arguments)
         if not (self._single and call.number > 0):
@@ -110,7 +178,7 @@ class CallReader:
             if current is None and not key and not name:
                 current = last
         else:
-            current = next((call for call in self._calls if key and call.id == key), last)
+            current = self._by_id.get(key, last)
         if current is None or _begins_another(current, key, name, arguments):
             current = _Call(len(self._calls))
             self._calls.append(current)
@@ -120,7 +188,7 @@ class CallReader:
 
     def _say(self, call: _Call, arguments: str) -> Iterator[ToolCallDelta]:
         if arguments:
-            call.parts.append(arguments)
+            call.add(arguments)
         if call.told:
             if arguments:
                 yield ToolCallDelta(call.number, arguments=arguments)
@@ -152,7 +220,17 @@ def _begins_another(call: _Call, key: str, name: str, arguments: str) -> bool:
 
 def _says_again(call: _Call, key: str, name: str, arguments: str) -> bool:
     """Whether a part is the whole call once more, as some servers send it at the end."""
-    return bool(key and key == call.id and name == call.name and arguments == call.arguments)
+    if not key or key != call.id or name != call.name or len(arguments) != call.length:
+        return False
+    return arguments == call.arguments
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _text(value: Any) -> str:

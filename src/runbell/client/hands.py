@@ -1,0 +1,225 @@
+"""How each deed is done with an SDK client, written once for clients of both kinds.
+
+What a synchronous client returns is a value, what an asynchronous one returns is awaited. Under the
+threads driver nothing here ever suspends, so a coroutine runs to its end when it is sent None.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from runbell.client.deeds import (
+    Again,
+    Cancel,
+    Order,
+    Retrieve,
+    RetrieveMany,
+    RetrieveThread,
+    Submit,
+    UseTool,
+)
+from runbell.client.journal import Journal
+from runbell.client.tools import BadArguments, Tool, error_output, output_of
+from runbell.client.trouble import date_seconds
+from runbell.client.view import Answer
+from runbell.errors import ConfigurationError
+
+__all__ = ["CallFunction", "Hands", "ToolOutcome"]
+
+log = logging.getLogger("runbell")
+
+
+class CallFunction(Protocol):
+    """How a driver calls somebody's function, which may take its time.
+
+    Raises:
+        TimeoutError: it took longer than `limit` seconds.
+    """
+
+    async def __call__(self, deed: UseTool, arguments: dict[str, Any]) -> Any: ...
+
+
+class ToolOutcome:
+    """What came of a call of a tool.
+
+    Attributes:
+        error: in words, None if nothing went wrong.
+        raised: what the function raised, if it did.
+    """
+
+    __slots__ = ("error", "output", "raised", "recorded", "seconds")
+
+    def __init__(
+        self,
+        output: str,
+        seconds: float = 0.0,
+        error: str | None = None,
+        raised: Exception | None = None,
+        recorded: bool = False,
+    ) -> None:
+        self.output = output
+        self.seconds = seconds
+        self.error = error
+        self.raised = raised
+        self.recorded = recorded
+
+
+class Hands:
+    """Does deeds for one provider's objects.
+
+    Args:
+        client: the SDK's, of either kind.
+        call: how functions are called.
+        apart: how a blocking function is called beside an event loop; None where there is none.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        call: CallFunction,
+        journal: Journal | None = None,
+        apart: Callable[..., Awaitable[Any]] | None = None,
+    ) -> None:
+        # Each call is counted once, and only our rules retry.
+        plain = getattr(client, "with_options", None)
+        self._client = client if plain is None else plain(max_retries=0)
+        self._call = call
+        self._journal = journal
+        self._apart = apart
+
+    async def perform(self, order: Order) -> Any:
+        """Do what is ordered.
+
+        Raises:
+            Exception: whatever the SDK raises. A tool's errors are part of its outcome.
+        """
+        acts: Any = order.provider
+        options: dict[str, Any] = {"timeout": order.timeout}
+        match order.deed:
+            case UseTool() as deed:
+                return await self._use_tool(deed)
+            case Retrieve(item, hold):
+                return await self._answer(acts.retrieve(self._client, item, **_held(options, hold)))
+            case RetrieveMany(items, hold):
+                reply = acts.retrieve_many(self._client, items, **_held(options, hold))
+                return _by_id(acts, await self._answer(reply))
+            case RetrieveThread(thread_id):
+                reply = acts.retrieve_thread(self._client, thread_id, **options)
+                return _by_id(acts, await self._answer(reply))
+            case Submit(item, outputs):
+                key = "runbell-" + "-".join(sorted(outputs))
+                options["extra_headers"] = {"Idempotency-Key": key[:255]}
+                return _parsed(await _done(acts.submit(self._client, item, outputs, **options)))
+            case Again(item, key):
+                options["extra_headers"] = {"Idempotency-Key": key}
+                again = _able(acts, "again", item)
+                return _parsed(await _done(again(self._client, item, **options)))
+            case Cancel(item):
+                cancel = _able(acts, "cancel", item)
+                return _parsed(await _done(cancel(self._client, item, **options)))
+
+    async def _answer(self, reply: Any) -> Answer:
+        raw = await _done(reply)
+        headers = getattr(raw, "headers", None)
+        if headers is None or not hasattr(raw, "parse"):
+            return Answer(raw)
+        return Answer(
+            await _done(raw.parse()),
+            hint=_milliseconds(headers.get("openai-poll-after-ms")),
+            held="wait" in (headers.get("preference-applied") or ""),
+            server_time=date_seconds(headers.get("date")),
+        )
+
+    async def _use_tool(self, deed: UseTool) -> ToolOutcome:
+        run_id, call, journal = deed.run_id, deed.call, self._journal
+        if journal is not None:
+            output = await self._blocking(journal.output, run_id, call.id)
+            if output is not None:
+                return ToolOutcome(output, recorded=True)
+            first = await self._blocking(journal.begin, run_id, call.id, call.name, time.time())
+            if not first:
+                log.warning("%s of %s was begun before and has no output", call.id, run_id)
+        outcome = await self._called(deed, deed.tool)
+        if journal is not None and not (outcome.raised and deed.forget_errors):
+            await self._blocking(journal.finish, run_id, call.id, outcome.output)
+        return outcome
+
+    async def _called(self, deed: UseTool, tool: Tool) -> ToolOutcome:
+        began = time.monotonic()
+        raised: Exception | None = None
+        try:
+            result = await self._call(deed, tool.arguments(deed.call.arguments))
+            return ToolOutcome(output_of(result), time.monotonic() - began)
+        except BadArguments as error:
+            words = f"bad arguments: {error}"
+        except TimeoutError as error:
+            words = str(error) or "it took too long"
+            raised = error
+        except Exception as error:  # noqa: BLE001 - anything that a user's function may raise
+            words = f"{type(error).__name__}: {error}"
+            raised = error
+        return ToolOutcome(error_output(words), time.monotonic() - began, words, raised)
+
+    async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self._apart is None:
+            return function(*arguments)
+        return await self._apart(function, *arguments)
+
+
+def _by_id(provider: Any, answer: Answer) -> Answer:
+    return replace(answer, item=provider.by_id(answer.item))
+
+
+def _held(options: dict[str, Any], hold: int | None) -> dict[str, Any]:
+    if hold is None:
+        return options
+    return {**options, "extra_headers": {"Prefer": f"wait={hold}"}}
+
+
+def _able(provider: Any, method: str, item: Any) -> Callable[..., Any]:
+    found: Callable[..., Any] | None = getattr(provider, method, None)
+    if found is None:
+        raise ConfigurationError(f"{type(provider).__name__} has no `{method}` for {item.id}")
+    return found
+
+
+def _parsed(reply: Any) -> Any:
+    return reply.parse() if hasattr(reply, "parse") and hasattr(reply, "headers") else reply
+
+
+def _milliseconds(text: str | None) -> float | None:
+    try:
+        return None if text is None else max(float(text), 0.0) / 1000
+    except ValueError:
+        return None
+
+
+async def _done(reply: Any) -> Any:
+    """What a client of either kind gives."""
+    return await reply if inspect.isawaitable(reply) else reply
+
+
+def run_now(coroutine: Any) -> Any:
+    """Run a coroutine that never suspends to its end: its result."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    coroutine.close()
+    raise ConfigurationError("a synchronous waiter needs a synchronous client")
+
+
+def run_async(function: Callable[..., Any], arguments: dict[str, Any], limit: float | None) -> Any:
+    """Call an asynchronous function from a thread without an event loop."""
+
+    async def call() -> Any:
+        async with asyncio.timeout(limit):
+            return await function(**arguments)
+
+    return asyncio.run(call())

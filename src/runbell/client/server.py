@@ -1,0 +1,96 @@
+"""What a server has shown that it can do. Pure: it is told of answers, and says what to ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from runbell.client.trouble import is_transient, status_of
+from runbell.client.view import Answer
+
+__all__ = ["Server"]
+
+HOLD_SECONDS = 50
+"""How long a server is asked to hold a request: below the time limits of common proxies."""
+
+REQUEST_SECONDS = 30.0
+"""How long a request may take that nobody holds, where the client's own limit is not shorter."""
+
+HELD_AT_ONCE = 50
+"""Requests that may be held at the same time; more runs are asked about together."""
+
+MARGIN_SECONDS = 5.0
+"""From the end of a hold to the time limit of its request."""
+
+
+class Server:
+    """What is known of the server behind a client.
+
+    Args:
+        client_limit: the time limit of the client's own requests, in seconds; None for none.
+
+    Attributes:
+        holds: it applies `Prefer: wait`; None while nobody knows.
+        batches: it has `GET /runs?ids=`; None while nobody knows.
+    """
+
+    def __init__(self, client_limit: float | None = None) -> None:
+        self._client_limit = client_limit
+        self._longest = HOLD_SECONDS
+        if client_limit is not None:
+            self._longest = min(HOLD_SECONDS, int(client_limit - MARGIN_SECONDS))
+        self.holds: bool | None = None if self._longest > 0 else False
+        self.batches: bool | None = None
+
+    def asks_together(self, waits: int, may_hold: bool) -> bool:
+        """Whether to ask about several of so many waits in one request.
+
+        Few are better held one by one, where that may be done.
+        """
+        if self.batches is False or waits < 2:
+            return False
+        return waits > HELD_AT_ONCE or self.holds is False or not may_hold
+
+    def hold(self, left: float) -> int | None:
+        """The seconds for `Prefer: wait`; None to send none.
+
+        Nobody is asked to wait who has not shown that he can: the first request asks for no
+        seconds, and a server that applies that says so.
+
+        Args:
+            left: seconds to the deadline.
+        """
+        if self.holds is None:
+            return 0
+        seconds = min(self._longest, int(left - 1))
+        return seconds if self.holds and seconds > 0 else None
+
+    def limit(self, hold: int | None) -> float:
+        """Seconds that a request may take."""
+        limit = hold + MARGIN_SECONDS if hold else REQUEST_SECONDS
+        return limit if self._client_limit is None else min(limit, self._client_limit)
+
+    def answered(self, hold: int | None, applied: bool) -> None:
+        """A request that asked for this hold was answered."""
+        if hold is not None and (self.holds is None or not applied):
+            self.holds = applied
+
+    def broke(self, error: Exception) -> None:
+        """A request that was held failed: perhaps something on the way does not like it."""
+        if status_of(error) in (None, 408, 502, 504):
+            self._longest //= 2
+            if self._longest < 2:
+                self.holds = False
+
+    def patient(self, answer: Answer, hold: int | None, took: float) -> Answer:
+        """The answer, `held` only where the server did take its time; or where it just showed
+        that it would, so that the next request is sent at once."""
+        return replace(answer, held=hold is not None and answer.held and took >= hold / 2)
+
+    def refuses_batches(self, error: Exception | None, found: dict[str, object] | None) -> bool:
+        """Whether the answer to a request for several says that there are no such requests."""
+        if error is None:
+            return found is None
+        if status_of(error) in (None, 429):
+            return not is_transient(error)
+        # A gateway may answer anything to a route that it does not know.
+        return self.batches is None or not is_transient(error)

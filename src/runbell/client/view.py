@@ -1,0 +1,68 @@
+"""What a wait sees: any provider's object in the words that the flow needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from runbell.runs import ToolCall
+
+__all__ = ["Answer", "Stage", "View"]
+
+Stage = Literal["pending", "wants", "completed", "ended"]
+"""`wants`: it waits for tool outputs; `ended`: in any other way than `completed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One moment of a run, or of whatever else is waited for. Stamps are seconds since the epoch.
+
+    Attributes:
+        status: as the server calls it.
+        stage: what that means for whoever waits.
+        calls: the tool calls whose outputs it wants.
+        code, message: why it ended, where it says so.
+    """
+
+    id: str
+    status: str
+    stage: Stage
+    thread_id: str | None = None
+    created_at: float | None = None
+    started_at: float | None = None
+    expires_at: float | None = None
+    calls: tuple[ToolCall, ...] = ()
+    code: str | None = None
+    message: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.stage in ("completed", "ended")
+
+    @property
+    def name(self) -> str:
+        """For sentences: `run_x of thread_y`."""
+        return self.id if self.thread_id is None else f"{self.id} of {self.thread_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered about one run.
+
+    Attributes:
+        item: the SDK's object.
+        hint: the seconds of `openai-poll-after-ms`, None without.
+        held: the server applied `Prefer: wait` (`Preference-Applied`).
+        pushed: an event said so, nobody was asked.
+        server_time: the `Date` of the answer, in seconds since the epoch, None without.
+    """
+
+    item: Any
+    hint: float | None = None
+    held: bool = False
+    pushed: bool = False
+    server_time: float | None = None
+
+    def about(self, item: Any) -> Answer:
+        """The same, of one of the objects that it was about."""
+        return replace(self, item=item)

@@ -1,0 +1,186 @@
+"""Many waits: one budget, few calls, and nobody starves."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+import runbell
+from runbell.client.simulation import Scripted, Simulation
+from runbell.pacing import Backoff, FairPacer, Fixed
+from runbell.testing.front import refuse
+
+
+def test_all_come_back_in_order(stage):
+    runs = [stage.run(f"sleep {number % 3 / 10}\nhello") for number in range(12)]
+    runs.append(stage.run("fail server_error Broken."))
+    with runbell.Waiter(stage.client) as waiter:
+        ended = waiter.wait_all(runs, timeout=30)
+        assert [run.id for run in ended] == [run.id for run in runs]
+        assert [run.status for run in ended] == ["completed"] * 12 + ["failed"]
+        assert waiter.wait_all([]) == []
+
+
+def test_each_comes_as_it_ends(stage):
+    slow, quick = stage.run("sleep 1\nhello"), stage.run("hello")
+
+    async def story():
+        async with stage.async_client() as client, runbell.AsyncWaiter(client) as waiter:
+            return [run.id async for run in waiter.as_completed([slow, quick], timeout=30)]
+
+    assert asyncio.run(story()) == [quick.id, slow.id]
+
+
+def test_the_first_error_is_raised_or_given_back_by_choice(stage):
+    runs = [stage.run("call look-up {}"), stage.run("hello")]
+    with runbell.Waiter(stage.client) as waiter:
+        with pytest.raises(runbell.ActionRequired):
+            waiter.wait_all(runs, timeout=30)
+        first, second = waiter.wait_all(runs, timeout=30, return_errors=True)
+    assert isinstance(first, runbell.ActionRequired)
+    assert second.status == "completed"
+
+
+def test_a_server_that_holds_is_asked_once_or_twice_a_run(stage):
+    with runbell.Waiter(stage.client) as waiter:
+        waiter.wait(stage.run("sleep 1\nhello"))
+        assert len(stage.front.looks) == 2
+        assert stage.front.looks[0].headers["prefer"] == "wait=0"
+        for _ in range(3):
+            waiter.wait(stage.run("sleep 0.3\nhello"))
+    assert len(stage.front.looks) == 5
+    hold = stage.front.looks[-1].headers["prefer"]
+    assert hold.startswith("wait=")
+    # The client's own time limit is ten minutes; a proxy's is mostly one.
+    assert 40 <= int(hold.removeprefix("wait=")) < 60
+
+
+def test_a_hold_is_shorter_than_the_clients_own_limit(stage):
+    client = stage.client.with_options(timeout=8)
+    with runbell.Waiter(client) as waiter:
+        waiter.wait(stage.run("sleep 0.3\nhello"))
+    assert stage.front.looks[-1].headers["prefer"] == "wait=3"
+
+
+def test_many_runs_are_asked_about_together(stage):
+    runs = [stage.run(f"sleep {number / 40}\nhello") for number in range(60)]
+    with runbell.Waiter(stage.client, hold=False, policy=Backoff()) as waiter:
+        ended = waiter.wait_all(runs, timeout=60)
+    together = len(stage.front.seen)
+    assert {run.status for run in ended} == {"completed"}
+    assert all("/v1/runs?ids=" in look.path for look in stage.front.looks)
+    # What the same runs cost one by one, with the same policy.
+    histories = {str(n): [(0.0, "queued"), (n / 40, "completed")] for n in range(60)}
+    alone = Scripted(histories, latency=0.01)
+    simulation = Simulation(alone)
+    simulation.begin(0.0, histories, policy=Backoff())
+    simulation.run()
+    assert together * 20 <= len(alone.requests), (together, len(alone.requests))
+
+
+def test_a_server_without_batches_is_asked_one_by_one(stage):
+    stage.front.rule(lambda r: refuse(404) if r.path.endswith("/v1/runs") else None)
+    runs = [stage.run("sleep 0.2\nhello") for _ in range(55)]
+    with runbell.Waiter(stage.client) as waiter:
+        ended = waiter.wait_all(runs, timeout=60)
+    assert {run.status for run in ended} == {"completed"}
+    assert len([look for look in stage.front.looks if "ids=" in look.path]) == 1
+
+
+def test_runs_that_share_a_thread_are_listed_where_there_are_no_batches(stage):
+    stage.front.rule(lambda r: refuse(404) if r.path.endswith("/v1/runs") else None)
+    first = stage.run("sleep 0.5\nhello")
+    queue = {"on_active_run": "enqueue"}
+    runs = [first]
+    runs += [stage.run("", thread=first.thread_id, extra_body=queue) for _ in range(4)]
+    runs += [stage.run("hello") for _ in range(50)]
+    with runbell.Waiter(stage.client, policy=Fixed(0.2)) as waiter:
+        ended = waiter.wait_all(runs, timeout=60)
+    assert {run.status for run in ended} == {"completed"}
+    lists = [x for x in stage.front.looks if x.path.startswith(f"/v1/threads/{first.thread_id}/ru")]
+    assert any("limit=100" in look.path for look in lists)
+
+
+def test_a_run_that_is_missing_raises_what_the_server_says(stage):
+    ghost = runbell.RunRef("thread_x", "run_ghost")
+    runs = [*(stage.run("hello") for _ in range(52)), ghost]
+    with runbell.Waiter(stage.client) as waiter:
+        *ended, error = waiter.wait_all(runs, timeout=60, return_errors=True)
+    assert {run.status for run in ended} == {"completed"}
+    assert error.status_code == 404
+
+
+# One budget, in virtual time.
+
+
+def fleet(runs, per_minute, seconds=(5, 60)):
+    rng = random.Random(3)
+    histories = {f"r{n}": [(0.0, "queued"), (rng.uniform(*seconds), "completed")] for n in runs}
+    world = Scripted(histories)
+    simulation = Simulation(world, FairPacer(per_minute))
+    simulation.begin(0.0, histories, timeout=3600.0)
+    return world, simulation.run()
+
+
+def test_a_budget_is_kept_in_every_minute():
+    world, endings = fleet(range(1000), 500)
+    sent = [at for at, _ in world.requests]
+    for place, at in enumerate(sent[:-500]):
+        assert sent[place + 500] - at >= 60 - 1e-6
+    assert len(endings) == 1000
+    assert all(ending.error is None for ending in endings)
+
+
+def test_nobody_starves():
+    _, endings = fleet(range(1000), 500)
+    polls = [ending.polls for ending in endings]
+    assert min(polls) >= 1
+    assert max(ending.waited for ending in endings) < 60 + 2 * 1000 / 500 * 60
+
+
+def test_a_pause_that_a_server_asks_for_is_everybodys():
+    pacer = FairPacer()
+    pacer.want("a", 1.0)
+    pacer.want("b", 2.0)
+    pacer.pause(5.0)
+    assert pacer.next_at() == 5.0
+    assert pacer.take(4.9) is None
+    assert [pacer.take(5.0), pacer.take(5.0), pacer.take(5.0)] == ["a", "b", None]
+
+
+def test_what_is_urgent_comes_first_once_it_is_due():
+    pacer = FairPacer(60)
+    for name in "abc":
+        pacer.want(name, 0.0)
+    pacer.want("submit", 1.5, urgent=True)
+    granted = [pacer.take(tenth / 10) for tenth in range(60)]
+    assert [name for name in granted if name is not None] == ["a", "b", "submit", "c"]
+
+
+def test_who_wants_anew_or_nothing_is_not_asked_about_twice():
+    pacer = FairPacer()
+    for at in range(200):
+        pacer.want("a", float(at))
+    pacer.want("b", 1.0)
+    pacer.forget("b")
+    assert pacer.along(10, 1000.0) == ["a"]
+    assert pacer.next_at() is None
+    with pytest.raises(ValueError, match="at least 1"):
+        FairPacer(0.5)
+
+
+def test_one_budget_is_shared_by_all_waits_of_a_waiter(stage):
+    async def story():
+        async with (
+            stage.async_client() as client,
+            runbell.AsyncWaiter(client, calls_per_minute=600, hold=False) as waiter,
+        ):
+            runs = [stage.run("sleep 0.2\nhello") for _ in range(10)]
+            await asyncio.gather(*(waiter.wait(run, timeout=60) for run in runs))
+            return waiter._pacer
+
+    pacer = asyncio.run(story())
+    assert len(stage.front.looks) >= 10
+    assert pacer.next_at() is None
