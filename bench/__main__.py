@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from bench import memory, receiving, runs, waiting, waits
+from bench import memory, receiving, runs, waiting, waits, webhooks
 from bench.figures import Figure, machine
 from bench.server import served
 
@@ -63,6 +63,12 @@ def _measure(quick: bool) -> Iterator[Figure]:
         waiting.Sizes(10_000, 60, 3.0) if quick else waiting.Sizes(100_000, 200, 10.0)
     )
     yield from waits.measure(waits.Sizes(300, 300) if quick else waits.Sizes(5_000, 500))
+    quickly = webhooks.Sizes(timed=200, burst=20, waiting=3_000, watched=3, rounds=2)
+    yield from webhooks.measure(
+        quickly
+        if quick
+        else webhooks.Sizes(timed=3_000, burst=100, waiting=100_000, watched=20, rounds=5)
+    )
 
 
 if __name__ == "__main__":

@@ -249,6 +249,50 @@ async def completed_events(client: Client) -> Any:
     return delays
 
 
+async def register(client: Client, urls: Sequence[str]) -> Any:
+    """Webhook endpoints that want everything; their ids."""
+    wanted = {"name": "bench", "event_types": ["thread.run.*"]}
+    made = [await client.post("/webhook_endpoints", {**wanted, "url": url}) for url in urls]
+    return [endpoint["id"] for endpoint in made]
+
+
+async def enable(client: Client, endpoint: str, enabled: bool) -> Any:
+    """Enable or disable a webhook endpoint."""
+    await client.post(f"/webhook_endpoints/{endpoint}", {"enabled": enabled})
+
+
+async def create_at_rate(
+    client: Client, assistant: str, threads: Sequence[str], per_second: float
+) -> Any:
+    """Create a run on each thread, so many a second; their ids, when the last one has ended."""
+    began = time.monotonic()
+    creating: list[asyncio.Task[str]] = []
+    for number, thread in enumerate(threads):
+        await asyncio.sleep(max(0.0, began + number / per_second - time.monotonic()))
+        creating.append(asyncio.create_task(client.create_run(thread, assistant)))
+        # A burst is not a flood: the service's queue of connections is finite.
+        if len(creating) % 32 == 0 and per_second > 1_000:
+            await asyncio.gather(*creating[-32:])
+    paths = await asyncio.gather(*creating)
+    await client.read_until_completed(paths[-1], REREAD_SECONDS)
+    return [path.rpartition("/")[2] for path in paths]
+
+
+async def stamps_of_events(client: Client, runs: Sequence[str]) -> Any:
+    """When each event of these runs happened, by its id: nanoseconds of the system's monotonic
+    clock, at the beginning of its millisecond."""
+    behind = time.time_ns() - time.monotonic_ns()
+    wanted = set(runs)
+    stamps: dict[str, int] = {}
+    page = await client.get("/events?limit=100")
+    while page["data"]:
+        for event in page["data"]:
+            if event["data"]["id"] in wanted:
+                stamps[event["id"]] = event["data"]["updated_at_ms"] * 1_000_000 - behind
+        page = await client.get(f"/events?limit=100&after={page['last_id']}")
+    return stamps
+
+
 async def enqueue(client: Client, threads: int, runs: int, clients: int) -> Any:
     """Runs that stay queued: on each of so many threads, so many behind one that sleeps."""
     assistant = await client.assistant()
@@ -328,6 +372,10 @@ JOBS = {
         watched,
         completed_events,
         enqueue,
+        register,
+        enable,
+        create_at_rate,
+        stamps_of_events,
         hold,
         wake,
     )

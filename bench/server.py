@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,11 +111,14 @@ class Server:
 
 
 @contextmanager
-def served(*program: str) -> Iterator[Server]:
+def served(*program: str, options: Sequence[str] = ()) -> Iterator[Server]:
     """A fresh service, with an empty database on the disk of the temporary directory.
 
     Args:
         program: what Python runs instead of `-m runbell`.
+        options: more options of `runbell serve`.
     """
-    with ServedProcess("--log-level", "warning", program=program or ("-m", "runbell")) as service:
+    with ServedProcess(
+        "--log-level", "error", *options, program=program or ("-m", "runbell")
+    ) as service:
         yield Server(service)

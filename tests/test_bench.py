@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import memory, runs, waits
+from bench import memory, runs, waits, webhooks
 from bench.figures import Figure, percentile, within
 from bench.server import served
 
@@ -87,3 +87,20 @@ def test_what_is_not_held_ends_the_measurement() -> None:
 def test_a_job_that_fails_ends_the_measurement() -> None:
     with served() as server, pytest.raises(Exception, match="exit status 1"):
         server.load("read_runs", paths=["/threads/thread_none/runs/run_none"], count=1, clients=1)
+
+
+def test_what_webhooks_cost_is_measured() -> None:
+    sizes = webhooks.Sizes(timed=20, burst=2, waiting=300, watched=0.5, rounds=1)
+    figures = {each.name: each for each in webhooks.measure(sizes)}
+    assert set(figures) == {
+        "webhook_commit_to_arrival_p50_ms",
+        "webhook_commit_to_arrival_p99_ms",
+        "webhook_deliveries_a_second",
+        "cpu_a_delivery_ms",
+        "webhook_rate_lost_to_a_dead_endpoint",
+        "webhook_waiting_mib",
+        "webhook_waiting_cpu_share",
+    }
+    # Nothing comes before it is committed.
+    assert figures["webhook_commit_to_arrival_p50_ms"].value > 0
+    assert figures["webhook_deliveries_a_second"].value > 1

@@ -11,6 +11,8 @@ from pathlib import Path
 from sys import executable
 
 from runbell.testing.faults import Kill
+from runbell.testing.receivers import Received, Receiver
+from runbell.webhooks import Secret, verify
 from tests.crash.clients import Crowd
 from tests.served import RUNBELL, Served, eventually
 
@@ -19,20 +21,57 @@ __all__ = ["ENV", "check_rows", "crowded", "die_at"]
 REACH_LIMIT_S = 25.0
 """Within this time the stories of a crowd reach every point, on a busy machine too."""
 
-ENV = {"RUNBELL_CANCEL_GRACE": "0.5"}
+ENV = {
+    "RUNBELL_CANCEL_GRACE": "0.5",
+    "RUNBELL_ALLOW_PRIVATE_WEBHOOKS": "true",
+    # A receiver that answers always is asked again only for attempts that were broken off.
+    "RUNBELL_WEBHOOK_RETRIES": "0.1 0.1 0.1 0.1 0.1 0.1",
+}
 
 
 @contextmanager
 def crowded(directory: Path) -> Iterator[tuple[Served, Crowd]]:
-    """A service that was started once and stopped, and the crowd that is to use it."""
-    with Served(directory, env=ENV) as served:
+    """A service that was started once and stopped, and the crowd that is to use it; a webhook
+    endpoint hears of everything that happens."""
+    with Receiver() as receiver, Served(directory, env=ENV) as served:
         crowd = Crowd(served)
         crowd.client.prepare()
+        hook = {"name": "all", "url": receiver.url, "event_types": ["thread.run.*"]}
+        secret = crowd.client.post("/webhook_endpoints", hook)["signing_secret"]
         served.stop()
         yield served, crowd
         served.start()
         crowd.finish()
-    check_rows(served.database_path)
+        eventually(lambda: not _owed(served.database_path), "nothing is owed any more")
+        served.stop()
+        check_rows(served.database_path)
+        check_webhooks(served.database_path, receiver.requests, Secret.parse(secret))
+        served.start()
+
+
+def _owed(path: Path) -> list[tuple[str]]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute(
+            "SELECT id FROM deliveries WHERE status <> 'succeeded' LIMIT 1"
+        ).fetchall()
+
+
+def check_webhooks(path: Path, received: list[Received], secret: Secret) -> None:
+    """Every event came, at least once; each time with the same id and bytes, signed at its time."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        events = dict(connection.execute("SELECT id, body FROM events"))
+        owed = {row[0] for row in connection.execute("SELECT id FROM deliveries")}
+        attempts = connection.execute("SELECT count(*) FROM attempts").fetchone()[0]
+    assert owed == set(events)
+    assert attempts >= len(events)
+    came = set()
+    for each in received:
+        stamp = each.header("webhook-timestamp")
+        assert stamp is not None
+        verified = verify([secret], dict(each.headers), each.body, now_ms=1000 * int(stamp))
+        assert events[verified.id] == each.body
+        came.add(verified.id)
+    assert came == set(events)
 
 
 def die_at(served: Served, crowd: Crowd, kill: Kill) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -60,6 +61,23 @@ def message(api: Api) -> Prepared:
 
 METADATA = {"metadata": {"k": "v"}}
 
+ENDPOINT = {"name": "n", "url": "https://example.com/hooks", "event_types": ["thread.run.failed"]}
+
+
+def endpoint(api: Api, **fields: Any) -> str:
+    made = api.post("/v1/webhook_endpoints", {**ENDPOINT, **fields}).ok()
+    return f"/v1/webhook_endpoints/{made['id']}"
+
+
+def delivery(api: Api) -> Prepared:
+    """A delivery that waits: its endpoint is disabled as soon as it is owed one."""
+    path = endpoint(api, url="https://nobody.invalid/", event_types=["thread.run.created"])
+    run(api, "hello", "completed")
+    api.post(path, {"enabled": False}).ok()
+    (owed,) = api.get(f"{path}/deliveries").ok()["data"]
+    return f"{path}/deliveries/{owed['id']}/resend", None
+
+
 POSTS: dict[str, Callable[[Api], Prepared]] = {
     "/v1/assistants": lambda api: ("/v1/assistants", {"model": "echo"}),
     "/v1/assistants/{assistant_id}": lambda api: (f"/v1/assistants/{assistant(api)}", METADATA),
@@ -87,8 +105,22 @@ POSTS: dict[str, Callable[[Api], Prepared]] = {
         None,
     ),
     "/v1/threads/{thread_id}/runs/{run_id}/submit_tool_outputs": outputs,
+    "/v1/webhook_endpoints": lambda api: ("/v1/webhook_endpoints", ENDPOINT),
+    "/v1/webhook_endpoints/{webhook_endpoint_id}": lambda api: (endpoint(api), METADATA),
+    "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret": lambda api: (
+        f"{endpoint(api)}/rotate_secret",
+        {},
+    ),
+    "/v1/webhook_endpoints/{webhook_endpoint_id}/recover": lambda api: (
+        f"{endpoint(api)}/recover",
+        {},
+    ),
+    "/v1/webhook_endpoints/{webhook_endpoint_id}/deliveries/{delivery_id}/resend": delivery,
 }
 """For each route: make what it needs, and say what to send."""
+
+REPEATING = {"/v1/webhook_endpoints/{webhook_endpoint_id}/test"}
+"""These do something outside of the database each time, and say so."""
 
 STREAMS: dict[str, Callable[[Api], Prepared]] = {
     path: lambda api, path=path: (  # type: ignore[misc]
@@ -104,7 +136,8 @@ STREAMS: dict[str, Callable[[Api], Prepared]] = {
 
 
 def test_every_route_that_takes_a_post_has_a_case() -> None:
-    assert set(POSTS) == {route.path for route in ROUTES if route.method == "POST"}
+    assert set(POSTS) | REPEATING == {route.path for route in ROUTES if route.method == "POST"}
+    assert {route.path for route in ROUTES if route.repeats} == REPEATING
     streaming = {
         route.path
         for route in ROUTES
@@ -134,7 +167,7 @@ def test_the_second_time_is_the_first_answer(served: Served, path: str) -> None:
 
 def live(api: Api, where: str, made: Any) -> bool:
     """The request was about a run, and that has not ended."""
-    if made["object"] != "thread.run":
+    if made.get("object") != "thread.run":
         return False
     status = api.get(f"/v1/threads/{made['thread_id']}/runs/{made['id']}").ok()["status"]
     return status not in ("completed", "cancelled", "requires_action")
@@ -156,7 +189,10 @@ def test_a_stream_ends_the_same_way_the_second_time(served: Served, path: str) -
 @pytest.mark.parametrize("path", POSTS)
 def test_without_an_effect_the_key_is_free(served: Served, path: str) -> None:
     """Each route is refused (nothing is there that could be changed), and can be tried again."""
-    names = ("assistant_id", "thread_id", "message_id", "run_id")
+    names = (
+        *("assistant_id", "thread_id", "message_id", "run_id"),
+        *("webhook_endpoint_id", "delivery_id"),
+    )
     missing = path.format(**{name: f"{name}_nobody" for name in names})
     bodies: dict[str, Any] = {
         "/v1/assistants": {"model": ""},
@@ -173,6 +209,35 @@ def test_without_an_effect_the_key_is_free(served: Served, path: str) -> None:
         assert "idempotent-replayed" not in answer.headers
     # Nor does it stand in the way of another request.
     assert api.post("/v1/threads", {}, headers=headers).status == 200
+
+
+def test_what_cannot_be_taken_back_is_not_done_once(served: Served) -> None:
+    """A test of an endpoint is sent each time: a key that promises otherwise is refused."""
+    api = served.api()
+    answer = api.post(
+        f"{endpoint(api)}/test",
+        {"event_type": "thread.run.failed"},
+        headers={"Idempotency-Key": new_name()},
+    )
+    assert (answer.status, answer.error["code"]) == (400, "invalid_idempotency_key")
+
+
+@pytest.mark.parametrize("path", ["/v1/webhook_endpoints", "rotate_secret"])
+def test_an_answer_with_a_secret_is_kept_encrypted(served: Served, path: str) -> None:
+    """The first answer comes again with its secret, and no file of the database holds that."""
+    api = served.api()
+    where = path if path.startswith("/") else f"{endpoint(api)}/{path}"
+    body = ENDPOINT if path.startswith("/") else {}
+    headers = {"Idempotency-Key": new_name()}
+    first, again = (api.post(where, body, headers=headers) for _ in range(2))
+    secret = first.ok()["signing_secret"]
+    assert again.ok()["signing_secret"] == secret
+    assert again.headers["idempotent-replayed"] == "true"
+    raw = b64decode(secret.removeprefix("whsec_"))
+    for file in served.directory.glob("runbell.db*"):
+        kept = file.read_bytes()
+        assert secret.encode() not in kept, file
+        assert raw not in kept, file
 
 
 def test_other_methods_need_no_key_and_mind_none(served: Served) -> None:

@@ -104,7 +104,7 @@ VALUES = {
     "include": "step_details.tool_calls[*].file_search.results[*].content",
     "types": "thread.run.*",
     "ids": "run_1,run_2",
-    "status": "queued,failed",
+    "status": "failed",
     "created_before": "17",
     "created_after": "17",
     "api-version": "2024-05-01-preview",
@@ -205,6 +205,24 @@ def test_what_is_ours_is_marked():
             f"{request}.{name}"
             for request in ("CreateRun", "CreateThreadAndRun")
             for name in ("expires_after", "on_active_run")
+        ),
+        *("getDelivery", "listDeliveries", "resendDelivery", "recoverDeliveries"),
+        *(
+            f"listDeliveries?{name}"
+            for name in ("status", "run_id", "created_before", "created_after")
+        ),
+        *(
+            f"{request}.{name}"
+            for request in ("CreateEndpoint", "UpdateEndpoint")
+            for name in ("enabled", "rate_limit", "filters", "headers", "metadata")
+        ),
+        *(
+            f"{answer}.{name}"
+            for answer in ("EndpointObject", "EndpointWithSecretObject")
+            for name in (
+                *("enabled", "disabled_reason", "failing_since", "rate_limit"),
+                *("filters", "headers", "metadata"),
+            )
         ),
     }
 

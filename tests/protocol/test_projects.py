@@ -15,11 +15,17 @@ import pytest
 from runbell.service.routes import ROUTES
 from tests.protocol.conftest import Project
 from tests.protocol.scenario import ask, fields, function_tool, outputs_for, until
-from tests.served import Answer, Api
+from tests.served import Answer, Api, eventually
 
 OUTPUTS = {"tool_outputs": [{"tool_call_id": "call_1", "output": "x"}]}
 MESSAGE = {"role": "user", "content": "from a stranger"}
 METADATA = {"metadata": {"from": "a stranger"}}
+SAMPLE = {"event_type": "thread.run.completed"}
+ENDPOINT = {
+    "name": "n",
+    "url": "https://nobody.invalid/hooks",
+    "event_types": ["thread.run.requires_action"],
+}
 
 MISSING = {
     "assistant_id": "asst_nobody",
@@ -27,6 +33,8 @@ MISSING = {
     "message_id": "msg_nobody",
     "run_id": "run_nobody",
     "step_id": "step_nobody",
+    "webhook_endpoint_id": "wh_nobody",
+    "delivery_id": "evt_nobody",
 }
 """Ids that no project has."""
 
@@ -50,6 +58,15 @@ NAMED: dict[tuple[str, str], Any] = {
     ("POST", "/v1/threads/{thread_id}/runs/{run_id}/submit_tool_outputs"): OUTPUTS,
     ("GET", "/v1/threads/{thread_id}/runs/{run_id}/steps"): None,
     ("GET", "/v1/threads/{thread_id}/runs/{run_id}/steps/{step_id}"): None,
+    ("GET", "/v1/webhook_endpoints/{webhook_endpoint_id}"): None,
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}"): METADATA,
+    ("DELETE", "/v1/webhook_endpoints/{webhook_endpoint_id}"): None,
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret"): {},
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}/recover"): {},
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}/test"): SAMPLE,
+    ("GET", "/v1/webhook_endpoints/{webhook_endpoint_id}/deliveries"): None,
+    ("GET", "/v1/webhook_endpoints/{webhook_endpoint_id}/deliveries/{delivery_id}"): None,
+    ("POST", "/v1/webhook_endpoints/{webhook_endpoint_id}/deliveries/{delivery_id}/resend"): None,
 }
 """Routes that name an object in their path, with a body that its owner could send."""
 
@@ -60,13 +77,16 @@ UNNAMED = {
     ("POST", "/v1/threads/runs"): "test_no_run_uses_a_strangers_assistant",
     ("GET", "/v1/runs"): "test_runs_are_found_by_their_owner_alone",
     ("GET", "/v1/events"): "test_the_feed_shows_ones_own_alone",
+    ("GET", "/v1/webhook_endpoints"): "test_lists_show_ones_own_alone",
+    ("POST", "/v1/webhook_endpoints"): "test_a_new_endpoint_hears_of_ones_own_runs_alone",
+    ("GET", "/v1/webhook_event_types"): "test_models_are_for_all",
     ("GET", "/v1/models"): "test_models_are_for_all",
     ("GET", "/v1/models/{model:path}"): "test_models_are_for_all",
 }
 """Routes that name none, with the test that is about them."""
 
 SCHEMA = {
-    *NAMED,
+    *(route for route in NAMED if "webhook" not in route[1]),
     ("GET", "/v1/assistants"),
     ("POST", "/v1/assistants"),
     ("POST", "/v1/threads"),
@@ -88,7 +108,9 @@ class Two:
         """Everything that the owner can see."""
         thread = f"/v1/threads/{self.ids['thread_id']}"
         run = f"{thread}/runs/{self.ids['run_id']}"
+        endpoint = self.ids["webhook_endpoint_id"]
         lists = [f"{thread}/messages", f"{thread}/runs", f"{run}/steps", "/v1/assistants"]
+        lists += ["/v1/webhook_endpoints", f"/v1/webhook_endpoints/{endpoint}/deliveries"]
         paths = [thread, run, *(f"{path}?limit=100" for path in [*lists, "/v1/events"])]
         return [self.owner.api.get(path).ok() for path in paths]
 
@@ -98,7 +120,16 @@ def two(new_project: Callable[[], Project]) -> Two:
     owner, stranger = new_project(), new_project()
     client = owner.client
     assistant = client.beta.assistants.create(model="echo", tools=[function_tool("f")])
+    endpoint = owner.api.post("/v1/webhook_endpoints", ENDPOINT).ok()["id"]
     run = until(client, ask(client, assistant, "call f {}"), "requires_action")
+    # It stays as it is from now on: nobody sends anything to it.
+    owner.api.post(f"/v1/webhook_endpoints/{endpoint}", {"enabled": False}).ok()
+    deliveries = f"/v1/webhook_endpoints/{endpoint}/deliveries"
+    eventually(
+        lambda: all(each["attempt_count"] for each in owner.api.get(deliveries).ok()["data"]),
+        "what was under way has ended",
+    )
+    (delivery,) = owner.api.get(deliveries).ok()["data"]
     (message,) = client.beta.threads.messages.list(run.thread_id)
     (step,) = client.beta.threads.runs.steps.list(run.id, thread_id=run.thread_id)
     ids = {
@@ -107,6 +138,8 @@ def two(new_project: Callable[[], Project]) -> Two:
         "message_id": message.id,
         "run_id": run.id,
         "step_id": step.id,
+        "webhook_endpoint_id": endpoint,
+        "delivery_id": delivery["id"],
     }
     return Two(owner, stranger, ids, stranger.client.beta.assistants.create(model="echo").id)
 
@@ -196,6 +229,10 @@ def test_the_owner_is_answered_on_every_named_route(new_project: Callable[[], Pr
     owner = new_project()
     client = owner.client
     assistant = client.beta.assistants.create(model="echo", tools=[function_tool("f")])
+    made = owner.api.post("/v1/webhook_endpoints", ENDPOINT).ok()["id"]
+    until(client, ask(client, assistant, "call f {}"), "requires_action")
+    (owed,) = owner.api.get(f"/v1/webhook_endpoints/{made}/deliveries").ok()["data"]
+    endpoint = {"webhook_endpoint_id": made, "delivery_id": owed["id"]}
     for route in sorted(NAMED):
         run = until(client, ask(client, assistant, "call f {}"), "requires_action")
         thread = f"/v1/threads/{run.thread_id}"
@@ -219,7 +256,17 @@ def test_the_owner_is_answered_on_every_named_route(new_project: Callable[[], Pr
             "run_id": run.id,
             "message_id": message["id"],
             "step_id": step["id"],
+            **endpoint,
         }
+        if path.endswith("/test"):
+            # Nobody is there: the answer says so, and to its owner alone.
+            answer = owner.api.post(path.format(**ids), body)
+            assert answer.status == 424, answer
+            continue
+        if method == "DELETE" and "webhook" in path:
+            ids["webhook_endpoint_id"] = owner.api.post("/v1/webhook_endpoints", ENDPOINT).ok()[
+                "id"
+            ]
         answer = owner.api.served.request(method, path.format(**ids), json=body, key=owner.key)
         assert answer.status == 200, answer
 
@@ -232,6 +279,20 @@ def test_lists_show_ones_own_alone(two: Two) -> None:
     assert [assistant["id"] for assistant in stranger] == [two.own_assistant_id]
     owner = two.owner.api.get("/v1/assistants?limit=100").ok()["data"]
     assert [assistant["id"] for assistant in owner] == [two.ids["assistant_id"]]
+
+
+def test_a_new_endpoint_hears_of_ones_own_runs_alone(two: Two) -> None:
+    """It wants what the owner's runs do, and is owed nothing of it."""
+    stranger = two.stranger.api
+    made = stranger.post("/v1/webhook_endpoints", {**ENDPOINT, "event_types": ["thread.run.*"]})
+    path = f"/v1/webhook_endpoints/{made.ok()['id']}"
+    client = two.owner.client
+    assistant = client.beta.assistants.retrieve(two.ids["assistant_id"])
+    until(client, ask(client, assistant, "hello"), "completed")
+    assert stranger.get(f"{path}/deliveries").ok()["data"] == []
+    assert two.owner.api.get(path).status == 404
+    assert made.ok()["id"] not in two.owner.api.get("/v1/webhook_endpoints").body.decode()
+    assert stranger.delete(path).status == 200
 
 
 def test_an_id_may_be_taken_in_each_project(two: Two) -> None:

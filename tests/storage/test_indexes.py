@@ -13,6 +13,8 @@ import pytest
 
 from runbell.storage import (
     assistants,
+    deliveries,
+    endpoints,
     events,
     idempotency,
     messages,
@@ -29,6 +31,8 @@ from runbell.testing.databases import migrated_sqlite
 
 MODULES = (
     assistants,
+    deliveries,
+    endpoints,
     events,
     idempotency,
     messages,
@@ -40,23 +44,25 @@ MODULES = (
     workable,
 )
 
-WHOLE_TABLES = {"api_keys.list", "projects.list"}
+WHOLE_TABLES = {"api_keys.list", "projects.list", "webhook_endpoints.some_sealed"}
 """These read everything, in tables that have a few rows, for the command line and the start."""
 
-WHOLE_THREADS = {"runs.live", "runs.list_live.asc", "runs.list_live.desc"}
-"""These read live runs, of which there are few, and sort them."""
+WHOLE_THREADS = {
+    *("runs.live", "runs.list_live.asc", "runs.list_live.desc"),
+    *("deliveries.list_run.asc", "deliveries.list_run.desc"),
+}
+"""These read live runs, or one run's deliveries, of which there are few, and sort them."""
 
 
 def statements(module: ModuleType) -> Iterator[Statement]:
     """Every statement of a module, those inside of lists too."""
     for value in vars(module).values():
-        if isinstance(value, Statement):
-            yield value
-        elif isinstance(value, tuple):
-            yield from (each for each in value if isinstance(each, Statement))
-        elif isinstance(value, PagedList):
-            yield value._cursor
-            yield from value._pages.values()
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, Statement):
+                yield each
+            elif isinstance(each, PagedList):
+                yield each._cursor
+                yield from each._pages.values()
 
 
 EVERY = [each for module in MODULES for each in statements(module)]
@@ -102,9 +108,9 @@ def test_a_statement_searches_and_does_not_sort(
         if each.name in FIRST_FEW and step in ("LIST SUBQUERY 1", "SCAN idempotency_keys"):
             continue
         assert "TEMP B-TREE" not in step, step
-        assert step.startswith("SEARCH") or re.match(r"SCAN runs USING .*INDEX ix_runs_", step), (
-            step
-        )
+        assert step.startswith(("SEARCH", "CORRELATED SCALAR SUBQUERY")) or re.match(
+            r"SCAN (\w+) USING .*INDEX ix_\1_", step
+        ), step
 
 
 @pytest.mark.parametrize(
@@ -118,6 +124,8 @@ def test_a_statement_searches_and_does_not_sort(
         (runs.NEXT_WAITING, "ix_runs_waiting (thread_id=?)"),
         (runs.WAITING, "ix_runs_waiting (thread_id=?)"),
         (runs.MANY, "(id=?)"),
+        (endpoints.LISTENING, "ix_webhook_endpoints_enabled (project_id=?)"),
+        (deliveries.FAILED_SINCE, "ix_deliveries_unsettled (endpoint_id=? AND status=?)"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -128,6 +136,16 @@ def test_what_is_asked_for_is_found_by_its_own_index(
     project or on this thread, cost nothing."""
     (step,) = plan(database, statement)
     assert index in step
+
+
+@pytest.mark.parametrize("statement", [deliveries.NEW, deliveries.RETRIES, deliveries.NEXT_DUE])
+def test_what_is_due_is_found_by_what_is_owed(
+    database: sqlite3.Connection, statement: Statement
+) -> None:
+    """By a partial index of pending deliveries: what was delivered long ago costs nothing."""
+    steps = [step for step in plan(database, statement) if "deliveries" in step]
+    assert len(steps) == 1
+    assert "ix_deliveries_due (endpoint_id=? AND next_at_ms" in steps[0]
 
 
 def test_every_index_is_used(database: sqlite3.Connection) -> None:

@@ -160,7 +160,8 @@ def test_keys_of_the_first_schema_go_on_without_a_limit(path: Path) -> None:
     today = shape(path)
     with connected(path) as connection:
         # SQLite's own words: what 0002 adds is taken away, which makes it a file of 0001.
-        connection.execute("DROP TABLE idempotency_keys")
+        for table in ("idempotency_keys", "attempts", "deliveries", "webhook_endpoints"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("ALTER TABLE api_keys DROP COLUMN rpm")
         connection.execute("INSERT INTO projects VALUES ('p', 'mine', 1)")
         connection.execute("INSERT INTO api_keys VALUES ('k', 'p', 'digest', 'hint', 'keys', 2, 3)")

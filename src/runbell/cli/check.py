@@ -18,7 +18,7 @@ __all__ = ["check"]
 
 
 def check(database: Database = None) -> None:
-    """Verify the database: every job can be derived, every event has its transition.
+    """Verify the database: every job can be derived, every event has its transition and is owed.
 
     Reads only, also beside a running service. Ends with 0 where everything is as it should be, else
     with 1 and a list of what is not.

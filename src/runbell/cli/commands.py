@@ -15,8 +15,10 @@ from runbell.cli import (
     assistants,
     backup,
     check,
+    deliveries,
     demo,
     doctor,
+    endpoints,
     inbox,
     keys,
     listen,
@@ -59,6 +61,8 @@ def options(
 app.command("serve", cls=serve.ServeCommand)(serve.serve)
 app.add_typer(keys.app, name="keys")
 app.add_typer(assistants.app, name="assistants")
+app.add_typer(endpoints.app, name="endpoints")
+app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(inbox.app, name="inbox")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)

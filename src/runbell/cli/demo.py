@@ -1,4 +1,5 @@
-"""`runbell demo`: a service of its own, five runs through the stock `openai` SDK, how they went.
+"""`runbell demo`: a service of its own, five runs through the stock `openai` SDK, how they went,
+and how soon their ends were known by polling and by webhook.
 
 Each run is a `Story`: what happens, and how it has to end. A story that ends otherwise makes the
 command fail, so the demo is also the quickest way to see that an installation works.
@@ -19,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from runbell.cli.hooks import Hooks
 from runbell.cli.served import ServedProcess
 from runbell.errors import RunbellError
+from runbell.webhooks import Secret
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -33,6 +36,9 @@ MODEL = "echo"
 QUESTION = "What is 2+2?"
 POLL_MS = 100
 LIMIT_SECONDS = 20.0
+Histories = dict[str, list[tuple[str, int]]]
+"""The statuses of runs by id, each with its moment, in milliseconds since the epoch."""
+
 FULL_WIDTH = 100
 """Columns of the table where nobody says how many there are."""
 
@@ -62,6 +68,7 @@ class Stage:
     def __init__(self, client: AsyncOpenAI) -> None:
         self.client = client
         self.run: Run | None = None
+        self.known_ms = 0.0
 
     async def begin(self, message: str, *, tools: Any = (), extra: Any = None) -> Run:
         """Assistant, thread, message, run: as every program for the Assistants API does it."""
@@ -76,9 +83,11 @@ class Stage:
 
     async def settle(self, run: Run) -> Run:
         """Wait as programs do today: with the SDK's own polling."""
-        return await self.client.beta.threads.runs.poll(
+        run = await self.client.beta.threads.runs.poll(
             run.id, thread_id=run.thread_id, poll_interval_ms=POLL_MS
         )
+        self.known_ms = time.time() * 1000
+        return run
 
     async def answer(self, run: Run) -> str:
         """The text of the message that the run wrote."""
@@ -181,12 +190,22 @@ STORIES = (
 
 @dataclass(frozen=True)
 class Told:
-    """How a story went: its statuses with milliseconds since creation, and what they cost."""
+    """How a story went: its statuses with milliseconds since creation, and what they cost.
+
+    Attributes:
+        calls: status requests that polling has made.
+        posts: webhooks that came.
+        polled_ms: milliseconds from the run's end until polling knew of it.
+        pushed_ms: likewise until its webhook had come; None where none came.
+    """
 
     story: Story
     statuses: tuple[tuple[str, int], ...]
     calls: int
     outcome: str
+    posts: int
+    polled_ms: float
+    pushed_ms: float | None
 
     @property
     def problem(self) -> str:
@@ -196,11 +215,16 @@ class Told:
             return f"it went {' → '.join(went) or 'nowhere'}, not {' → '.join(self.story.statuses)}"
         if not self.outcome.startswith(self.story.outcome):
             return f"it says {self.outcome!r}, not {self.story.outcome!r}"
+        if self.pushed_ms is None or self.posts < len(self.story.statuses):
+            return f"{self.posts} webhooks came, not {len(self.story.statuses)}"
         return ""
 
 
 def demo() -> None:
     """Start a service, await five runs with the stock openai SDK, and show how each went.
+
+    The same runs' events go to a webhook endpoint, and a second table compares: how soon was the
+    end of each run known, and how many calls did it take?
 
     Needs no model and no key: the service keeps everything in a temporary file, and the model
     `echo`, which is built in, answers with what it was asked. The exit code is 0 when every run
@@ -212,10 +236,12 @@ def demo() -> None:
 
     began = time.monotonic()
     console = _console()
-    with ServedProcess() as service:
+    # The receiver is on loopback, which is no place for webhooks otherwise.
+    with ServedProcess("--allow-private-webhooks") as service:
         _introduce(service)
         told = asyncio.run(_tell(service))
     _show(console, told)
+    _compare(console, told)
     wrong = [f"  {each.story.name}: {each.problem}" for each in told if each.problem]
     if wrong:
         raise RunbellError("\n".join(["the demo did not go as it should. The run that", *wrong]))
@@ -230,6 +256,8 @@ def _introduce(service: ServedProcess) -> None:
         f"Client:  the stock openai SDK {openai.__version__}; given base_url and a key, no more.",
         f"Model:   {MODEL}, built in. It answers with the text that it was sent, so the answer to",
         f'         "{QUESTION}" is "{QUESTION}"; lines such as "sleep 60" make it do things.',
+        "Webhook: an endpoint on loopback, registered with client.webhooks.create, gets the events",
+        "         of the same runs, and verifies each signature.",
     )
     typer.echo("\n".join(lines))
 
@@ -246,17 +274,62 @@ async def _tell(service: ServedProcess) -> list[Told]:
 
     # Without the environment, whose proxy would not find our loopback.
     http_client = DefaultAsyncHttpxClient(event_hooks={"request": [count]}, trust_env=False)
-    async with AsyncOpenAI(
-        base_url=service.base_url, api_key=service.api_key, http_client=http_client
-    ) as client:
+    async with (
+        AsyncOpenAI(
+            base_url=service.base_url, api_key=service.api_key, http_client=http_client
+        ) as client,
+        Hooks() as hooks,
+    ):
+        await _register(client, hooks)
         stages = [Stage(client) for _ in STORIES]
         outcomes = await asyncio.gather(*map(_play, STORIES, stages))
-        statuses = await _statuses(client)
-    ids = [stage.run.id if stage.run else "" for stage in stages]
+        histories = await _histories(client)
+        await _until_pushed(hooks, histories)
+    if hooks.problems:
+        raise RunbellError(hooks.problems[0])
     return [
-        Told(story, tuple(statuses[run_id]), calls[run_id], outcome)
-        for story, run_id, outcome in zip(STORIES, ids, outcomes, strict=True)
+        _told(story, stage, histories, hooks, calls, outcome)
+        for story, stage, outcome in zip(STORIES, stages, outcomes, strict=True)
     ]
+
+
+async def _register(client: AsyncOpenAI, hooks: Hooks) -> None:
+    # The SDK's types know OpenAI's own events alone.
+    types: Any = ["thread.run.*"]
+    endpoint = await client.webhooks.create(name="demo", url=hooks.url, event_types=types)
+    hooks.secret = Secret.parse(endpoint.signing_secret)
+
+
+async def _until_pushed(hooks: Hooks, histories: Histories) -> None:
+    """Wait for the webhooks of events that have happened; they are on their way."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while any(hooks.posts[run_id] < len(each) for run_id, each in histories.items()):
+        if time.monotonic() > deadline:
+            return
+        await asyncio.sleep(0.005)
+
+
+def _told(
+    story: Story,
+    stage: Stage,
+    histories: Histories,
+    hooks: Hooks,
+    calls: Counter[str],
+    outcome: str,
+) -> Told:
+    run_id = stage.run.id if stage.run else ""
+    history = histories.get(run_id, [])
+    began_ms, ended_ms = (history[0][1], history[-1][1]) if history else (0, 0)
+    pushed = hooks.known_ms.get(run_id)
+    return Told(
+        story,
+        tuple((status, at_ms - began_ms) for status, at_ms in history),
+        calls[run_id],
+        outcome,
+        hooks.posts[run_id],
+        stage.known_ms - ended_ms,
+        pushed[1] - ended_ms if pushed and history and pushed[0] == history[-1][0] else None,
+    )
 
 
 async def _play(story: Story, stage: Stage) -> str:
@@ -271,18 +344,17 @@ async def _play(story: Story, stage: Stage) -> str:
         return str(error)
 
 
-async def _statuses(client: AsyncOpenAI) -> dict[str, list[tuple[str, int]]]:
-    """Every run's statuses, each with the milliseconds since the run's creation."""
-    statuses: dict[str, list[tuple[str, int]]] = defaultdict(list)
+async def _histories(client: AsyncOpenAI) -> Histories:
+    """Every run's statuses, each with its moment."""
+    histories: Histories = defaultdict(list)
     query: dict[str, Any] = {"limit": 100}
     while True:
         page: Any = await client.get("/events", cast_to=object, options={"params": query})
         for event in page["data"]:
             run = event["data"]
-            since = run["updated_at_ms"] - run["created_at_ms"]
-            statuses[run["id"]].append((run["status"], since))
+            histories[run["id"]].append((run["status"], run["updated_at_ms"]))
         if not page["has_more"]:
-            return statuses
+            return histories
         query["after"] = page["last_id"]
 
 
@@ -315,6 +387,24 @@ def _show(console: Console, told: list[Told]) -> None:
             each.story.name, _life(each.statuses, statuses_width), str(each.calls), outcome
         )
     console.print()
+    console.print(table)
+    console.print()
+
+
+def _compare(console: Console, told: list[Told]) -> None:
+    """How soon the end of each run was known, and what it took, by polling and by webhook."""
+    from rich import box
+    from rich.table import Table
+
+    terminal = console.is_terminal
+    table = Table(box=box.ROUNDED if terminal else None, pad_edge=terminal)
+    table.add_column("End known by")
+    for name in ("polling: calls", "delay", "webhook: calls", "delay", "webhooks received"):
+        table.add_column(name, justify="right")
+    for each in told:
+        pushed = "never" if each.pushed_ms is None else f"{max(0.0, each.pushed_ms):.0f} ms"
+        polled = f"{max(0.0, each.polled_ms):.0f} ms"
+        table.add_row(each.story.name, str(each.calls), polled, "0", pushed, str(each.posts))
     console.print(table)
     console.print()
 

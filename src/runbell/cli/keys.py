@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from runbell.cli.tables import print_table, time_of
 from runbell.errors import ConfigurationError, InvalidSetting
 from runbell.service.settings import Settings, number, sqlite_path
 
@@ -83,17 +83,14 @@ def list_keys(database: Database = None) -> None:
                 names[key.project_id],
                 key.hint,
                 "" if key.rpm is None else str(key.rpm or "none"),
-                _time(key.created_at_ms),
-                _time(key.revoked_at_ms),
+                time_of(key.created_at_ms),
+                time_of(key.revoked_at_ms),
             )
             for key in await store.read(projects.list_keys)
         ]
 
     rows = [("ID", "PROJECT", "KEY", "RPM", "CREATED", "REVOKED"), *_with_store(database, work)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
+    print_table(rows)
 
 
 @app.command()
@@ -130,9 +127,3 @@ def _with_store(
             return await work(store)
 
     return asyncio.run(run())
-
-
-def _time(at_ms: int | None) -> str:
-    if at_ms is None:
-        return ""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

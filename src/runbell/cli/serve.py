@@ -87,6 +87,9 @@ def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
     # the numbers of the command line, so that what is wrong is said in the same words.
     default = f"; default {item.default}" if item.default is not None else ""
     variable = f"({environment_name(item.name)}{default})"
+    if item.type == "bool":
+        switch = typer.Option(help=f"{item.metadata['help']} {variable}", show_default=False)
+        return _parameter(item.name, bool, switch)
     number = item.type in ("int", "float")
     metavar = "NUMBER" if number else item.name.rpartition("_")[2].upper()
     option = typer.Option(

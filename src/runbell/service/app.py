@@ -192,11 +192,13 @@ class App:
             left=lambda: _left(receive),
         )
         key = key_of(headers) if method == "POST" else None
+        if route.before is not None:
+            await route.before(call)
         if key is None:
             result = await self._handled(lambda: route.handle(call))
         else:
             digest = request_digest(method, path, raw)
-            result = await self._handled(lambda: handle_once(route.handle, call, key, digest))
+            result = await self._handled(lambda: handle_once(route, call, key, digest))
         exchange.made = result.made if isinstance(result, Answer) else result
         if method != "GET":
             faults.hit("operations.committed")

@@ -37,8 +37,14 @@ class Changes:
                 if settled or not watch.settled_alone:
                     watch.wake()
 
+    def wake(self, key: str) -> None:
+        """Wake those who wait for what has this id."""
+        for watch in self._of(key):
+            watch.wake()
+
     def watch(self, keys: Iterable[str], *, settled_alone: bool = False) -> Watch:
-        """Wait for changes of these runs, or of any run of these projects, by their ids.
+        """Wait for changes of these runs, of any run of these projects, or of what is owed to
+        these endpoints, by their ids.
 
         Args:
             settled_alone: other changes than that a run settles do not wake.

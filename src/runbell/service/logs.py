@@ -23,7 +23,15 @@ from runbell.errors import ConfigurationError, StorageError, TransitionNotAllowe
 from runbell.runs import Run, event_type
 from runbell.service.metrics import UNMATCHED
 
-__all__ = ["CLIENT_LEFT", "Exchange", "answered", "configure", "moved"]
+__all__ = [
+    "CLIENT_LEFT",
+    "Exchange",
+    "answered",
+    "attempted",
+    "configure",
+    "endpoint_disabled",
+    "moved",
+]
 
 CLIENT_LEFT = 499
 """The status of a request whose client left before the answer, as nginx has it."""
@@ -33,6 +41,7 @@ PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _requests = logging.getLogger("runbell.requests")
 _runs = logging.getLogger("runbell.runs")
+_deliveries = logging.getLogger("runbell.deliveries")
 
 _ID = re.compile(r"[a-z]{2,16}_[0-9A-Za-z]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -136,6 +145,45 @@ def moved(run: Run) -> None:
         # Its message can quote the model or the conversation.
         fields["error_code"] = run.last_error.code
     _emit(_runs, level, "moved", fields)
+
+
+def attempted(
+    endpoint_id: str,
+    event_id: str,
+    run_id: str,
+    *,
+    outcome: str,
+    number: int,
+    status: int | None,
+    milliseconds: int,
+    given_up: bool,
+) -> None:
+    """Log one attempt of a delivery: what went well for who looks closely, the rest for everybody.
+
+    Neither the URL nor what the endpoint answered: both may hold secrets.
+    """
+    level = logging.DEBUG if outcome == "succeeded" else logging.INFO
+    if given_up:
+        level = logging.WARNING
+    if not _deliveries.isEnabledFor(level):
+        return
+    fields: dict[str, Any] = {
+        "outcome": outcome,
+        "attempt": number,
+        "ms": milliseconds,
+        "webhook_endpoint_id": endpoint_id,
+        "event_id": event_id,
+        "run_id": run_id,
+    }
+    if status is not None:
+        fields["status"] = status
+    _emit(_deliveries, level, "given up" if given_up else "attempted", fields)
+
+
+def endpoint_disabled(endpoint_id: str, reason: str) -> None:
+    """Log that nothing is sent to an endpoint any more; `reason` is a sentence of ours."""
+    fields = {"webhook_endpoint_id": endpoint_id, "reason": reason}
+    _emit(_deliveries, logging.WARNING, "disabled", fields)
 
 
 def _emit(logger: logging.Logger, level: int, message: str, fields: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from runbell.runs import EVENT_TYPES, Run, event_type
 
-__all__ = ["UNMATCHED", "Backlog", "Due", "Metrics", "Page"]
+__all__ = ["ATTEMPT_OUTCOMES", "UNMATCHED", "Backlog", "Due", "Metrics", "Page"]
 
 UNMATCHED = "unmatched"
 """The route of requests that no route takes: what they asked for is never a label."""
@@ -28,12 +28,17 @@ UNMATCHED = "unmatched"
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 """Methods that are told apart; clients can invent others, and every label is kept for ever."""
 
+ATTEMPT_OUTCOMES = ("succeeded", "refused", "unanswered", "blocked")
+"""What can come of an attempt: a 2xx, another answer, no answer, an address that is not allowed."""
+
 LAG_EVERY_SECONDS = 0.5
 """How often the event loop's lag is looked at."""
 
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _REQUEST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)
 _MODEL_CALL = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_ATTEMPT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_DELAY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0, 3_600.0, 36_000.0, 360_000.0)
 _GROUP = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -51,11 +56,14 @@ class Backlog:
 
     Attributes:
         runs: runs that have not ended, by status; every such status is there.
-        due: jobs that are due, by kind.
+        due: jobs that are due, by kind; of webhooks, deliveries.
+        undelivered_seconds: since the event of the oldest delivery that is owed to an endpoint
+            that is enabled.
     """
 
     runs: Mapping[str, int]
     due: Mapping[str, Due]
+    undelivered_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,31 @@ class Metrics:
             "Rows of old runs, steps and events that retention has removed.",
             registry=registry,
         )
+        self._attempts = Counter(
+            "runbell_webhook_attempts",
+            "Attempts to deliver webhooks, by what came of them.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._attempted = {word: self._attempts.labels(word) for word in ATTEMPT_OUTCOMES}
+        self._attempt_seconds = Histogram(
+            "runbell_webhook_attempt_seconds",
+            "Duration of attempts to deliver webhooks.",
+            buckets=_ATTEMPT,
+            registry=registry,
+        )
+        self._first_attempt = Histogram(
+            "runbell_webhook_first_attempt_delay_seconds",
+            "Time from an event to the beginning of its first attempt.",
+            buckets=_DELAY,
+            registry=registry,
+        )
+        self._delivered = Histogram(
+            "runbell_webhook_delivery_delay_seconds",
+            "Time from an event to its delivery.",
+            buckets=_DELAY,
+            registry=registry,
+        )
         self._requests = _Requests()
         registry.register(self._requests)
         self._declare_scraped(registry)
@@ -133,6 +166,11 @@ class Metrics:
             "runbell_jobs_oldest_due_seconds",
             "For how long the oldest due job has been due, by kind; 0 where none is.",
             ["kind"],
+            registry=registry,
+        )
+        self._undelivered = Gauge(
+            "runbell_webhook_oldest_undelivered_seconds",
+            "Time since the oldest event that an enabled endpoint has not got yet; 0 for none.",
             registry=registry,
         )
         self._readable = Gauge(
@@ -152,6 +190,22 @@ class Metrics:
     def moved(self, run: Run) -> None:
         """A run has changed its status."""
         self._moved[event_type(run)].inc()
+
+    def first_attempt(self, delay: float) -> None:
+        """The first attempt of a delivery begins, so many seconds after its event."""
+        self._first_attempt.observe(max(0.0, delay))
+
+    def attempted(self, outcome: str, seconds: float, delay: float | None) -> None:
+        """An attempt to deliver a webhook has ended.
+
+        Args:
+            outcome: one of `ATTEMPT_OUTCOMES`.
+            delay: of one that succeeded: seconds since its event.
+        """
+        self._attempted[outcome].inc()
+        self._attempt_seconds.observe(seconds)
+        if delay is not None:
+            self._delivered.observe(max(0.0, delay))
 
     def model_called(self, outcome: str, seconds: float) -> None:
         """A model call, or a try of one, is over."""
@@ -192,6 +246,7 @@ class Metrics:
         if backlog is not None:
             for status, count in backlog.runs.items():
                 self._runs.labels(status).set(count)
+            self._undelivered.set(backlog.undelivered_seconds)
             for kind, due in backlog.due.items():
                 self._due.labels(kind).set(due.count)
                 self._oldest_due.labels(kind).set(due.oldest_seconds)

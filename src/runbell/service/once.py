@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import Any, TypeVar
 
 from runbell.errors import RequestRefused, StorageUnavailable
-from runbell.service.routes.routing import Answer, Call, EventStream, answer
+from runbell.service.routes.routing import Answer, Call, EventStream, Route, answer
 from runbell.service.routes.streaming import replay_run
 from runbell.storage import idempotency
 from runbell.storage.idempotency import FirstAnswer
@@ -33,8 +33,6 @@ REPLAYED = {"idempotent-replayed": "true"}
 """Says that an answer was given before."""
 
 _KEY = re.compile(r"[ -~]{1,255}")
-
-Handle = Callable[[Call[Any, Any]], Awaitable[Any]]
 
 
 def key_of(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
@@ -65,14 +63,21 @@ def request_digest(method: str, path: str, body: bytes) -> bytes:
     return sha256(b"%d %b%b" % (len(place), place, body)).digest()
 
 
+Handle = Callable[[Call[Any, Any]], Awaitable[Any]]
+
+
 async def handle_once(
-    handle: Handle, call: Call[Any, Any], key: str, digest: bytes
+    route: Route, call: Call[Any, Any], key: str, digest: bytes
 ) -> Answer | EventStream:
     """Handle a request, unless it was handled before: then its first answer again.
 
     Raises:
-        RequestRefused: by `handle`; or (409) another request had this key.
+        RequestRefused: by its handler; (409) another request had this key; or (400) it can't be
+            made sure that it happens once.
     """
+    if route.repeats:
+        raise _repeats()
+    seal, unseal = _sealing(call, digest) if route.secret else (_plain, _plain)
     project, now_ms = call.project, call.ctx.clock.now_ms()
     oldest_ms = now_ms - idempotency.KEPT_MS
 
@@ -85,13 +90,13 @@ async def handle_once(
             if first.digest != digest:
                 raise _reused()
             return first
-        given = await _handle_within(tx, handle, call)
-        await idempotency.keep(tx, project, key, _first_answer(given, digest))
+        given = await _handle_within(tx, route.handle, call)
+        await idempotency.keep(tx, project, key, _first_answer(given, digest, seal))
         return given
 
     result = await call.ctx.store.write(work)
     if isinstance(result, FirstAnswer):
-        return await _replay(call, result)
+        return await _replay(call, replace(result, body=unseal(result.body)))
     return result
 
 
@@ -108,12 +113,26 @@ async def _handle_within(
     return given if isinstance(given, Answer | EventStream) else answer(given)
 
 
-def _first_answer(given: Answer | EventStream, digest: bytes) -> FirstAnswer:
+def _first_answer(
+    given: Answer | EventStream, digest: bytes, seal: Callable[[bytes], bytes]
+) -> FirstAnswer:
     if isinstance(given, Answer):
-        return FirstAnswer(digest, given.status, given.headers, given.body, None)
+        return FirstAnswer(digest, given.status, given.headers, seal(given.body), None)
     if given.run_id is None:
         raise TypeError("a stream that is asked for with POST is that of a run")
     return FirstAnswer(digest, 200, given.headers, b"", given.run_id)
+
+
+def _sealing(
+    call: Call[Any, Any], digest: bytes
+) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
+    """How an answer with a secret in it is kept; it can be had again for the same request alone."""
+    vault, about = call.ctx.vault, f"the answer to {call.project} {digest.hex()}"
+    return lambda body: vault.seal(body, about), lambda body: vault.open(body, about)
+
+
+def _plain(body: bytes) -> bytes:
+    return body
 
 
 async def _replay(call: Call[Any, Any], first: FirstAnswer) -> Answer | EventStream:
@@ -121,6 +140,15 @@ async def _replay(call: Call[Any, Any], first: FirstAnswer) -> Answer | EventStr
     if first.run_id is None:
         return Answer(first.status, first.body, headers)
     return replace(await replay_run(call.ctx, call.project, first.run_id), headers=headers)
+
+
+def _repeats() -> RequestRefused:
+    return RequestRefused(
+        400,
+        "This request does something each time that it is sent: leave 'Idempotency-Key' out.",
+        param="Idempotency-Key",
+        code="invalid_idempotency_key",
+    )
 
 
 def _reused() -> RequestRefused:

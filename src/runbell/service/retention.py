@@ -1,4 +1,5 @@
-"""Who clears away: runs that ended long ago, with their steps and events, and first answers.
+"""Who clears away: runs that ended long ago, with their steps, events and deliveries, what was owed
+to endpoints that are gone, and first answers.
 
 Threads are not touched. A thread and its messages are somebody's conversation: they go when they
 are deleted, not by age.
@@ -7,12 +8,13 @@ are deleted, not by age.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from runbell.errors import StorageUnavailable
 from runbell.service.operations.context import Context
 from runbell.storage import idempotency, retention
 
-__all__ = ["ROWS", "SWEEP_SECONDS", "remove_old", "sweep"]
+__all__ = ["ROWS", "SWEEP_SECONDS", "remove_forgotten", "remove_old", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +31,13 @@ DAY_MS = 86_400_000
 
 
 async def sweep(ctx: Context) -> None:
-    """Remove what is old, now and again, until this is cancelled."""
+    """Remove what is old, and what belonged to endpoints that were deleted, now and again, until
+    this is cancelled."""
     while True:
         try:
-            removed = await remove_old(ctx)
+            removed = await remove_forgotten(ctx)
+            if ctx.settings.retain_days:
+                removed += await remove_old(ctx)
         except StorageUnavailable as error:
             logger.warning("retention waits for the database: %s", error)
         except Exception:
@@ -79,6 +84,23 @@ async def _remove_runs(ctx: Context, before_ms: int) -> int:
         if rows == 0:
             # What is here has to stay for now.
             position = events[-1].position
+        await ctx.clock.sleep(PAUSE_SECONDS)
+
+
+async def remove_forgotten(ctx: Context) -> int:
+    """Remove what was owed to endpoints that are not there any more: how many rows."""
+    removed, after = 0, ""
+    while True:
+        found = await ctx.store.scan(partial(retention.gone_endpoint, after=after))
+        if found is None:
+            return removed
+        rows = await ctx.store.write(
+            partial(retention.remove_of_endpoint, endpoint_id=found, limit=ROWS)
+        )
+        removed += rows
+        ctx.metrics.retention_removed.inc(rows)
+        if rows < ROWS:
+            after = found
         await ctx.clock.sleep(PAUSE_SECONDS)
 
 

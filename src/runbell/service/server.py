@@ -35,6 +35,8 @@ from runbell.service.backends.echo import Echo
 from runbell.service.backends.timing import Observe
 from runbell.service.changes import Changes
 from runbell.service.connection import Connection
+from runbell.service.delivery.dialling import Poster
+from runbell.service.delivery.lanes import Deliverer
 from runbell.service.executor import Executor
 from runbell.service.feeds import Feeds
 from runbell.service.jobs import Handler, JobKind
@@ -50,7 +52,8 @@ from runbell.service.operations.access import (
 )
 from runbell.service.operations.context import Context
 from runbell.service.settings import Settings, mistaken_variables, sqlite_path
-from runbell.storage import projects
+from runbell.service.vault import Vault, load_or_make_key
+from runbell.storage import endpoints, projects
 from runbell.storage.lock import InstallationLock
 from runbell.storage.migrate import upgrade_sqlite
 from runbell.storage.sqlite import SQLiteStore
@@ -103,7 +106,9 @@ async def open_store(path: Path, *, create: bool = True) -> AsyncIterator[SQLite
         await store.close()
 
 
-def build(settings: Settings, store: SQLiteStore, clock: Clock) -> tuple[Context, Executor]:
+def build(
+    settings: Settings, store: SQLiteStore, clock: Clock, vault: Vault
+) -> tuple[Context, Executor, Deliverer]:
     """The parts of one service, put together; its jobs are not started."""
     metrics = Metrics()
     backends = _backends(settings, clock, metrics.model_called)
@@ -115,11 +120,48 @@ def build(settings: Settings, store: SQLiteStore, clock: Clock) -> tuple[Context
         cancel_grace=settings.cancel_grace,
     )
     changes = Changes()
-    feeds = Feeds(store, changes)
-    ctx = Context(settings, clock, store, jobs, changes, feeds, Live(), backends, metrics)
+    ctx = Context(
+        settings,
+        clock,
+        store,
+        jobs,
+        changes,
+        Feeds(store, changes),
+        Live(),
+        backends,
+        _poster(settings, clock),
+        vault,
+        metrics,
+    )
     ctx.metrics.writer_waiting.set_function(lambda: store.waiting)
     store.on_commit = ctx.metrics.committed
-    return ctx, Executor(ctx)
+    return ctx, Executor(ctx), Deliverer(ctx)
+
+
+def _poster(settings: Settings, clock: Clock) -> Poster:
+    return Poster(
+        allow_private=settings.allow_private_webhooks,
+        connect_timeout=settings.webhook_connect_timeout,
+        answer_timeout=settings.webhook_answer_timeout,
+        whole_timeout=settings.webhook_timeout,
+        clock=clock,
+    )
+
+
+async def _vault(settings: Settings, store: SQLiteStore) -> Vault:
+    """What secrets are encrypted with. A new key is made only where nothing is encrypted yet."""
+    sealed = await store.read(endpoints.some_sealed)
+    key = load_or_make_key(
+        given=settings.encryption_key,
+        key_file=settings.key_file,
+        beside=sqlite_path(settings.database),
+        create=sealed is None,
+    )
+    vault = Vault(key)
+    if sealed is not None:
+        # Now, rather than when the first webhook is to be signed.
+        vault.open(*sealed)
+    return vault
 
 
 def _backends(settings: Settings, clock: Clock, observe: Observe) -> Backends:
@@ -132,12 +174,13 @@ def _backends(settings: Settings, clock: Clock, observe: Observe) -> Backends:
     return Backends(backends, clock, observe)
 
 
-def handlers(ctx: Context, executor: Executor) -> dict[JobKind, Handler]:
+def handlers(executor: Executor, deliverer: Deliverer) -> dict[JobKind, Handler]:
     """Who does each kind of job."""
     return {
         JobKind.RUN: executor.execute,
         JobKind.EXPIRE: executor.expire,
         JobKind.FINISH_CANCEL: executor.finish_cancel,
+        JobKind.DELIVER: deliverer.deliver,
     }
 
 
@@ -170,7 +213,8 @@ async def _serve_from(
     loopback: bool,
     say: Callable[[str], None],
 ) -> None:
-    ctx, executor = build(settings, store, SystemClock())
+    vault = await _vault(settings, store)
+    ctx, executor, deliverer = build(settings, store, SystemClock(), vault)
     project = await ensure_project(store, ctx.clock, DEFAULT_PROJECT)
     url = _url(listener)
     about_keys = await _about_keys(ctx, url, loopback=loopback)
@@ -191,7 +235,7 @@ async def _serve_from(
     )
     _spare_the_collector()
     ctx.backends.start()
-    ctx.jobs.start(handlers(ctx, executor))
+    ctx.jobs.start(handlers(executor, deliverer))
     stop = asyncio.Event()
     with _signals(stop), _background(retention.sweep(ctx), ctx.metrics.watch_loop()):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -213,6 +257,8 @@ async def _serve_from(
             settings.shutdown_grace,
         )
         await asyncio.gather(serving, ctx.jobs.stop(settings.shutdown_grace))
+        await deliverer.close()
+        await ctx.poster.close()
         await executor.hand_back()
         await ctx.backends.close()
         going_on = await _live(ctx, "run", RunStatus.QUEUED, RunStatus.IN_PROGRESS)

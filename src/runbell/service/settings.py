@@ -96,6 +96,30 @@ class Settings:
             "low": None,
         },
     )
+    allow_private_webhooks: bool = _setting(
+        False,
+        "Send webhooks to http:// URLs and to addresses that are not public too: for receivers on "
+        "your own machine.",
+    )
+    webhook_retries: str = _setting(
+        "5 60 300 1800 7200 18000 36000 50400 72000 72000",
+        "Seconds before each further attempt of a webhook that was not delivered, in order.",
+    )
+    webhook_patience: float = _setting(
+        259_200.0, "Seconds after which a webhook that was not delivered is given up.", low=1
+    )
+    webhook_connect_timeout: float = _setting(
+        5.0, "Seconds within which there has to be a connection to an endpoint.", low=0.001
+    )
+    webhook_answer_timeout: float = _setting(
+        15.0, "Seconds that an endpoint may pause before and in its answer.", low=0.001
+    )
+    webhook_timeout: float = _setting(
+        20.0, "Seconds that one attempt may take as a whole.", low=0.001
+    )
+    webhook_concurrency: int = _setting(
+        16, "Attempts that may be under way to one endpoint at the same time.", low=1
+    )
     api_key: str | None = field(
         default=None,
         repr=False,
@@ -139,7 +163,27 @@ class Settings:
         if settings.port > 65_535:
             raise _wrong("port", settings.port, "the largest value is 65535")
         sqlite_path(settings.database)
+        settings.retry_delays  # noqa: B018 - raises where it can't be read
         return settings
+
+    @property
+    def retry_delays(self) -> tuple[float, ...]:
+        """Seconds before each attempt of a webhook, the first one at once.
+
+        Raises:
+            InvalidSetting: they are no numbers.
+        """
+        try:
+            delays = tuple(float(each) for each in self.webhook_retries.replace(",", " ").split())
+        except ValueError:
+            delays = (-1.0,)
+        if not all(0 <= delay < float("inf") for delay in delays):
+            raise _wrong(
+                "webhook_retries",
+                self.webhook_retries,
+                "use seconds, with spaces between them, such as '5 60 300'",
+            )
+        return (0.0, *delays)
 
 
 def environment_name(setting: str) -> str:
@@ -185,6 +229,8 @@ def sqlite_path(url: str) -> Path:
 
 
 def _checked(item: dataclasses.Field[Any], value: Any) -> Any:
+    if item.type == "bool":
+        return _switch(item.name, value)
     kind = {"int": int, "float": float}.get(str(item.type))
     if kind is None:
         return str(value)
@@ -210,6 +256,13 @@ def number(name: str, value: Any, kind: type[N], low: float, place: str) -> N:
     if not low <= converted < float("inf"):
         raise InvalidSetting(f"{name} is {value}: the smallest value is {low:g} ({place})")
     return converted
+
+
+def _switch(name: str, value: Any) -> bool:
+    switched = {"1": True, "true": True, "0": False, "false": False}.get(str(value).lower())
+    if switched is None:
+        raise _wrong(name, value, "use true or false")
+    return switched
 
 
 def _wrong(setting: str, value: object, advice: str) -> InvalidSetting:

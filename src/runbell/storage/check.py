@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import and_, bindparam, func, select, text, tuple_
 
 from runbell.runs import TRANSITIONS, RunStatus
-from runbell.storage import schema
+from runbell.storage import check_webhooks, schema
 from runbell.storage.report import Named, Report, rows
 from runbell.storage.statements import Statement, limited
 from runbell.storage.store import Transaction
@@ -158,6 +158,7 @@ async def check(tx: Transaction, *, now_ms: int | None = None) -> Report:
     await _check_events(tx, report)
     await _check_steps(tx, report)
     await _check_messages(tx, report)
+    await check_webhooks.check(tx, report)
     return report
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, delete, literal_column, select, text
+from sqlalchemy.sql.elements import ColumnElement
 
 from runbell.runs import RunStatus
 from runbell.storage import runs, schema
 from runbell.storage.statements import Statement, limited
 from runbell.storage.store import Transaction
 
-__all__ = ["Old", "events_behind", "remove"]
+__all__ = ["Old", "events_behind", "gone_endpoint", "remove", "remove_of_endpoint"]
 
 _e, _r, _s = schema.events.c, schema.runs.c, schema.run_steps.c
+_d, _a, _w = schema.deliveries.c, schema.attempts.c, schema.webhook_endpoints.c
 
 BEHIND = Statement(
     "events.behind",
@@ -66,6 +68,54 @@ DELETE_EVENTS = Statement(
         )
     ),
 )
+STILL_OWED = Statement(
+    "deliveries.still_owed",
+    "Whether an event of the run is owed to an endpoint that is enabled.",
+    limited(
+        select(_d.position)
+        .select_from(schema.deliveries.join(schema.webhook_endpoints, _w.id == _d.endpoint_id))
+        .where(
+            _d.run_id == bindparam("run"), _d.status == literal_column("'pending'"), text("enabled")
+        )
+    ),
+)
+NEXT_ENDPOINT = Statement(
+    "deliveries.next_endpoint",
+    "The next endpoint that has deliveries, and whether it is there.",
+    limited(
+        select(_d.endpoint_id, select(_w.id).where(_w.id == _d.endpoint_id).scalar_subquery())
+        .where(_d.endpoint_id > bindparam("after"))
+        .order_by(_d.endpoint_id)
+    ),
+)
+
+
+def _some(name: str, purpose: str, condition: ColumnElement[bool]) -> tuple[Statement, Statement]:
+    """Two statements that forget the attempts of some deliveries, and then those themselves."""
+    attempts = (
+        select(_a.position)
+        .select_from(schema.attempts.join(schema.deliveries, _d.position == _a.delivery))
+        .where(condition)
+    )
+    rows = select(_d.position).where(condition)
+    return (
+        Statement(
+            f"attempts.delete_{name}",
+            f"Forget some attempts {purpose}.",
+            delete(schema.attempts).where(_a.position.in_(limited(attempts).scalar_subquery())),
+        ),
+        Statement(
+            f"deliveries.delete_{name}",
+            f"Forget some deliveries {purpose}.",
+            delete(schema.deliveries).where(_d.position.in_(limited(rows).scalar_subquery())),
+        ),
+    )
+
+
+OF_RUN = _some("of_run", "of a run's events", _d.run_id == bindparam("run"))
+OF_ENDPOINT = _some(
+    "of_endpoint", "to an endpoint that is gone", _d.endpoint_id == bindparam("endpoint")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +134,10 @@ async def events_behind(tx: Transaction, position: int, limit: int) -> list[Old]
 
 
 async def remove(tx: Transaction, run_ids: Sequence[str], before_ms: int, limit: int) -> int:
-    """Remove of these runs what may go: steps, the run itself, its events, in this order.
+    """Remove of these runs what may go: steps, the run itself, deliveries, events, in this order.
 
-    A run may go when it ended before a time, and no run of its thread is live; one whose thread was
+    A run may go when it ended before a time, no run of its thread is live, and no event of it is
+    owed to an endpoint that is enabled; one whose thread was
     deleted, when its last event is older. What is left of a run that has more rows than `limit` are
     the last of its events: they are found again.
 
@@ -110,6 +161,9 @@ async def _may_go(tx: Transaction, run_id: str, before_ms: int) -> bool:
     latest = await tx.fetch_one(LATEST, {"run": run_id, "limit": 1})
     if latest is None or latest[0] >= before_ms:
         return False
+    # Its body would be gone. An endpoint that is disabled does not count: it may stay so for ever.
+    if await tx.fetch_one(STILL_OWED, {"run": run_id, "limit": 1}) is not None:
+        return False
     row = await tx.fetch_one(RUN, {"run": run_id})
     if row is None:
         return True
@@ -123,5 +177,30 @@ async def _remove(tx: Transaction, run_id: str, limit: int) -> int:
     if removed < limit:
         # Steps never stand without their run; events do, as after the deletion of a thread.
         removed += await tx.execute(DELETE_RUN, {"run": run_id})
-        removed += await tx.execute(DELETE_EVENTS, {"run": run_id, "limit": limit - removed})
+        # Deliveries never stand without their event.
+        for statement in (*OF_RUN, DELETE_EVENTS):
+            if removed < limit:
+                params = {"run": run_id, "limit": limit - removed}
+                removed += await tx.execute(statement, params)
+    return removed
+
+
+async def gone_endpoint(tx: Transaction, after: str) -> str | None:
+    """The next endpoint, by its id, that was deleted and has deliveries left; None for none."""
+    while True:
+        row = await tx.fetch_one(NEXT_ENDPOINT, {"after": after, "limit": 1})
+        if row is None:
+            return None
+        after, there = row
+        if there is None:
+            return after
+
+
+async def remove_of_endpoint(tx: Transaction, endpoint_id: str, limit: int) -> int:
+    """Remove what was owed to an endpoint that was deleted: how many rows, `limit` at the most."""
+    removed = 0
+    for statement in OF_ENDPOINT:
+        if removed < limit:
+            params = {"endpoint": endpoint_id, "limit": limit - removed}
+            removed += await tx.execute(statement, params)
     return removed

@@ -32,9 +32,13 @@ from sqlalchemy import (
 __all__ = [
     "ACTIVE",
     "LIVE",
+    "PENDING",
+    "UNSETTLED",
     "WORKABLE",
     "api_keys",
     "assistants",
+    "attempts",
+    "deliveries",
     "events",
     "idempotency_keys",
     "messages",
@@ -44,6 +48,7 @@ __all__ = [
     "run_steps",
     "runs",
     "threads",
+    "webhook_endpoints",
 ]
 
 metadata = MetaData(
@@ -63,6 +68,12 @@ WORKABLE = "status IN ('queued', 'in_progress')"
 
 ACTIVE = f"{LIVE} AND NOT waits_turn"
 """Holding its thread: the database itself keeps this to one run a thread."""
+
+PENDING = "status = 'pending'"
+"""A delivery that is still owed."""
+
+UNSETTLED = "status <> 'succeeded'"
+"""A delivery that somebody may want to look at: the few among the many that went well."""
 
 
 def _position() -> Column[int]:
@@ -281,4 +292,88 @@ idempotency_keys = Table(
     Column("body", LargeBinary),
     Column("run_id", Text),
     UniqueConstraint("project_id", "key"),
+)
+
+# Where events are pushed. Secrets and headers are encrypted; only the service has the key.
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    _position(),
+    _project(),
+    Column("id", Text, nullable=False, unique=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("subscription", Text, nullable=False),
+    Column("rate_limit", Integer),
+    Column("headers", LargeBinary),
+    Column("metadata", Text, nullable=False),
+    Column("secret", LargeBinary, nullable=False),
+    Column("secret_hint", Text, nullable=False),
+    Column("old_secret", LargeBinary),
+    Column("old_secret_until_ms", BigInteger),
+    Column("enabled", Boolean, nullable=False),
+    Column("disabled_reason", Text),
+    Column("failing_since_ms", BigInteger),
+    Index(None, "project_id", "position"),
+    Index(
+        "ix_webhook_endpoints_enabled",
+        "project_id",
+        sqlite_where=text("enabled"),
+        postgresql_where=text("enabled"),
+    ),
+)
+
+# One event that is owed to one endpoint; its id is the event's. A new one is due at 0, which is in
+# front of every retry: first attempts begin in the order of the positions.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    _position(),
+    Column("endpoint_id", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("since_ms", BigInteger, nullable=False),
+    Column("next_at_ms", BigInteger),
+    Column("settled_at_ms", BigInteger),
+    UniqueConstraint("endpoint_id", "id"),
+    Index(None, "endpoint_id", "position"),
+    Index(None, "run_id"),
+    Index(
+        "ix_deliveries_due",
+        "endpoint_id",
+        "next_at_ms",
+        "position",
+        sqlite_where=text(PENDING),
+        postgresql_where=text(PENDING),
+    ),
+    Index(
+        "ix_deliveries_unsettled",
+        "endpoint_id",
+        "status",
+        "position",
+        sqlite_where=text(UNSETTLED),
+        postgresql_where=text(UNSETTLED),
+    ),
+)
+
+# What came of each POST. `delivery` is the position of its delivery.
+attempts = Table(
+    "attempts",
+    metadata,
+    _position(),
+    Column("delivery", BigInteger, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("duration_ms", BigInteger, nullable=False),
+    Column("status_code", Integer),
+    Column("error", Text),
+    Column("excerpt", Text),
+    UniqueConstraint("delivery", "number"),
 )

@@ -26,6 +26,7 @@ from runbell.runs import Run, RunEvent, RunStatus
 from runbell.service.backends import Backends
 from runbell.service.backends.echo import Echo
 from runbell.service.changes import Changes
+from runbell.service.delivery.lanes import Deliverer
 from runbell.service.executor import Executor
 from runbell.service.feeds import Feeds
 from runbell.service.jobs.embedded import EmbeddedJobs
@@ -36,6 +37,7 @@ from runbell.service.operations.access import DEFAULT_PROJECT, ensure_project
 from runbell.service.operations.context import Context
 from runbell.service.server import handlers
 from runbell.service.settings import Settings
+from runbell.service.vault import Vault
 from runbell.service.wire.requests import (
     CreateAssistant,
     CreateMessage,
@@ -53,6 +55,7 @@ from runbell.storage.records import FunctionDefinition, FunctionTool, Message, R
 from runbell.storage.store import Store
 from runbell.testing.backends import ScriptedBackend
 from runbell.testing.databases import ObservedStore, migrated_sqlite, opened
+from runbell.testing.posts import ScriptedPoster
 
 __all__ = ["EmbeddedService", "embedded", "on_a_service"]
 
@@ -69,6 +72,7 @@ class EmbeddedService:
         clock: moves when `advance` is called, and at no other time.
         store: counts what goes through it, and can be away.
         backend: serves the model `scripted`; `echo` is served too.
+        poster: takes what is sent to webhook endpoints, and answers as the test says.
         project: the id of the one project.
     """
 
@@ -81,6 +85,8 @@ class EmbeddedService:
         self.backend = backend
         self.project = ""
         self.assistant = ""
+        self.poster = ScriptedPoster()
+        self.vault = Vault(bytes(32))
         self.build()
 
     def build(self) -> None:
@@ -105,9 +111,12 @@ class EmbeddedService:
             Feeds(self.store, changes),
             Live(),
             backends,
+            self.poster,
+            self.vault,
             metrics,
         )
         self.executor = Executor(self.ctx, random.Random(0))
+        self.deliverer = Deliverer(self.ctx, random.Random(0))
 
     # The process.
 
@@ -122,13 +131,14 @@ class EmbeddedService:
 
     def start(self) -> None:
         """Begin to hand out jobs."""
-        self.jobs.start(handlers(self.ctx, self.executor))
+        self.jobs.start(handlers(self.executor, self.deliverer))
 
     async def crash(self) -> None:
         """Lose everything that is not in the store, as a killed process does."""
         for turn in self.backend.turns:
             turn.stubborn = False
         await self.jobs.stop(0)
+        await self.deliverer.close()
         await self.store.drain()
 
     async def restart(self) -> None:

@@ -13,7 +13,7 @@ __all__ = ["Handler", "Job", "JobKind", "Jobs", "Lane", "Lanes"]
 
 
 class JobKind(StrEnum):
-    """Every kind of job; the key of each is a run's id."""
+    """Every kind of job. The key of each is a run's id, except where it says otherwise."""
 
     RUN = "run"
     """Call the model for a queued run; due at once."""
@@ -23,6 +23,10 @@ class JobKind(StrEnum):
 
     FINISH_CANCEL = "finish_cancel"
     """End a run that is being cancelled and whose worker does not answer."""
+
+    DELIVER = "deliver"
+    """Send an endpoint what it is owed and is due; the key is the endpoint's id. One job an
+    endpoint at a time: its order, its rate and its concurrency are then one worker's business."""
 
 
 @dataclass(frozen=True, slots=True)

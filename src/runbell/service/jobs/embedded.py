@@ -22,6 +22,7 @@ from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
+from runbell.service.jobs.owed import OwedEndpoints
 from runbell.storage import runs, workable
 from runbell.storage.store import Store, Transaction
 from runbell.storage.workable import Workable
@@ -103,21 +104,26 @@ class EmbeddedJobs:
         self._next_due_ms = 0
         self._held_back: dict[str, tuple[int, int]] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._owed = OwedEndpoints(store, clock, self._backoff, self._rng)
 
     async def enqueue(self, tx: Transaction, job: Job) -> None:
         if job.kind is JobKind.RUN:
             tx.after_commit(lambda: self._hint(job.key, job.model))
+        elif job.kind is JobKind.DELIVER:
+            tx.after_commit(lambda: self._owed.expect(job.key, job.due_ms))
         else:
             tx.after_commit(lambda: self._expect(job.due_ms or 0))
 
     def start(self, handlers: Mapping[JobKind, Handler]) -> None:
         self._handlers = handlers
+        self._owed.start(handlers.get(JobKind.DELIVER))
         self._lanes.subscribe(self._ready_wake.set, self._sort_again)
         self._ready_wake.set()
         self._loops = [
             asyncio.create_task(self._forever(self._hand_out_ready), name="jobs-ready"),
             asyncio.create_task(self._forever(self._hand_out_deferred), name="jobs-deferred"),
             asyncio.create_task(self._forever(self._sweep), name="jobs-sweep"),
+            asyncio.create_task(self._forever(self._owed.hand_out), name="jobs-owed"),
         ]
 
     @property
@@ -129,7 +135,8 @@ class EmbeddedJobs:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._loops = []
-        running = list(self._running.values())
+        self._owed.stop()
+        running = [*self._running.values(), *self._owed.running]
         if running:
             _, late = await asyncio.wait(running, timeout=grace)
             for task in late:
@@ -361,3 +368,4 @@ class EmbeddedJobs:
         await self._clock.sleep(SWEEP_SECONDS)
         self._look_at_all = True
         self._ready_wake.set()
+        self._owed.look_again()

@@ -66,6 +66,7 @@ _ERRORS: dict[int, tuple[str, tuple[Header, ...]]] = {
     409: ("It contradicts what is there already.", (SHOULD_RETRY,)),
     413: ("The request's body is larger than the service's `--max-body`.", ()),
     415: ("The request's body is compressed.", ()),
+    424: ("Somebody else, who has to be asked for this, gave no answer.", ()),
     429: ("The key's limit of requests is reached.", (RETRY_AFTER, RETRY_AFTER_MS)),
     500: ("Something is broken here; the log knows it by the request's id.", ()),
     503: ("The database can't be used; nothing was changed.", (RETRY_AFTER,)),

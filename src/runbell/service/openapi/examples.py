@@ -16,8 +16,10 @@ import msgspec
 from runbell.errors import RequestRefused
 from runbell.runs import Run, RunStatus, ToolCall, Usage, event_of, lifecycle
 from runbell.service.operations import refusals as operation_refusals
-from runbell.service.wire import objects, refusals, streams
+from runbell.service.wire import objects, refusals, streams, webhooks
 from runbell.service.wire.pages import page_of
+from runbell.storage.deliveries import Attempt, Delivery
+from runbell.storage.endpoints import Endpoint, Subscription
 from runbell.storage.records import (
     Assistant,
     AssistantConfig,
@@ -43,13 +45,16 @@ IDS = {
     "run_id": "run_0VwF2mXdC4tPiRy7LuQn9VaM",
     "step_id": "step_0VwF2mYjE6gSwBk2NxTo8ZcP",
     "model": "echo",
+    "webhook_endpoint_id": "wh_0VwF2mNrQ5pKxHd8TvYs2JcB",
+    "delivery_id": "evt_0VwF2nCsN7oAeJs1VfBw9HkX",
 }
 """Values of the parameters of paths."""
 
 _CALL = "call_0VwF2mYkH1iUyDm4PzVq3BeR"
 _ANSWER = "msg_0VwF2nBoJ3kWaFo6RbXs5DgT"
 _ANSWER_STEP = "step_0VwF2nBqL5mYcHq8TdZu7FiV"
-_EVENT = "evt_0VwF2nCsN7oAeJs1VfBw9HkX"
+_EVENT = IDS["delivery_id"]
+_SECRET = "whsec_0VwF2nDtP8qCfKu3XgZy1IlM6OrQ9SvU2TwX5YzA7B4="  # noqa: S105 - nobody's
 _START_MS = 1_795_247_763_120
 _METADATA = {"customer": "c-1042"}
 _FUNCTION = FunctionDefinition(
@@ -99,6 +104,7 @@ REFUSALS: dict[int, RequestRefused] = {
         413, "The request's body is larger than 8388608 bytes.", code="request_too_large"
     ),
     415: _refusal(415, "Compressed bodies are not supported: send it without Content-Encoding."),
+    424: operation_refusals.unreachable("There was no connection: Connection refused."),
     429: _refusal(
         429,
         "Rate limit reached for API key sk-rb***4Q on requests per min (RPM): Limit 60, Used 60, "
@@ -127,7 +133,13 @@ REFUSALS: dict[int, RequestRefused] = {
 def examples() -> dict[str, Example]:
     """The examples by the names of the operations."""
     story = _Story()
-    return {**story.assistants(), **story.threads(), **story.runs(), **story.others()}
+    return {
+        **story.assistants(),
+        **story.threads(),
+        **story.runs(),
+        **story.webhooks(),
+        **story.others(),
+    }
 
 
 class _Story:
@@ -208,6 +220,41 @@ class _Story:
             "submitToolOutputsToRun": Example((resumed,), {"tool_outputs": [output]}, end),
             "listRunSteps": Example((_page(self.steps),)),
             "getRunStep": Example((self.steps[0],)),
+        }
+
+    def webhooks(self) -> dict[str, Example]:
+        """Examples of what is done with endpoints and deliveries."""
+        asked = {
+            "name": "prod",
+            "url": "https://example.com/hooks",
+            "event_types": ["thread.run.completed", "thread.run.failed"],
+        }
+        ours = {"rate_limit": 50, "filters": {"assistant_ids": [IDS["assistant_id"]]}}
+        endpoint = _endpoint()
+        shown = webhooks.endpoint_object(endpoint, {})
+        delivery = webhooks.delivery_object(*_delivery())
+        tested = webhooks.EndpointTestObject(
+            event_type="thread.run.completed", status_code=200, webhook_endpoint_id=endpoint.id
+        )
+        recovered = webhooks.RecoveryObject(webhook_endpoint_id=endpoint.id, recovered=12)
+        return {
+            "listWebhookEndpoints": Example((_page([shown]),)),
+            "createWebhookEndpoint": Example(
+                (webhooks.endpoint_with_secret(endpoint, {}, _SECRET),), {**asked, **ours}
+            ),
+            "getWebhookEndpoint": Example((shown,)),
+            "updateWebhookEndpoint": Example((shown,), {"enabled": True, "rate_limit": 50}),
+            "deleteWebhookEndpoint": _deleted("webhook_endpoint.deleted", endpoint.id),
+            "rotateWebhookEndpointSecret": Example(
+                (webhooks.endpoint_with_secret(endpoint, {}, _SECRET),),
+                {"keep_old_secret_active_for_24_hours": True},
+            ),
+            "testWebhookEndpoint": Example((tested,), {"event_type": "thread.run.completed"}),
+            "listWebhookEventTypes": Example((webhooks.EventTypesObject(),)),
+            "listDeliveries": Example((_page([delivery]),)),
+            "getDelivery": Example((delivery,)),
+            "resendDelivery": Example((delivery,)),
+            "recoverDeliveries": Example((recovered,), {"since": _START_MS // 1000}),
         }
 
     def others(self) -> dict[str, Example]:
@@ -303,6 +350,43 @@ def _steps() -> list[RunStep]:
         calls, id=_ANSWER_STEP, message_id=_ANSWER, tool_calls=(), usage=StepUsage(3, 9, 12)
     )
     return [calls, said]
+
+
+def _endpoint() -> Endpoint:
+    return Endpoint(
+        project_id="proj_1",
+        id=IDS["webhook_endpoint_id"],
+        created_at_ms=_START_MS,
+        updated_at_ms=_START_MS,
+        name="prod",
+        url="https://example.com/hooks",
+        subscription=Subscription(
+            ("thread.run.completed", "thread.run.failed"), (IDS["assistant_id"],)
+        ),
+        secret=b"",
+        secret_hint=_SECRET[-4:],
+        rate_limit=50,
+    )
+
+
+def _delivery() -> tuple[Delivery, list[Attempt]]:
+    at_ms = _START_MS + 1_493
+    delivery = Delivery(
+        position=1,
+        endpoint_id=IDS["webhook_endpoint_id"],
+        id=_EVENT,
+        run_id=IDS["run_id"],
+        type="thread.run.completed",
+        created_at_ms=_START_MS + 1_490,
+        status="succeeded",
+        attempts=2,
+        next_at_ms=None,
+        settled_at_ms=at_ms + 5_040,
+    )
+    return delivery, [
+        Attempt(1, at_ms, 12, 503, "It answered 503.", "Busy."),
+        Attempt(2, at_ms + 5_031, 9, 200, None, "ok"),
+    ]
 
 
 def _page(items: Sequence[Any]) -> Any:

@@ -23,6 +23,7 @@ __all__ = [
     "tool_unknown",
     "tool_unsupported",
     "unknown_cursor",
+    "unreachable",
     "wrong_outputs",
 ]
 
@@ -151,4 +152,13 @@ def tool_unknown(name: str) -> RequestRefused:
         f"The tool_choice names '{clipped(name)}', which is not among the run's tools.",
         param="tool_choice",
         code="invalid_value",
+    )
+
+
+def unreachable(reason: str) -> RequestRefused:
+    # 424 (RFC 4918), since the stock SDK tries a 5xx again, and with it the whole test.
+    return RequestRefused(
+        424,
+        f"The endpoint could not be reached. {reason}",
+        code="webhook_endpoint_unreachable",
     )

@@ -1,21 +1,23 @@
-"""How a change of a run's status is stored: run, event and jobs, in one transaction.
+"""How a change of a run's status is stored: run, event, deliveries, jobs, in one transaction.
 
 Every operation that moves a run goes through `move`; nothing else writes a status or an event.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import msgspec
 
-from runbell.runs import Change, Run, RunStatus, apply, event_of
+from runbell.runs import Change, Event, Run, RunStatus, apply, event_of
 from runbell.runs.lifecycle import expired
 from runbell.service import logs
 from runbell.service.jobs import Job, JobKind
 from runbell.service.operations.context import Context
+from runbell.service.operations.subscriptions import wants
 from runbell.service.wire.objects import run_object, step_object
-from runbell.storage import events, messages, runs, steps
+from runbell.storage import deliveries, endpoints, events, messages, runs, steps
 from runbell.storage.records import Message, RunStep
 from runbell.storage.runs import RunRecord
 from runbell.storage.store import Transaction
@@ -74,12 +76,24 @@ async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change)
 
 async def _announce(ctx: Context, tx: Transaction, record: RunRecord) -> None:
     run = record.run
-    await events.append(tx, event_of(run, ctx.new_id("evt")))
+    event = event_of(run, ctx.new_id("evt"))
+    await events.append(tx, event)
+    await _owe(ctx, tx, run, event)
     tx.after_commit(lambda: ctx.changes.publish(run))
     tx.after_commit(lambda: _record(ctx, run))
     tx.after_commit(
         lambda: ctx.live.tell(run.id, f"thread.run.{run.status}", lambda: run_object(record))
     )
+
+
+async def _owe(ctx: Context, tx: Transaction, run: Run, event: Event) -> None:
+    """Owe an event to each endpoint that wants it, as the tables say now: a cache would have to
+    know of an endpoint before the transaction that registers it has been committed."""
+    for endpoint in await endpoints.listening(tx, run.project_id):
+        if wants(endpoint.subscription, run, event.type):
+            await deliveries.owe(tx, endpoint.id, event)
+            await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint.id))
+            tx.after_commit(partial(ctx.changes.wake, endpoint.id))
 
 
 def _record(ctx: Context, run: Run) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runbell.service.routes import assistants, events, messages, models, runs, threads
+from runbell.service.routes import assistants, events, messages, models, runs, threads, webhooks
 from runbell.service.routes.routing import Route
 
 __all__ = ["ROUTES", "Route"]
@@ -13,6 +13,7 @@ ROUTES: tuple[Route, ...] = (
     *threads.ROUTES,
     *assistants.ROUTES,
     *events.ROUTES,
+    *webhooks.ROUTES,
     *models.ROUTES,
 )
 """Every route; the app, the documents and the tests are made from this table."""

@@ -151,6 +151,11 @@ class Route:
         parameters: what its query and its headers may say; `query` decodes the former.
         headers: what its answer may say beside its body, and other answers do not.
         stream: the events that it may answer as a stream, with the types of their data.
+        before: is awaited in front of `handle`, outside of any transaction: for what has to ask
+            somebody else than the store. It may refuse the request.
+        secret: its answer holds a secret: where it is kept, it is encrypted.
+        repeats: it does something outside of the store, which can't be undone: a request that is
+            to happen once is refused.
         refuses: statuses of its error answers that do not follow from the rest.
         about: what else there is to know.
         ours: OpenAI's API does not have it.
@@ -167,6 +172,9 @@ class Route:
     parameters: tuple[Parameter, ...] = ()
     headers: tuple[Header, ...] = ()
     stream: Mapping[str, Any] | None = None
+    before: Callable[[Call[Any, Any]], Awaitable[None]] | None = None
+    secret: bool = False
+    repeats: bool = False
     refuses: tuple[int, ...] = ()
     about: str = ""
     ours: bool = False

@@ -411,7 +411,12 @@ def _step_usage(record: records.RunStep) -> UsageObject | None:
 
 class DeletedObject(Struct, frozen=True, kw_only=True):
     id: str
-    object: Literal["assistant.deleted", "thread.deleted", "thread.message.deleted"]
+    object: Literal[
+        "assistant.deleted",
+        "thread.deleted",
+        "thread.message.deleted",
+        "webhook_endpoint.deleted",
+    ]
     deleted: bool = True
 
 

@@ -9,19 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from runbell.runs import RunStatus
 from runbell.service.wire import refusals
 from runbell.service.wire.objects import ListPage
+from runbell.storage.deliveries import DeliveryFilter, DeliveryStatus
 from runbell.storage.paging import Page
 from runbell.storage.runs import RunFilter
 
 __all__ = [
+    "DeliveriesQuery",
     "EventQuery",
     "PageQuery",
     "RunsQuery",
     "check_no_query",
+    "deliveries_query",
     "event_query",
     "include_query",
     "page_of",
@@ -36,6 +39,7 @@ MAX_IDS = 200
 MAX_TIME = 999_999_999_999
 """The latest moment, in seconds since the epoch, that a query can name."""
 ANY_RUN = RunFilter()
+ANY_DELIVERY = DeliveryFilter()
 
 Order = Literal["asc", "desc"]
 Params = Iterable[tuple[str, str]]
@@ -76,6 +80,14 @@ class RunsQuery:
     page: Page = FIRST_PAGE
     wanted: RunFilter = ANY_RUN
     ids: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveriesQuery:
+    """Which deliveries of an endpoint are asked for."""
+
+    page: Page = FIRST_PAGE
+    wanted: DeliveryFilter = ANY_DELIVERY
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +163,34 @@ def runs_query(params: Params) -> RunsQuery:
     )
 
 
+def deliveries_query(params: Params) -> DeliveriesQuery:
+    """The deliveries that a query asks for. Times are those of the events, in seconds.
+
+    Raises:
+        RequestRefused: (400) a parameter is unknown, repeated or not usable.
+    """
+    times = {"created_before", "created_after"}
+    values = _values(params, _PAGING | times | {"status", "run_id"}, lists=frozenset())
+    after = _time_ms(values, "created_after")
+    status: DeliveryStatus | None = None
+    match values.get("status"):
+        case None:
+            pass
+        case ["pending" | "succeeded" | "failed" as status]:
+            pass
+        case given:
+            raise refusals.unsupported_value("status", given[0], get_args(DeliveryStatus))
+    return DeliveriesQuery(
+        page=_page(values),
+        wanted=DeliveryFilter(
+            status=status,
+            run_id=_text(values, "run_id"),
+            created_from_ms=None if after is None else after + 1000,
+            created_before_ms=_time_ms(values, "created_before"),
+        ),
+    )
+
+
 def include_query(params: Params) -> tuple[str, ...]:
     """What the query of a request that has `include` and nothing else asks for.
 
@@ -185,16 +225,18 @@ def page_of(
     )
 
 
-def _values(params: Params, known: Collection[str]) -> dict[str, list[str]]:
+def _values(
+    params: Params, known: Collection[str], lists: Collection[str] = _LISTS
+) -> dict[str, list[str]]:
     """The values by name. `api-version` is Azure's; it says nothing that is not known already."""
     values: dict[str, list[str]] = {}
     for given, value in params:
         if given == "api-version":
             continue
         name = given.removesuffix("[]")
-        if name not in known or (given != name and name not in _LISTS):
+        if name not in known or (given != name and name not in lists):
             raise refusals.unknown_query_parameter(given)
-        if name in values and name not in _LISTS:
+        if name in values and name not in lists:
             raise refusals.invalid_value(name, "query parameter given more than once")
         values.setdefault(name, []).append(value)
     return values

@@ -21,13 +21,18 @@ from runbell.service.wire.pages import (
     Order,
 )
 from runbell.service.wire.preferences import MAX_WAIT_SECONDS
+from runbell.storage.deliveries import DeliveryStatus
 
 __all__ = [
     "AFTER",
     "API_VERSION",
     "CREATED_AFTER",
     "CREATED_BEFORE",
+    "DELIVERY_RUN",
+    "DELIVERY_STATUS",
     "ETAG",
+    "EVENT_AFTER",
+    "EVENT_BEFORE",
     "IDEMPOTENCY_KEY",
     "IDS",
     "IF_NONE_MATCH",
@@ -137,6 +142,17 @@ CREATED_AFTER = Parameter(
 )
 CREATED_BEFORE = Parameter(
     "created_before", _Seconds, "Only runs created earlier, in seconds since the epoch.", ours=True
+)
+DELIVERY_STATUS = Parameter("status", DeliveryStatus, "Only deliveries in this status.", ours=True)
+DELIVERY_RUN = Parameter("run_id", _Cursor, "Only events of this run.", ours=True)
+EVENT_AFTER = Parameter(
+    "created_after", _Seconds, "Only events that are later, in seconds since the epoch.", ours=True
+)
+EVENT_BEFORE = Parameter(
+    "created_before",
+    _Seconds,
+    "Only events that are earlier, in seconds since the epoch.",
+    ours=True,
 )
 TYPES = Parameter(
     "types",

@@ -24,6 +24,7 @@ from runbell.testing.storage_contract.records import RecordContract
 from runbell.testing.storage_contract.runs import RunContract
 from runbell.testing.storage_contract.stories import Stores
 from runbell.testing.storage_contract.transactions import TransactionContract
+from runbell.testing.storage_contract.webhooks import WebhookContract
 
 __all__ = ["StorageContract", "Stores"]
 
@@ -37,5 +38,6 @@ class StorageContract(
     GuardContract,
     FeedContract,
     IdempotencyContract,
+    WebhookContract,
 ):
     """The whole contract."""

@@ -1,0 +1,251 @@
+"""Who delivers: what an endpoint is owed, in its order, at its pace, so many at a time.
+
+Each endpoint has a lane of its own, and shares nothing with others but the process: one that never
+answers fills its own places, and nobody else's. A lane holds a few deliveries; the rest stay in the
+tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from itertools import chain, zip_longest
+
+from runbell import faults
+from runbell.pacing.deliveries import GONE, Pace, RetrySchedule, SlowDown
+from runbell.service import logs
+from runbell.service.changes import Watch
+from runbell.service.delivery.recording import Outcome, Recorder
+from runbell.service.operations.context import Context, Posted
+from runbell.service.operations.endpoints import Keys, keys_of
+from runbell.storage import deliveries, endpoints
+from runbell.storage.deliveries import AT_ONCE, Attempt, DeliveryStatus, Due
+from runbell.storage.endpoints import Endpoint
+
+__all__ = ["Deliverer"]
+
+BATCH = 32
+"""Deliveries that a lane takes from the tables at a time."""
+
+LOOK_SECONDS = 30.0
+"""How long a lane waits at the most until it looks into the tables again."""
+
+JITTER = 0.1
+"""By how much a gap between two attempts that a rate demands is longer than it had to be."""
+
+
+class _Rhythm:
+    """When the next attempt to an endpoint may begin; kept while its lane comes and goes."""
+
+    __slots__ = ("next_at", "pace")
+
+    def __init__(self) -> None:
+        self.pace = Pace()
+        self.next_at = float("-inf")
+
+    def began(self, now: float, limit: int | None, rng: random.Random) -> None:
+        """An attempt begins."""
+        rates = [rate for rate in (limit, self.pace.per_second) if rate]
+        interval = 1.0 / min(rates) if rates else 0.0
+        self.next_at = now + interval * (1 + JITTER * rng.random())
+
+
+class Deliverer:
+    """Delivers in this process. Its `deliver` is the handler of `deliver` jobs."""
+
+    def __init__(self, ctx: Context, rng: random.Random | None = None) -> None:
+        self.ctx = ctx
+        self.rng = rng or random.Random()
+        self.recorder = Recorder(ctx, self.rng)
+        self.schedule = RetrySchedule(
+            ctx.settings.retry_delays, patience=ctx.settings.webhook_patience
+        )
+        self.slow_down = SlowDown()
+        self._rhythms: dict[str, _Rhythm] = {}
+
+    async def deliver(self, endpoint_id: str) -> None:
+        """Send an endpoint what it is owed, until nothing is due and nothing under way.
+
+        When the process stops, nothing more is begun; what is under way may end.
+        """
+        rhythm = self._rhythms.setdefault(endpoint_id, _Rhythm())
+        try:
+            await _Lane(self, endpoint_id, rhythm).drain()
+        finally:
+            if rhythm.pace.per_second is None and rhythm.next_at <= self.ctx.clock.monotonic():
+                self._rhythms.pop(endpoint_id, None)
+
+    async def close(self) -> None:
+        """After the last handler has ended."""
+        await self.recorder.close()
+
+
+class _Lane:
+    """One endpoint's deliveries, from the first that is due until there is none."""
+
+    def __init__(self, deliverer: Deliverer, endpoint_id: str, rhythm: _Rhythm) -> None:
+        self._deliverer = deliverer
+        self._ctx = deliverer.ctx
+        self._endpoint_id = endpoint_id
+        self._rhythm = rhythm
+        self._queue: deque[Due] = deque()
+        self._under_way: dict[int, asyncio.Task[None]] = {}
+        self._defect: BaseException | None = None
+        self._keys: tuple[Endpoint, Keys] | None = None
+
+    async def drain(self) -> None:
+        try:
+            with self._ctx.changes.watch([self._endpoint_id]) as watch:
+                while not self._ctx.changes.closed:
+                    seconds = await self._go_on(watch)
+                    if seconds is None:
+                        break
+                    await watch.changed(self._ctx.clock, seconds)
+                if self._under_way:
+                    await asyncio.wait(self._under_way.values())
+        finally:
+            for task in self._under_way.values():
+                task.cancel()
+        if self._defect is not None:
+            raise self._defect
+
+    async def _go_on(self, watch: Watch) -> float | None:
+        """Begin every attempt that may begin now.
+
+        Returns:
+            Seconds until another one may, unless something happens before; None where there is
+            nothing more to do.
+        """
+        while self._defect is None:
+            if len(self._under_way) >= self._ctx.settings.webhook_concurrency:
+                return LOOK_SECONDS
+            if not self._queue:
+                await self._fetch()
+            if not self._queue:
+                return await self._until_due() if self._under_way else None
+            pause = self._rhythm.next_at - self._ctx.clock.monotonic()
+            if pause > 0:
+                return pause
+            # Looked at for each attempt: what was changed, disabled or deleted counts at once.
+            endpoint = await self._ctx.store.read(lambda tx: endpoints.find(tx, self._endpoint_id))
+            if endpoint is None or not endpoint.enabled:
+                return None
+            self._begin(self._queue.popleft(), endpoint, watch)
+        return None
+
+    async def _fetch(self) -> None:
+        now_ms = self._ctx.clock.now_ms()
+        limit = BATCH + len(self._under_way)
+        found = await self._ctx.store.read(
+            lambda tx: deliveries.due(tx, self._endpoint_id, now_ms, limit)
+        )
+        rest = [due for due in found if due.position not in self._under_way]
+        new = [due for due in rest if due.next_at_ms == AT_ONCE]
+        retries = [due for due in rest if due.next_at_ms != AT_ONCE]
+        # In turns, so that neither kind waits for the end of the other.
+        mixed = chain.from_iterable(zip_longest(new, retries))
+        self._queue.extend(due for due in mixed if due is not None)
+
+    async def _until_due(self) -> float:
+        now_ms = self._ctx.clock.now_ms()
+        due_ms = await self._ctx.store.read(
+            lambda tx: deliveries.next_due(tx, self._endpoint_id, after_ms=now_ms)
+        )
+        if due_ms is None:
+            return LOOK_SECONDS
+        return min(LOOK_SECONDS, (due_ms - now_ms) / 1000)
+
+    def _begin(self, due: Due, endpoint: Endpoint, watch: Watch) -> None:
+        ctx, now_ms = self._ctx, self._ctx.clock.now_ms()
+        headers = self._signing(endpoint, now_ms).sign(due.id, now_ms, due.body)
+        faults.hit("delivery.signed")
+        self._rhythm.began(ctx.clock.monotonic(), endpoint.rate_limit, self._deliverer.rng)
+        if due.next_at_ms == AT_ONCE:
+            ctx.metrics.first_attempt((now_ms - due.created_at_ms) / 1000)
+        self._under_way[due.position] = asyncio.create_task(
+            self._attempt(due, endpoint, headers, now_ms, watch)
+        )
+
+    def _signing(self, endpoint: Endpoint, now_ms: int) -> Keys:
+        """The endpoint's keys, decrypted once as long as it stays what it is."""
+        if self._keys is None or self._keys[0] != endpoint or endpoint.old_secret is not None:
+            self._keys = (endpoint, keys_of(self._ctx, endpoint, now_ms))
+        return self._keys[1]
+
+    async def _attempt(
+        self, due: Due, endpoint: Endpoint, headers: dict[str, str], at_ms: int, watch: Watch
+    ) -> None:
+        try:
+            posted = await self._ctx.poster.post(endpoint.url, headers, due.body)
+            faults.hit("delivery.posted")
+            self._rhythm.pace = self._deliverer.slow_down.after(
+                self._rhythm.pace, posted.status, self._ctx.clock.monotonic(), endpoint.rate_limit
+            )
+            outcome = self._outcome(due, posted, at_ms)
+            await self._deliverer.recorder.record(outcome)
+            self._tell(due, outcome, posted)
+        except Exception as error:  # noqa: BLE001 - the lane raises it
+            self._defect = error
+        finally:
+            self._under_way.pop(due.position, None)
+            watch.wake()
+
+    def _outcome(self, due: Due, posted: Posted, at_ms: int) -> Outcome:
+        attempt = Attempt(
+            number=due.attempts + 1,
+            at_ms=at_ms,
+            duration_ms=posted.duration_ms,
+            status_code=posted.status,
+            error=None if posted.succeeded else posted.error or _refused(posted.status),
+            excerpt=None if posted.excerpt is None else _text(posted.excerpt),
+        )
+        if posted.succeeded:
+            return Outcome(self._endpoint_id, due, attempt, "succeeded", None)
+        next_at_ms = self._deliverer.schedule.next_attempt(
+            due.failures + 1,
+            due.since_ms,
+            self._ctx.clock.now_ms(),
+            self._deliverer.rng,
+            posted.retry_after,
+        )
+        status: DeliveryStatus = "failed" if next_at_ms is None else "pending"
+        gone = posted.status == GONE
+        return Outcome(self._endpoint_id, due, attempt, status, next_at_ms, gone)
+
+    def _tell(self, due: Due, outcome: Outcome, posted: Posted) -> None:
+        word = _word(posted)
+        since_event = None
+        if outcome.status == "succeeded":
+            since_event = (self._ctx.clock.now_ms() - due.created_at_ms) / 1000
+        self._ctx.metrics.attempted(word, posted.duration_ms / 1000, since_event)
+        logs.attempted(
+            self._endpoint_id,
+            due.id,
+            due.run_id,
+            outcome=word,
+            number=outcome.attempt.number,
+            status=posted.status,
+            milliseconds=posted.duration_ms,
+            given_up=outcome.status == "failed",
+        )
+
+
+def _word(posted: Posted) -> str:
+    """What came of an attempt, in a word for metrics and logs."""
+    if posted.succeeded:
+        return "succeeded"
+    if posted.blocked:
+        return "blocked"
+    return "unanswered" if posted.status is None else "refused"
+
+
+def _refused(status: int | None) -> str:
+    if status is not None and 300 <= status < 400:
+        return f"It answered {status}: webhooks follow no redirection."
+    return f"It answered {status}."
+
+
+def _text(excerpt: bytes) -> str:
+    # Some databases can't hold the character 0 in a text.
+    return excerpt.decode(errors="replace").replace("\x00", "\ufffd")

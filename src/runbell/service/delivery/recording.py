@@ -1,0 +1,151 @@
+"""What came of attempts, stored: many at a time, in one transaction.
+
+A result that is not stored yet keeps its place among those under way to its endpoint. So a database
+that is away stops the sending by itself, and a process that dies sends again no more than those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass
+from itertools import count
+
+from runbell import faults
+from runbell.errors import StorageUnavailable
+from runbell.pacing import RetryBackoff
+from runbell.pacing.deliveries import is_given_up
+from runbell.service import logs
+from runbell.service.jobs import Job, JobKind
+from runbell.service.operations.context import Context
+from runbell.storage import deliveries, endpoints
+from runbell.storage.deliveries import Attempt, DeliveryStatus, Due
+from runbell.storage.store import Transaction
+
+__all__ = ["Outcome", "Recorder"]
+
+logger = logging.getLogger(__name__)
+
+MOST_AT_ONCE = 256
+"""Results in one unit of work: bounds how long others wait for the writer."""
+
+GONE_REASON = "It answered 410: it is not there any more."
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one attempt, and what follows from it.
+
+    Attributes:
+        due: the delivery, as it was when the attempt began.
+        next_at_ms: when it is tried again; None where it is not.
+        gone: the endpoint says that it is not there any more.
+    """
+
+    endpoint_id: str
+    due: Due
+    attempt: Attempt
+    status: DeliveryStatus
+    next_at_ms: int | None
+    gone: bool = False
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the attempts of one transaction say of one endpoint."""
+
+    succeeded: bool = False
+    failed_at_ms: int | None = None
+    gone: bool = False
+
+
+class Recorder:
+    """Stores outcomes, in the order in which they come."""
+
+    def __init__(self, ctx: Context, rng: random.Random) -> None:
+        self._ctx = ctx
+        self._rng = rng
+        self._backoff = RetryBackoff(start=0.05, cap=2.0)
+        self._waiting: list[tuple[Outcome, asyncio.Future[None]]] = []
+        self._storing: asyncio.Task[None] | None = None
+
+    async def record(self, outcome: Outcome) -> None:
+        """Store what came of an attempt; returns when it is durable."""
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((outcome, stored))
+        if self._storing is None or self._storing.done():
+            self._storing = asyncio.create_task(self._store_all(), name="deliveries-recording")
+        await stored
+
+    async def close(self) -> None:
+        """Give up what could not be stored until now: it is sent again by the next process."""
+        if self._storing is not None:
+            self._storing.cancel()
+            await asyncio.gather(self._storing, return_exceptions=True)
+
+    async def _store_all(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
+            # Whoever was cancelled meanwhile has had its answer all the same.
+            outcomes = [outcome for outcome, _ in batch]
+            try:
+                await self._store(outcomes)
+            except Exception as error:
+                logger.exception("what came of attempts cannot be stored")
+                for _, stored in batch:
+                    if not stored.done():
+                        stored.set_exception(error)
+                continue
+            faults.hit("delivery.recorded")
+            for _, stored in batch:
+                if not stored.done():
+                    stored.set_result(None)
+
+    async def _store(self, outcomes: list[Outcome]) -> None:
+        for failures in count(1):
+            try:
+                await self._ctx.store.write(lambda tx: self._work(tx, outcomes))
+                return
+            except StorageUnavailable as error:
+                logger.warning("what came of attempts waits for the database: %s", error)
+            await self._ctx.clock.sleep(self._backoff.delay(failures, self._rng))
+
+    async def _work(self, tx: Transaction, outcomes: list[Outcome]) -> None:
+        seen: dict[str, _Seen] = {}
+        for outcome in outcomes:
+            stored = await deliveries.record(
+                tx,
+                outcome.due,
+                outcome.attempt,
+                status=outcome.status,
+                next_at_ms=outcome.next_at_ms,
+            )
+            if not stored:
+                # The delivery is gone, or somebody else was faster.
+                continue
+            if outcome.next_at_ms is not None:
+                job = Job(JobKind.DELIVER, outcome.endpoint_id, due_ms=outcome.next_at_ms)
+                await self._ctx.jobs.enqueue(tx, job)
+            endpoint = seen.setdefault(outcome.endpoint_id, _Seen())
+            endpoint.gone |= outcome.gone
+            if outcome.status == "succeeded":
+                endpoint.succeeded = True
+            else:
+                endpoint.failed_at_ms = outcome.attempt.at_ms + outcome.attempt.duration_ms
+        for endpoint_id, endpoint in seen.items():
+            await self._mark(tx, endpoint_id, endpoint)
+
+    async def _mark(self, tx: Transaction, endpoint_id: str, seen: _Seen) -> None:
+        """How the endpoint fares, and whether anything is sent to it any more."""
+        reason = GONE_REASON if seen.gone else None
+        if seen.succeeded:
+            await endpoints.mark_succeeding(tx, endpoint_id)
+        elif seen.failed_at_ms is not None:
+            await endpoints.mark_failing(tx, endpoint_id, seen.failed_at_ms)
+            endpoint = await endpoints.find(tx, endpoint_id)
+            since_ms = endpoint.failing_since_ms if endpoint is not None else None
+            if reason is None and is_given_up(since_ms, seen.failed_at_ms):
+                reason = "It failed for 5 days without one success."
+        if reason is not None and await endpoints.disable(tx, endpoint_id, reason):
+            tx.after_commit(lambda: logs.endpoint_disabled(endpoint_id, reason))

@@ -1,0 +1,145 @@
+"""Endpoints that are owed something: who is worked for, and who is next.
+
+One handler an endpoint at a time. What is held here is a time for each endpoint, never a delivery:
+a hundred thousand of those that wait for their retries cost nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+from collections.abc import Collection
+
+from runbell import faults
+from runbell.clock import Clock
+from runbell.errors import StorageUnavailable
+from runbell.pacing import RetryBackoff
+from runbell.service.jobs import Handler
+from runbell.storage import deliveries
+from runbell.storage.store import Store
+
+__all__ = ["OwedEndpoints"]
+
+logger = logging.getLogger(__name__)
+
+
+class OwedEndpoints:
+    """Hands out `deliver` jobs: at once to those that a commit names, and when they are due."""
+
+    def __init__(
+        self, store: Store, clock: Clock, backoff: RetryBackoff, rng: random.Random
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._backoff = backoff
+        self._rng = rng
+        self._handler: Handler | None = None
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._again: set[str] = set()
+        self._due: dict[str, int] = {}
+        self._order: list[tuple[int, str]] = []
+        self._look = True
+        self._wake = asyncio.Event()
+
+    @property
+    def running(self) -> Collection[asyncio.Task[None]]:
+        """The handlers that are at work."""
+        return list(self._running.values())
+
+    def start(self, handler: Handler | None) -> None:
+        """From now on, endpoints are handed to `handler`; None hands out nothing."""
+        self._handler = handler
+        self.look_again()
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        self._handler = None
+
+    def look_again(self) -> None:
+        """Ask the tables who is owed something."""
+        self._look = True
+        self._wake.set()
+
+    def expect(self, endpoint_id: str, due_ms: int | None) -> None:
+        """An endpoint is owed something from a time on; None is at once."""
+        if due_ms is None:
+            self._execute(endpoint_id)
+        elif due_ms < self._due.get(endpoint_id, due_ms + 1):
+            self._due[endpoint_id] = due_ms
+            heapq.heappush(self._order, (due_ms, endpoint_id))
+            self._wake.set()
+
+    async def hand_out(self) -> None:
+        """Begin what is due, and return when something else may be."""
+        self._wake.clear()
+        if self._look:
+            # Before the look: what is expected while it goes on is not in what it finds.
+            self._look, self._due, self._order = False, {}, []
+            try:
+                found = await self._store.scan(deliveries.due_by_endpoint)
+            except BaseException:
+                self._look = True
+                raise
+            for endpoint_id, due_ms in found:
+                if endpoint_id not in self._running:
+                    self.expect(endpoint_id, due_ms)
+        now_ms = self._clock.now_ms()
+        while self._order and self._order[0][0] <= now_ms:
+            due_ms, endpoint_id = heapq.heappop(self._order)
+            # Only the latest word on an endpoint counts.
+            if self._due.get(endpoint_id) == due_ms:
+                del self._due[endpoint_id]
+                faults.hit("jobs.woken")
+                self._execute(endpoint_id)
+        await self._sleep()
+
+    async def _sleep(self) -> None:
+        if not self._order:
+            await self._wake.wait()
+            return
+        seconds = (self._order[0][0] - self._clock.now_ms()) / 1000
+        tasks = [
+            asyncio.ensure_future(self._clock.sleep(seconds)),
+            asyncio.ensure_future(self._wake.wait()),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _execute(self, endpoint_id: str) -> None:
+        if self._handler is None:
+            return
+        if endpoint_id in self._running:
+            self._again.add(endpoint_id)
+            return
+        self._running[endpoint_id] = asyncio.create_task(
+            self._handle(self._handler, endpoint_id), name=endpoint_id
+        )
+
+    async def _handle(self, handler: Handler, endpoint_id: str) -> None:
+        failures = 0
+        try:
+            while True:
+                self._again.discard(endpoint_id)
+                try:
+                    await handler(endpoint_id)
+                    due_ms = await self._store.read(lambda tx: deliveries.next_due(tx, endpoint_id))
+                    failures = 0
+                except StorageUnavailable as error:
+                    logger.warning("%s waits for the database: %s", endpoint_id, error)
+                    failures += 1
+                except Exception:
+                    logger.exception("delivering to %s failed; it is tried again", endpoint_id)
+                    failures += 1
+                if failures:
+                    await self._clock.sleep(self._backoff.delay(failures, self._rng))
+                elif endpoint_id not in self._again:
+                    break
+        finally:
+            del self._running[endpoint_id]
+        if due_ms is not None:
+            self.expect(endpoint_id, due_ms)

@@ -1,0 +1,119 @@
+"""Deliveries, for those who look after endpoints: what became of each event, and sending it again.
+
+What is sent again keeps its id, by which receivers know it, and begins anew in the schedule.
+"""
+
+from __future__ import annotations
+
+from runbell.errors import UnknownCursor
+from runbell.service.jobs import Job, JobKind
+from runbell.service.operations import refusals
+from runbell.service.operations.context import Context
+from runbell.storage import deliveries, endpoints
+from runbell.storage.deliveries import Attempt, Delivery, DeliveryFilter
+from runbell.storage.paging import Page
+from runbell.storage.store import Transaction
+
+__all__ = ["RECOVERY_MS", "list_page", "recover", "resend", "retrieve"]
+
+RECOVERY_MS = 7 * 24 * 3_600_000
+"""How far back a recovery reaches. With the 72 hours of retries behind it, receivers have to know
+for 11 days which events they have had."""
+
+MOST_ATTEMPTS = 50
+"""Attempts of one delivery that an answer lists."""
+
+RECOVERED_AT_ONCE = 500
+"""Deliveries that one unit of work owes anew: a few milliseconds of the writer's time."""
+
+Seen = tuple[Delivery, list[Attempt]]
+
+
+async def list_page(
+    ctx: Context, project: str, endpoint_id: str, page: Page, wanted: DeliveryFilter
+) -> tuple[list[Seen], bool]:
+    """A page of an endpoint's deliveries, each with its attempts."""
+
+    async def work(tx: Transaction) -> tuple[list[Seen], bool]:
+        await _check_endpoint(tx, project, endpoint_id)
+        found, more = await deliveries.page(tx, endpoint_id, page, wanted)
+        return [await _seen(tx, each) for each in found], more
+
+    try:
+        return await ctx.store.scan(work)
+    except UnknownCursor as error:
+        raise refusals.unknown_cursor("delivery", error) from None
+
+
+async def retrieve(ctx: Context, project: str, endpoint_id: str, delivery_id: str) -> Seen:
+    """One delivery, with its attempts."""
+
+    async def work(tx: Transaction) -> Seen:
+        await _check_endpoint(tx, project, endpoint_id)
+        return await _seen(tx, await _get(tx, endpoint_id, delivery_id))
+
+    return await ctx.store.read(work)
+
+
+async def resend(ctx: Context, project: str, endpoint_id: str, delivery_id: str) -> Seen:
+    """Send a delivery again, whatever became of it; one that is pending, now.
+
+    One whose endpoint is disabled waits until that is enabled.
+    """
+
+    async def work(tx: Transaction) -> Seen:
+        await _check_endpoint(tx, project, endpoint_id)
+        delivery = await _get(tx, endpoint_id, delivery_id)
+        if delivery.next_at_ms != deliveries.AT_ONCE:
+            await deliveries.send_again(tx, delivery.position, ctx.clock.now_ms())
+        await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint_id))
+        tx.after_commit(lambda: ctx.changes.wake(endpoint_id))
+        return await _seen(tx, await _get(tx, endpoint_id, delivery_id))
+
+    return await ctx.store.write(work)
+
+
+async def recover(ctx: Context, project: str, endpoint_id: str, since: int | None) -> int:
+    """Send everything again that has failed.
+
+    Args:
+        since: only events since then, in seconds since the epoch; at the most `RECOVERY_MS` ago.
+
+    Returns:
+        How many deliveries are owed anew.
+    """
+    now_ms = ctx.clock.now_ms()
+    since_ms = max(now_ms - RECOVERY_MS, 1000 * (since or 0))
+
+    async def work(tx: Transaction) -> int:
+        await _check_endpoint(tx, project, endpoint_id)
+        found = await deliveries.failed_since(tx, endpoint_id, since_ms, RECOVERED_AT_ONCE)
+        for position in found:
+            await deliveries.send_again(tx, position, now_ms)
+        await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint_id))
+        tx.after_commit(lambda: ctx.changes.wake(endpoint_id))
+        return len(found)
+
+    recovered = 0
+    while True:
+        # Those that are owed anew are not found again.
+        count = await ctx.store.write(work)
+        recovered += count
+        if count < RECOVERED_AT_ONCE:
+            return recovered
+
+
+async def _check_endpoint(tx: Transaction, project: str, endpoint_id: str) -> None:
+    if await endpoints.get(tx, project, endpoint_id) is None:
+        raise refusals.not_found("webhook endpoint", endpoint_id)
+
+
+async def _get(tx: Transaction, endpoint_id: str, delivery_id: str) -> Delivery:
+    delivery = await deliveries.get(tx, endpoint_id, delivery_id)
+    if delivery is None:
+        raise refusals.not_found("delivery", delivery_id)
+    return delivery
+
+
+async def _seen(tx: Transaction, delivery: Delivery) -> Seen:
+    return delivery, await deliveries.attempts_of(tx, delivery, MOST_ATTEMPTS)

@@ -1,0 +1,324 @@
+"""Webhook endpoints: where events go, what is wanted there, and how it fares.
+
+Secrets and headers are kept as they are given: encrypted. Nothing here can read them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import bindparam, delete, select, text
+
+from runbell.storage import schema
+from runbell.storage.codec import JsonColumn, to_json
+from runbell.storage.paging import Page, PagedList
+from runbell.storage.statements import Statement, insert_row, limited, select_row, update_row
+from runbell.storage.store import Row, Transaction
+
+__all__ = [
+    "Endpoint",
+    "Listening",
+    "Subscription",
+    "all_enabled",
+    "disable",
+    "find",
+    "get",
+    "insert",
+    "listening",
+    "mark_failing",
+    "mark_succeeding",
+    "page",
+    "remove",
+    "some_sealed",
+    "update",
+]
+
+_w = schema.webhook_endpoints.c
+_own = (_w.project_id == bindparam("project"), _w.id == bindparam("key"))
+_by_id = _w.id == bindparam("key")
+
+INSERT = Statement(
+    "webhook_endpoints.insert", "A new endpoint.", insert_row(schema.webhook_endpoints)
+)
+GET = Statement(
+    "webhook_endpoints.get", "One endpoint.", select_row(schema.webhook_endpoints).where(*_own)
+)
+FIND = Statement(
+    "webhook_endpoints.find",
+    "An endpoint by its id alone.",
+    select_row(schema.webhook_endpoints).where(_by_id),
+)
+LISTENING = Statement(
+    "webhook_endpoints.listening",
+    "What the project's enabled endpoints want.",
+    select(_w.id, _w.subscription).where(_w.project_id == bindparam("project"), text("enabled")),
+)
+UPDATE = Statement(
+    "webhook_endpoints.update",
+    "Replace everything that the owner of an endpoint chose.",
+    update_row(
+        schema.webhook_endpoints,
+        "updated_at_ms",
+        "name",
+        "url",
+        "subscription",
+        "rate_limit",
+        "headers",
+        "metadata",
+        "secret",
+        "secret_hint",
+        "old_secret",
+        "old_secret_until_ms",
+        "enabled",
+        "disabled_reason",
+        "failing_since_ms",
+    ).where(*_own),
+)
+DISABLE = Statement(
+    "webhook_endpoints.disable",
+    "Send nothing more to an endpoint, and say why.",
+    update_row(schema.webhook_endpoints, "enabled", "disabled_reason").where(
+        _by_id, text("enabled")
+    ),
+)
+FAILING = Statement(
+    "webhook_endpoints.failing",
+    "The first failure since the endpoint last answered well.",
+    update_row(schema.webhook_endpoints, "failing_since_ms").where(
+        _by_id, _w.failing_since_ms.is_(None)
+    ),
+)
+SUCCEEDING = Statement(
+    "webhook_endpoints.succeeding",
+    "The endpoint has answered well.",
+    update_row(schema.webhook_endpoints, "failing_since_ms").where(
+        _by_id, _w.failing_since_ms.is_not(None)
+    ),
+)
+DELETE = Statement(
+    "webhook_endpoints.delete",
+    "Forget one endpoint.",
+    delete(schema.webhook_endpoints).where(*_own),
+)
+PAGES = PagedList(
+    "webhook_endpoints.list",
+    schema.webhook_endpoints,
+    _w.project_id == bindparam("project"),
+)
+ALL_ENABLED = Statement(
+    "webhook_endpoints.all_enabled",
+    "Every enabled endpoint.",
+    select_row(schema.webhook_endpoints).where(text("enabled")),
+)
+SOME_SEALED = Statement(
+    "webhook_endpoints.some_sealed",
+    "Any endpoint's secret: to see whether the key is the one of then.",
+    limited(select(_w.secret, _w.id)),
+)
+
+
+class Subscription(Struct, frozen=True):
+    """Which events an endpoint wants.
+
+    Attributes:
+        event_types: types, or `thread.run.*` for all.
+        assistant_ids: only those of runs of these assistants; empty is all.
+        metadata: only those of runs whose metadata has all of this.
+    """
+
+    event_types: tuple[str, ...]
+    assistant_ids: tuple[str, ...] = ()
+    metadata: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An endpoint's row.
+
+    Attributes:
+        rate_limit: attempts a second; None is no limit.
+        headers: encrypted; None where there are none.
+        secret: encrypted.
+        old_secret: the one before it, which signs too until `old_secret_until_ms`; encrypted.
+        disabled_reason: why it is not enabled, a sentence.
+        failing_since_ms: its first failure since it last answered well; None while it does.
+    """
+
+    project_id: str
+    id: str
+    created_at_ms: int
+    updated_at_ms: int
+    name: str
+    url: str
+    subscription: Subscription
+    secret: bytes
+    secret_hint: str
+    rate_limit: int | None = None
+    headers: bytes | None = None
+    metadata: dict[str, str] | None = None
+    old_secret: bytes | None = None
+    old_secret_until_ms: int | None = None
+    enabled: bool = True
+    disabled_reason: str | None = None
+    failing_since_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """An enabled endpoint and what it wants."""
+
+    id: str
+    subscription: Subscription
+
+
+_subscription = JsonColumn(Subscription)
+_metadata = JsonColumn(dict[str, str])
+
+
+async def insert(tx: Transaction, endpoint: Endpoint) -> None:
+    """Add an endpoint."""
+    await tx.execute(INSERT, _params(endpoint))
+
+
+async def get(tx: Transaction, project: str, endpoint_id: str) -> Endpoint | None:
+    """One endpoint of the project."""
+    row = await tx.fetch_one(GET, {"project": project, "key": endpoint_id})
+    return _endpoint(row) if row is not None else None
+
+
+async def find(tx: Transaction, endpoint_id: str) -> Endpoint | None:
+    """An endpoint by its id alone, whosever it is."""
+    row = await tx.fetch_one(FIND, {"key": endpoint_id})
+    return _endpoint(row) if row is not None else None
+
+
+async def listening(tx: Transaction, project: str) -> list[Listening]:
+    """The project's enabled endpoints, as this transaction sees them."""
+    rows = await tx.fetch_all(LISTENING, {"project": project})
+    return [Listening(row[0], _wanted(row[1])) for row in rows]
+
+
+async def update(tx: Transaction, endpoint: Endpoint) -> None:
+    """Store an endpoint that was changed."""
+    params = _params(endpoint)
+    await tx.execute(UPDATE, {**params, "project": endpoint.project_id, "key": endpoint.id})
+
+
+async def disable(tx: Transaction, endpoint_id: str, reason: str) -> bool:
+    """Send nothing more to an endpoint; False where it is not enabled anyway."""
+    params = {"key": endpoint_id, "enabled": False, "disabled_reason": reason}
+    return await tx.execute(DISABLE, params) == 1
+
+
+async def mark_failing(tx: Transaction, endpoint_id: str, since_ms: int) -> None:
+    """An attempt has failed: where it is the first in a row, that is the moment."""
+    await tx.execute(FAILING, {"key": endpoint_id, "failing_since_ms": since_ms})
+
+
+async def mark_succeeding(tx: Transaction, endpoint_id: str) -> None:
+    """An attempt has succeeded."""
+    await tx.execute(SUCCEEDING, {"key": endpoint_id, "failing_since_ms": None})
+
+
+async def remove(tx: Transaction, project: str, endpoint_id: str) -> bool:
+    """Forget an endpoint; False where the project has none with this id.
+
+    What was owed to it is not owed any more, and is cleared away later.
+    """
+    return await tx.execute(DELETE, {"project": project, "key": endpoint_id}) == 1
+
+
+async def page(tx: Transaction, project: str, page: Page) -> tuple[list[Endpoint], bool]:
+    """A page of the project's endpoints, and whether there are more."""
+    rows, more = await PAGES.fetch(tx, page, {"project": project})
+    return [_endpoint(row) for row in rows], more
+
+
+async def all_enabled(tx: Transaction) -> list[Endpoint]:
+    """Every enabled endpoint, of all projects: for checks."""
+    return [_endpoint(row) for row in await tx.fetch_all(ALL_ENABLED, {})]
+
+
+async def some_sealed(tx: Transaction) -> tuple[bytes, str] | None:
+    """The secret of any endpoint, and the endpoint's id; None where there is no endpoint."""
+    row = await tx.fetch_one(SOME_SEALED, {"limit": 1})
+    return (row[0], row[1]) if row is not None else None
+
+
+_known: dict[str, Subscription] = {}
+_MAX_KNOWN = 1_000
+
+
+def _wanted(encoded: str) -> Subscription:
+    """Decoded once for each text: every change of a run asks for those of its project."""
+    found = _known.get(encoded)
+    if found is None:
+        if len(_known) >= _MAX_KNOWN:
+            _known.clear()
+        found = _known[encoded] = _subscription.decode(encoded)
+    return found
+
+
+def _params(endpoint: Endpoint) -> dict[str, Any]:
+    return {
+        "project_id": endpoint.project_id,
+        "id": endpoint.id,
+        "created_at_ms": endpoint.created_at_ms,
+        "updated_at_ms": endpoint.updated_at_ms,
+        "name": endpoint.name,
+        "url": endpoint.url,
+        "subscription": to_json(endpoint.subscription),
+        "rate_limit": endpoint.rate_limit,
+        "headers": endpoint.headers,
+        "metadata": to_json(endpoint.metadata or {}),
+        "secret": endpoint.secret,
+        "secret_hint": endpoint.secret_hint,
+        "old_secret": endpoint.old_secret,
+        "old_secret_until_ms": endpoint.old_secret_until_ms,
+        "enabled": endpoint.enabled,
+        "disabled_reason": endpoint.disabled_reason,
+        "failing_since_ms": endpoint.failing_since_ms,
+    }
+
+
+def _endpoint(row: Row) -> Endpoint:
+    (
+        project_id,
+        endpoint_id,
+        created_at_ms,
+        updated_at_ms,
+        name,
+        url,
+        subscription,
+        rate_limit,
+        headers,
+        metadata,
+        secret,
+        secret_hint,
+        old_secret,
+        old_secret_until_ms,
+        enabled,
+        disabled_reason,
+        failing_since_ms,
+    ) = row
+    return Endpoint(
+        project_id=project_id,
+        id=endpoint_id,
+        created_at_ms=created_at_ms,
+        updated_at_ms=updated_at_ms,
+        name=name,
+        url=url,
+        subscription=_wanted(subscription),
+        secret=secret,
+        secret_hint=secret_hint,
+        rate_limit=rate_limit,
+        headers=headers,
+        metadata=_metadata.decode(metadata),
+        old_secret=old_secret,
+        old_secret_until_ms=old_secret_until_ms,
+        enabled=bool(enabled),
+        disabled_reason=disabled_reason,
+        failing_since_ms=failing_since_ms,
+    )
