@@ -489,6 +489,16 @@ async def test_what_somebody_waits_for_does_not_wait_for_a_gap(house: House) -> 
     assert sorted(house.ids) == [f"e{number}" for number in range(6)]
 
 
+@on_a_receiver()
+async def test_when_what_was_missing_comes_nobody_waits_any_longer(house: House) -> None:
+    """The event behind it is handled at once, not when its patience ends."""
+    await house.push("e2", run_event("in_progress", 2))
+    await house.settle()
+    await house.push("e1", run_event("queued", 1))
+    await eventually_without_time(house, 2)
+    assert house.ids == ["e1", "e2"]
+
+
 async def eventually_without_time(house: House, count: int) -> None:
     for _ in range(2_000):
         if len(house.handled) >= count:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import OpenAI
 
 from runbell.clock import SystemClock
 from runbell.errors import StorageError
@@ -196,9 +196,8 @@ def test_the_feed_of_a_real_service_is_caught_up_with(served: Served, tmp_path: 
         ):
             first = await house.receiver.catch_up(client)
             assert first.new == first.read > 0
-            again = await house.receiver.catch_up(
-                AsyncOpenAI(base_url=str(client.base_url), api_key=client.api_key)
-            )
+            async with served.async_client() as unhurried:
+                again = await house.receiver.catch_up(unhurried)
             assert again.new == 0
             kinds = [
                 json.loads(body)["type"]
