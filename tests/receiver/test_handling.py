@@ -264,6 +264,50 @@ def test_what_never_works_is_a_dead_letter_and_can_be_replayed(
     assert tries.count("poison") == 4
 
 
+def test_what_ends_every_process_is_a_dead_letter_too(tmp_path: Path) -> None:
+    """Nobody is left to say that it failed: whoever finds it claimed often enough buries it."""
+    got: list[str] = []
+
+    async def handler(event: Any) -> None:
+        got.append(event.id)
+
+    async def story(house: House) -> None:
+        await house.push("wh_1", BODY)
+        await house.until(lambda: house.state("wh_1") == "handled")
+        with contextlib.closing(sqlite3.connect(house.path)) as other:
+            # As three processes left it that were killed in the handler.
+            other.execute(
+                "UPDATE inbox_events SET state = 'waiting', claim = 'gone', attempts = 3, "
+                "due_at_ms = 0"
+            )
+            other.commit()
+        await house.until(lambda: house.state("wh_1") == "dead")
+        assert await house.count("events_total", outcome="dead") == 1
+
+    handling(tmp_path, handler, story, max_attempts=3)
+    assert got == ["wh_1"]
+
+
+def test_a_replay_is_handled_whatever_came_after_it(tmp_path: Path) -> None:
+    """Somebody asked for it: an event that was overtaken, or is dead, is no stale one then."""
+    got: list[str] = []
+
+    async def handler(event: Any) -> None:
+        got.append(event.id)
+
+    async def story(house: House) -> None:
+        await house.push("e3", run_event("completed", 3))
+        await house.until(lambda: house.state("e3") == "handled")
+        await house.push("e2", run_event("in_progress", 2))
+        await house.until(lambda: house.state("e2") == "stale")
+        now_ms = house.clock.now_ms()
+        assert await house.store.write(lambda tx: desk.replay(tx, "e2", now_ms))
+        await house.until(lambda: house.state("e2") == "handled")
+
+    handling(tmp_path, handler, story)
+    assert got == ["e3", "e2"]
+
+
 def test_a_handler_that_hangs_has_failed(tmp_path: Path) -> None:
     """After `handler_timeout`, and is tried again."""
     tries: list[int] = []
@@ -362,9 +406,12 @@ def test_a_claim_is_renewed_while_its_handler_runs_and_lapses_with_its_process(
             async def quick(event: Any) -> None:
                 got.append("second")
 
-            async with first.receiver.running(), second.receiver.running():
+            async with contextlib.AsyncExitStack() as stack:
+                await stack.enter_async_context(first.receiver.running())
                 await first.push("wh_1", BODY)
                 await first.until(lambda: got == ["first"])
+                # Only now, or it may have been the quicker one.
+                await stack.enter_async_context(second.receiver.running())
                 await first.pass_time(40, step=2)
                 assert got == ["first"]
                 # What `kill -9` leaves: nobody renews.

@@ -137,7 +137,8 @@ class Watch:
         while self._fresh:
             run_id, deliver = self._fresh[0]
             for body in observer.read(lambda tx: desk.of_subject(tx, run_id)):  # noqa: B023
-                _deliver((deliver,), body)
+                if deliver in self._subscribers.get(run_id, ()):
+                    _deliver((deliver,), body)
             self._fresh.pop(0)
 
     def _tell_behind(self, observer: Observer, position: int) -> int:
