@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 
 import pytest
 from openai import OpenAI
@@ -35,10 +35,10 @@ def echo(client: OpenAI) -> Assistant:
 @pytest.fixture(scope="session")
 def new_project(served: Served) -> Callable[[], Project]:
     """Make a project that has nothing in it."""
-    numbers = count(1)
 
     def make() -> Project:
-        name = f"project-{next(numbers)}"
+        # Other folders have this fixture too, and the same service.
+        name = f"project-{secrets.token_hex(4)}"
         key = served.create_key(name)
         return Project(name, key, served.client(key), served.api(key))
 

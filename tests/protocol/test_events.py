@@ -345,7 +345,7 @@ def test_a_page_has_its_limits(project: Project, limit: str) -> None:
 def test_an_unknown_cursor_is_not_found(project: Project) -> None:
     answer = project.api.get("/v1/events?after=evt_X")
     assert answer.status == 404
-    assert answer.error["message"] == "No event found with id 'evt_X'."
+    assert answer.error["message"].startswith("No event found with id 'evt_X'.")
 
 
 # Large ones.

@@ -471,7 +471,9 @@ def test_a_part_takes_text_in_the_shape_of_a_request_and_of_an_answer():
     assert content_parts("three") == (records.TextPart(records.TextValue("three")),)
 
 
-@pytest.mark.parametrize("url", ["", "a picture", "/a.png", "https:", "https: //a.example"])
+@pytest.mark.parametrize(
+    "url", ["", "a picture", "/a.png", "https:", "https: //a.example", "a:\x1f", "a:\x85", "a:\xa0"]
+)
 def test_an_image_needs_a_url(url):
     content = [{"type": "image_url", "image_url": {"url": url}}]
     assert refused(CreateMessage, {**MESSAGE, "content": content}).param == (

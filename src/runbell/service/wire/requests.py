@@ -63,7 +63,8 @@ MAX_EXPIRES_AFTER = 30 * 86_400
 """Seconds that a run may live at most."""
 
 ASSISTANT_ID = "^asst_[A-Za-z0-9_-]{1,64}$"
-URI = r"^[A-Za-z][A-Za-z0-9+.-]*:[^\s]"
+# Blanks by their numbers: Python and JavaScript do not mean the same by `\s`.
+URI = r"^[A-Za-z][A-Za-z0-9+.-]*:[^\x00-\x20\x7f-\xa0]"
 
 # Limits that several requests share.
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
