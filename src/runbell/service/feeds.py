@@ -120,12 +120,8 @@ class _Tail:
         while self.stale:
             if self._reading is None:
                 self._reading = asyncio.ensure_future(self._read())
-                self._reading.add_done_callback(self._was_read)
             # Shared: whoever leaves meanwhile must not end it for the others.
             await asyncio.shield(self._reading)
-
-    def _was_read(self, reading: asyncio.Future[None]) -> None:
-        self._reading = None
 
     async def _read(self) -> None:
         self.stale = False
@@ -139,6 +135,10 @@ class _Tail:
         except BaseException:
             self.stale = True
             raise
+        finally:
+            # Here, and not by a callback: whoever looked in between would wait for what is over,
+            # again and again, and let nobody else have a turn.
+            self._reading = None
         self.stale = self.stale or more
         for position, row in rows:
             self._held.append((position, row))
