@@ -38,6 +38,7 @@ __all__ = [
 _w = schema.webhook_endpoints.c
 _own = (_w.project_id == bindparam("project"), _w.id == bindparam("key"))
 _by_id = _w.id == bindparam("key")
+_as_it_was = (_by_id, _w.updated_at_ms == bindparam("was_updated_at_ms"))
 
 INSERT = Statement(
     "webhook_endpoints.insert", "A new endpoint.", insert_row(schema.webhook_endpoints)
@@ -78,23 +79,23 @@ UPDATE = Statement(
 )
 DISABLE = Statement(
     "webhook_endpoints.disable",
-    "Send nothing more to an endpoint, and say why.",
+    "Send nothing more to an endpoint, and say why, if its owner has not changed it since.",
     update_row(schema.webhook_endpoints, "enabled", "disabled_reason").where(
-        _by_id, text("enabled")
+        *_as_it_was, text("enabled")
     ),
 )
 FAILING = Statement(
     "webhook_endpoints.failing",
     "The first failure since the endpoint last answered well.",
     update_row(schema.webhook_endpoints, "failing_since_ms").where(
-        _by_id, _w.failing_since_ms.is_(None)
+        *_as_it_was, _w.failing_since_ms.is_(None)
     ),
 )
 SUCCEEDING = Statement(
     "webhook_endpoints.succeeding",
     "The endpoint has answered well.",
     update_row(schema.webhook_endpoints, "failing_since_ms").where(
-        _by_id, _w.failing_since_ms.is_not(None)
+        *_as_it_was, _w.failing_since_ms.is_not(None)
     ),
 )
 DELETE = Statement(
@@ -138,6 +139,8 @@ class Endpoint:
     """An endpoint's row.
 
     Attributes:
+        updated_at_ms: when its owner changed it last; later each time, so that it tells what was
+            seen before a change from what was seen after it.
         rate_limit: attempts a second; None is no limit.
         headers: encrypted; None where there are none.
         secret: encrypted.
@@ -206,20 +209,29 @@ async def update(tx: Transaction, endpoint: Endpoint) -> None:
     await tx.execute(UPDATE, {**params, "project": endpoint.project_id, "key": endpoint.id})
 
 
-async def disable(tx: Transaction, endpoint_id: str, reason: str) -> bool:
-    """Send nothing more to an endpoint; False where it is not enabled anyway."""
-    params = {"key": endpoint_id, "enabled": False, "disabled_reason": reason}
+async def disable(tx: Transaction, endpoint_id: str, updated_at_ms: int, reason: str) -> bool:
+    """Send nothing more to an endpoint; False where it is not enabled anyway.
+
+    Args:
+        updated_at_ms: of the endpoint that was seen: to one that was changed since, it says
+            nothing. So it is for the next two.
+    """
+    params = {**_seen(endpoint_id, updated_at_ms), "enabled": False, "disabled_reason": reason}
     return await tx.execute(DISABLE, params) == 1
 
 
-async def mark_failing(tx: Transaction, endpoint_id: str, since_ms: int) -> None:
+async def mark_failing(
+    tx: Transaction, endpoint_id: str, updated_at_ms: int, since_ms: int
+) -> None:
     """An attempt has failed: where it is the first in a row, that is the moment."""
-    await tx.execute(FAILING, {"key": endpoint_id, "failing_since_ms": since_ms})
+    params = {**_seen(endpoint_id, updated_at_ms), "failing_since_ms": since_ms}
+    await tx.execute(FAILING, params)
 
 
-async def mark_succeeding(tx: Transaction, endpoint_id: str) -> None:
+async def mark_succeeding(tx: Transaction, endpoint_id: str, updated_at_ms: int) -> None:
     """An attempt has succeeded."""
-    await tx.execute(SUCCEEDING, {"key": endpoint_id, "failing_since_ms": None})
+    params = {**_seen(endpoint_id, updated_at_ms), "failing_since_ms": None}
+    await tx.execute(SUCCEEDING, params)
 
 
 async def remove(tx: Transaction, project: str, endpoint_id: str) -> bool:
@@ -259,6 +271,10 @@ def _wanted(encoded: str) -> Subscription:
             _known.clear()
         found = _known[encoded] = _subscription.decode(encoded)
     return found
+
+
+def _seen(endpoint_id: str, updated_at_ms: int) -> dict[str, Any]:
+    return {"key": endpoint_id, "was_updated_at_ms": updated_at_ms}
 
 
 def _params(endpoint: Endpoint) -> dict[str, Any]:

@@ -133,7 +133,7 @@ async def update(
         after = _changed(ctx, before, request)
         headers = _headers(ctx, before) if request.headers is None else request.headers
         if after != before:
-            after = replace(after, updated_at_ms=ctx.clock.now_ms())
+            after = replace(after, updated_at_ms=_later(ctx, before))
             await endpoints.update(tx, after)
             await _resume(ctx, tx, after)
         return after, headers
@@ -152,7 +152,7 @@ async def rotate_secret(
         now_ms = ctx.clock.now_ms()
         after = replace(
             before,
-            updated_at_ms=now_ms,
+            updated_at_ms=_later(ctx, before),
             secret=ctx.vault.seal(secret.key, endpoint_id),
             secret_hint=secret.hint,
             old_secret=before.secret if keep_old else None,
@@ -213,6 +213,11 @@ async def _get(tx: Transaction, project: str, endpoint_id: str) -> Endpoint:
     return endpoint
 
 
+def _later(ctx: Context, endpoint: Endpoint) -> int:
+    """The moment of a change, which no other change of the endpoint has."""
+    return max(ctx.clock.now_ms(), endpoint.updated_at_ms + 1)
+
+
 async def _resume(ctx: Context, tx: Transaction, endpoint: Endpoint) -> None:
     """What waited for an endpoint may go on now."""
     if endpoint.enabled:
@@ -229,6 +234,9 @@ def _changed(ctx: Context, endpoint: Endpoint, request: EndpointFields) -> Endpo
     url: str | None = getattr(request, "url", None)
     if url is not None:
         given["url"] = _url(ctx, url)
+        if given["url"] != endpoint.url:
+            # Its failures were the other one's.
+            given["failing_since_ms"] = None
     if request.rate_limit is not None:
         given["rate_limit"] = request.rate_limit or None
     if request.headers is not None and request.headers != _headers(ctx, endpoint):
