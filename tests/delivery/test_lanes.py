@@ -19,12 +19,20 @@ from runbell.service.operations import deliveries, endpoints
 from runbell.service.operations import runs as run_operations
 from runbell.service.vault import Vault
 from runbell.service.wire.requests import CreateRun
-from runbell.service.wire.webhooks import CreateEndpoint, Filters
+from runbell.service.wire.webhooks import (
+    CreateEndpoint,
+    Filters,
+    UpdateEndpoint,
+    endpoint_object,
+    endpoint_with_secret,
+)
 from runbell.storage import deliveries as rows
 from runbell.testing.databases import writer_held
 from runbell.testing.embedded import EmbeddedService, on_a_service
 from runbell.testing.posts import Post, answered, unanswered
+from runbell.webhooks import Secret
 from tests.delivery.house import (
+    ALL,
     DAY,
     HOUR,
     MINUTE,
@@ -347,6 +355,66 @@ async def test_a_secret_is_rotated_while_retrying(service: EmbeddedService) -> N
     assert len(service.poster.sent) > count
     signed(service.poster.sent[-1], new)
     assert len(set(ids(service.poster.sent))) == 1
+
+
+@on_a_service()
+async def test_each_secret_has_its_whole_day(service: EmbeddedService) -> None:
+    """However often it is rotated within one; the latest four, and none that was given up."""
+
+    async def rotated(*, keep_old: bool = True) -> Secret:
+        _, _, secret = await endpoints.rotate_secret(
+            service.ctx, service.project, endpoint, keep_old=keep_old
+        )
+        return secret
+
+    async def signed_by(*secrets: Secret) -> None:
+        await run_once(service)
+        signed(service.poster.sent[-1], *secrets)
+
+    endpoint, first = await register(service, event_types=("thread.run.completed",))
+    await jump(service, HOUR)
+    second = await rotated()
+    await jump(service, HOUR)
+    third = await rotated()
+    await signed_by(third, second, first)
+    await jump(service, 23 * HOUR)
+    await signed_by(third, second)
+    await jump(service, 1 * HOUR)
+    await signed_by(third)
+    more = [third, *[await rotated() for _ in range(5)]]
+    await signed_by(*reversed(more[1:]))
+    assert str(more[0].text) not in repr(await find(service, endpoint))
+    last = await rotated(keep_old=False)
+    await signed_by(last)
+    await signed_by(await rotated(), last)
+
+
+@on_a_service()
+async def test_a_project_has_a_limited_number_of_endpoints(
+    service: EmbeddedService,
+) -> None:
+    made = [(await register(service, f"n{number}"))[0] for number in range(500)]
+    with pytest.raises(RequestRefused, match="500 webhook endpoints already") as refused:
+        await register(service, "more")
+    assert refused.value.status == 400
+    await endpoints.delete(service.ctx, service.project, made[7])
+    await register(service, "more")
+
+
+@on_a_service()
+async def test_what_is_secret_is_in_no_repr(service: EmbeddedService) -> None:
+    """Neither headers, nor keys, nor a URL that holds a token."""
+    url, headers = "https://example.com/hooks/t0ken", {"X-Key": "t0ken"}
+    request = CreateEndpoint(name="n", url=url, event_types=ALL, headers=headers)
+    endpoint, shown, secret = await endpoints.create(service.ctx, service.project, request)
+    keys = endpoints.keys_of(service.ctx, endpoint, service.clock.now_ms())
+    objects = (
+        endpoint_object(endpoint, shown),
+        endpoint_with_secret(endpoint, shown, secret.text),
+    )
+    for each in (request, UpdateEndpoint(url=url, headers=headers), endpoint, keys, *objects):
+        assert "t0ken" not in repr(each)
+        assert secret.text not in repr(each)
 
 
 @on_a_service()

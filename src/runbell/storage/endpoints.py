@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import bindparam, delete, select, text
+from sqlalchemy import bindparam, delete, func, select, text
 
 from runbell.storage import schema
 from runbell.storage.codec import JsonColumn, to_json
@@ -22,6 +22,7 @@ __all__ = [
     "Listening",
     "Subscription",
     "all_enabled",
+    "count",
     "disable",
     "find",
     "get",
@@ -50,6 +51,11 @@ FIND = Statement(
     "webhook_endpoints.find",
     "An endpoint by its id alone.",
     select_row(schema.webhook_endpoints).where(_by_id),
+)
+COUNT = Statement(
+    "webhook_endpoints.count",
+    "How many endpoints a project has.",
+    select(func.count()).where(_w.project_id == bindparam("project")),
 )
 LISTENING = Statement(
     "webhook_endpoints.listening",
@@ -134,7 +140,7 @@ class Subscription(Struct, frozen=True):
     metadata: dict[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Endpoint:
     """An endpoint's row.
 
@@ -144,7 +150,8 @@ class Endpoint:
         rate_limit: attempts a second; None is no limit.
         headers: encrypted; None where there are none.
         secret: encrypted.
-        old_secret: the one before it, which signs too until `old_secret_until_ms`; encrypted.
+        old_secret: those before it that sign too, and until when each does; encrypted.
+        old_secret_until_ms: until when the last of them does.
         disabled_reason: why it is not enabled, a sentence.
         failing_since_ms: its first failure since it last answered well; None while it does.
     """
@@ -166,6 +173,10 @@ class Endpoint:
     enabled: bool = True
     disabled_reason: str | None = None
     failing_since_ms: int | None = None
+
+    def __repr__(self) -> str:
+        # Many URLs hold a key.
+        return f"Endpoint({self.id!r}, updated_at_ms={self.updated_at_ms})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +206,12 @@ async def find(tx: Transaction, endpoint_id: str) -> Endpoint | None:
     """An endpoint by its id alone, whosever it is."""
     row = await tx.fetch_one(FIND, {"key": endpoint_id})
     return _endpoint(row) if row is not None else None
+
+
+async def count(tx: Transaction, project: str) -> int:
+    """How many endpoints a project has, enabled or not."""
+    row = await tx.fetch_one(COUNT, {"project": project})
+    return int(row[0]) if row is not None else 0
 
 
 async def listening(tx: Transaction, project: str) -> list[Listening]:
