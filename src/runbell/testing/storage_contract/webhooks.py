@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runbell.errors import Conflict, UnknownCursor
-from runbell.storage import deliveries, endpoints, events
+from runbell.storage import deliveries, endpoints, events, retention
 from runbell.storage.deliveries import Attempt, DeliveryFilter, Due
 from runbell.storage.endpoints import Endpoint, Subscription
 from runbell.storage.paging import Page
@@ -275,6 +275,23 @@ class WebhookContract:
         assert await fail(store, left, None)
         (left,) = await fetch(store, 9_000)
         assert (left.attempts, left.failures, left.next_at_ms) == (3, 0, 1_000)
+
+    @on_a_store
+    async def test_a_delivery_goes_with_its_attempts(self, store: Store) -> None:
+        """In one unit, whatever its limit: what is left is whole."""
+        await store.write(lambda tx: owed(tx, 1, 2))
+        for _ in range(3):
+            for due in await fetch(store, 9_999):
+                await fail(store, due, 2_000)
+        second = (await fetch(store, 9_999))[1]
+        remove = retention.remove_of_endpoint
+        assert await store.write(lambda tx: remove(tx, "wh_1", 1)) == 4
+        assert await fetch(store, 9_999) == [second]
+        left = await store.read(lambda tx: deliveries.get(tx, "wh_1", second.id))
+        assert left is not None
+        assert len(await store.read(lambda tx: deliveries.attempts_of(tx, left, 9))) == 3
+        assert await store.write(lambda tx: remove(tx, "wh_1", 9)) == 4
+        assert await store.write(lambda tx: remove(tx, "wh_1", 9)) == 0
 
     @on_a_store
     async def test_pages_hold_what_is_wanted(self, store: Store) -> None:
