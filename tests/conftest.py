@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # The SDK marks all of the Assistants API as deprecated, which is what this product is about.
     for message in ("deprecated$", "The Assistants API is deprecated"):
         config.addinivalue_line("filterwarnings", f"ignore:{message}:DeprecationWarning")
+    # A process that was started in the background ignores these, and so would all that the tests
+    # start, to which they then send them.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,9 @@ import typer
 from prometheus_client.parser import text_string_to_metric_families
 
 from runbell.cli.commands import app
+from runbell.receiver import Options
+from runbell.receiver.desk import Load
+from runbell.receiver.numbers import REASONS, Numbers
 from runbell.runs import EVENT_TYPES, RunEventData
 from runbell.runs.run import RunStatus
 from runbell.service.metrics import Backlog, Due, Metrics
@@ -80,6 +83,28 @@ def test_links_between_documents_lead_somewhere():
     for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_receivers_options_are_documented():
+    rows = [
+        f"| `{item.name}` | `{item.default}` | {item.metadata['help']} |"
+        for item in dataclasses.fields(Options)
+    ]
+    section = text("receiving.md").partition("## Options")[2].partition("\n## ")[0]
+    assert [line for line in section.splitlines() if line.startswith("| `")] == rows
+
+
+def test_the_receivers_numbers_and_reasons_are_documented():
+    page = Numbers().page("", Load(0, None, 0), 0).body.decode()
+    there = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in text_string_to_metric_families(page)
+    }
+    table = [line for line in text("receiving.md").splitlines() if line.startswith("| `runbell_")]
+    assert {re.findall(r"`(runbell_\w+)", line)[0] for line in table} == there
+    answers = text("receiving.md").partition("### Retries")[2].partition("\n### ")[0]
+    # Whoever has left is told nothing.
+    assert set(REASONS) - {"cut_off"} == set(re.findall(r"`([a-z_]+)`", answers))
 
 
 def test_every_number_is_documented_and_none_that_is_not_there():

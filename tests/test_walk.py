@@ -6,6 +6,7 @@ is what `runbell serve` puts together.
 
 import asyncio
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -18,8 +19,10 @@ from runbell.service.operations.access import Access, create_key, ensure_project
 from runbell.service.operations.context import Context
 from runbell.service.server import build, handlers, open_store
 from runbell.service.settings import Settings
+from runbell.service.vault import Vault
 from runbell.storage import runs
 from runbell.storage.sqlite import SQLiteStore
+from runbell.webhooks import Secret, verify
 
 WEATHER = {
     "type": "function",
@@ -35,7 +38,8 @@ async def _the_walk(file: Path) -> None:
     # An empty file becomes a database, and a project gets a key: storage knows its digest alone.
     clock = VirtualClock()
     async with open_store(file) as store:
-        ctx, executor = build(Settings(), store, clock)
+        settings = Settings(allow_private_webhooks=True)
+        ctx, executor, deliverer = build(settings, store, clock, Vault(bytes(32)))
         project = await ensure_project(store, clock, "default")
         key, row = await create_key(store, clock, project, "keys")
         assert key not in repr(row)
@@ -47,6 +51,13 @@ async def _the_walk(file: Path) -> None:
             http_client=httpx2.AsyncClient(transport=transport),
         )
 
+        # A program of somebody's wants to be told how runs end.
+        posts: list[Request] = []
+        receiver, url = await _receiver(posts)
+        endpoint = await client.webhooks.create(
+            name="walk", url=url, event_types=["thread.run.completed"]
+        )
+
         # Somebody asks for the weather. Nobody executes runs yet, so this one is simply kept.
         assistant = await client.beta.assistants.create(model="echo", tools=[WEATHER])
         thread = await client.beta.threads.create(
@@ -56,7 +67,7 @@ async def _the_walk(file: Path) -> None:
         assert run.status == "queued"
 
         # The row is the truth: from it alone the engine knows what there is to do.
-        ctx.jobs.start(handlers(ctx, executor))
+        ctx.jobs.start(handlers(executor, deliverer))
         await _until(store, run.id, RunStatus.REQUIRES_ACTION)
 
         # The model wants a tool called. No worker is held meanwhile; the run just stands there.
@@ -105,11 +116,46 @@ async def _the_walk(file: Path) -> None:
             (6, "thread.run.completed", 5000),
         ]
 
+        # The program is told of the last one: the same event, signed for it alone.
+        async with asyncio.timeout(30):
+            while not posts:
+                await asyncio.sleep(0.001)
+        [post] = posts
+        secret = Secret.parse(endpoint.signing_secret)
+        verified = verify([secret], post.headers, post.body, now_ms=clock.now_ms())
+        assert json.loads(post.body) == feed["data"][-1]
+        assert verified.id == feed["data"][-1]["id"]
+
         # And that was all: a run that has ended goes nowhere any more.
         await client.close()
         await ctx.jobs.stop(0)
+        await ctx.poster.close()
+        receiver.close()
         ended = await _record(ctx, run.id)
         assert lifecycle.TRANSITIONS[ended.run.status] == frozenset()
+
+
+@dataclass
+class Request:
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+async def _receiver(posts: list[Request]) -> tuple[asyncio.Server, str]:
+    """Somebody's own web server: keeps what it gets and says 200."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[1:-2]
+        headers = [tuple(line.split(": ", 1)) for line in lines]
+        length = next(int(value) for name, value in headers if name.lower() == "content-length")
+        posts.append(Request(headers, await reader.readexactly(length)))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    return server, f"http://127.0.0.1:{port}/hook"
 
 
 def _start(feed: dict) -> int:

@@ -23,6 +23,12 @@ POINTS: dict[str, str] = {
     "delivery.signed": "an attempt of a delivery is signed, nothing is sent",
     "delivery.posted": "an endpoint has answered, nothing of it is stored",
     "delivery.recorded": "what came of attempts is committed, nobody knows it yet",
+    "receiver.verified": "a webhook is its sender's, nothing of it is stored",
+    "receiver.committed": "an event is stored, its sender has no answer",
+    "receiver.claimed": "events are claimed, no handler has been called",
+    "receiver.handling": "a handler is about to be called",
+    "receiver.handled": "the handlers of an event have returned, nothing says so",
+    "receiver.finished": "an event is marked as handled",
     "jobs.woken": "jobs are due, none has been handed to its handler",
 }
 """Every fault point and what is true there."""

@@ -206,7 +206,7 @@ def test_one_signal_ends_five_thousand(tmp_path: Path) -> None:
             assert each.answer[1].endswith(b"\r\n0\r\n\r\n"), each.answer
         for each in held["streams"]:
             names = [name for name, _ in parsed(unchunked(each.answer[1]))]
-            assert names == ["thread.run.created", "thread.run.queued"]
+            assert names == ["thread.run.created", "thread.run.queued", "error", "done"]
         return ended
 
     with many_files(), Served(tmp_path) as served:

@@ -11,6 +11,7 @@ __all__ = ["main"]
 
 EXTRA_OF_PACKAGE = {
     "typer": "cli",
+    "fastapi": "receiver",
     "rich": "cli",
     "aiohttp": "serve",
     "alembic": "serve",

@@ -19,6 +19,7 @@ from runbell.cli import (
     demo,
     doctor,
     endpoints,
+    inbox,
     keys,
     listen,
     serve,
@@ -62,6 +63,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(assistants.app, name="assistants")
 app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(inbox.app, name="inbox")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)
 app.command("listen")(listen.listen)

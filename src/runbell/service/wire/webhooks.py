@@ -88,11 +88,10 @@ _Rate = Annotated[
 ]
 _Headers = Annotated[
     dict[
-        Annotated[str, Meta(max_length=64)],
+        Annotated[str, Meta(max_length=64), rule(pattern=HEADER_NAME)],
         Annotated[str, Meta(max_length=1_024), rule(pattern=HEADER_VALUE)],
     ],
     Meta(max_length=16),
-    rule(propertyNames={"pattern": HEADER_NAME}),
 ]
 
 

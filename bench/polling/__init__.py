@@ -1,0 +1,1 @@
+"""How well do polling policies poll: calls against delay, beside the exact optimum."""

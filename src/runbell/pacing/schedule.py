@@ -1,0 +1,237 @@
+"""When to look at a run, given how long such runs take."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from runbell.pacing.survival import Curve, Estimate, Survival
+
+__all__ = ["MOST_POINTS", "Schedule", "best_checks", "best_interval", "schedule"]
+
+POINTS = 192
+"""Moments among which the checks of a kind are chosen."""
+
+MOST_POINTS = 255
+"""Their indices fit a byte."""
+
+_SHARE = 0.3
+_EARLIER, _LATER = 8.0, 4.0
+_SLACK = 0.2
+"""Of the latency, how much closer than it two checks may be planned. The moments are a grid:
+without it, a check as early as possible would have to wait for the next one. What is planned
+too early is done as soon as it can be."""
+
+_TAIL_SHAPE = 1.5
+
+
+def best_checks(
+    times: Sequence[float],
+    alive: Sequence[float],
+    price: float,
+    apart: float,
+    first: float,
+    rest: float = 0.0,
+) -> list[int]:
+    """After a check at each of `times` that found a run going on: which of them is next.
+
+    The exact optimum among checks at these moments: it minimises E[delay] + price · E[calls] by
+    dynamic programming (Barlow, Hunter, Proschan 1963), where
+
+        J(i) = min over j of  price·S(i) + ∫ from t(i) to t(j) of (t(j) - u) dF(u) + J(j).
+
+    With M(i), the mean ∫ u dF(u) up to t(i), the integral is t(j)·(F(j) - F(i)) - M(j) + M(i): for
+    each j a straight line in F(i). As i falls, so does F(i), while the lines that may be used get
+    flatter, so the lower envelope of the lines is kept as a queue, and all of it takes time in
+    proportion to the moments.
+
+    Args:
+        times: seconds, ascending, from 0, where nothing was checked yet.
+        alive: S, the probability that a run takes longer than each.
+        price: the seconds of delay that a call is worth.
+        apart: seconds that two checks are apart at least.
+        first: the same for the first check and 0.
+        rest: what the calls and delays cost after the last of `times`, in seconds.
+
+    Returns:
+        For each of `times` the index of the next check, the last one's being itself.
+    """
+    end = len(times) - 1
+    following = [end] * (end + 1)
+    ended = [1.0 - value for value in alive]
+    means = [0.0, *accumulate(
+        (after - before) * (low + high) / 2
+        for (low, high), (before, after) in zip(pairwise(times), pairwise(ended), strict=True)
+    )]  # fmt: skip
+    slopes: list[float] = []
+    heights: list[float] = []
+    indices: list[int] = []
+    cost = [0.0] * (end + 1)
+    cost[end] = rest
+    head, new = 0, end
+    for i in range(end - 1, -1, -1):
+        soonest = times[i] + (apart if i else first)
+        while new > i and (times[new] >= soonest or new == end):
+            slope, height = -times[new], times[new] * ended[new] - means[new] + cost[new]
+            while len(slopes) - head > 1 and (height - heights[-2]) * (slopes[-1] - slopes[-2]) <= (
+                heights[-1] - heights[-2]
+            ) * (slope - slopes[-2]):
+                slopes.pop(), heights.pop(), indices.pop()
+            slopes.append(slope)
+            heights.append(height)
+            indices.append(new)
+            new -= 1
+        at = ended[i]
+        last = len(slopes) - 1
+        while head < last and (
+            slopes[head + 1] * at + heights[head + 1] <= slopes[head] * at + heights[head]
+        ):
+            head += 1
+        cost[i] = price * (1.0 - at) + means[i] + slopes[head] * at + heights[head]
+        following[i] = indices[head]
+    return following
+
+
+class Schedule(NamedTuple):
+    """Which check follows which.
+
+    Attributes:
+        curve: how long such runs take; its times are the moments of checks.
+        following: for each of them the index of the next check.
+        price: the seconds of delay that a call is worth.
+        latency: seconds from sending a poll until its answer is known. The answer tells how it
+            was half of that before.
+    """
+
+    curve: Curve
+    following: bytes
+    price: float
+    latency: float
+
+    def after(self, last: float) -> float:
+        """The moment of the next check, where a run was going on at `last`; 0 for no check yet."""
+        times = self.curve.times
+        slack = _SLACK * self.latency
+        here = bisect_right(times, last + slack) - 1
+        end = len(times) - 1
+        soonest = last + (self.latency if last > 0 else self.latency / 2) - slack
+        while here < end:
+            there = self.following[here]
+            if there == end:
+                break
+            if times[there] >= soonest:
+                return times[there]
+            here += 1
+        # Beyond what is planned: Keller's gap √(2·price/hazard), where the hazard is shape/t.
+        return last + max(self.latency, math.sqrt(2 * self.price * last / _TAIL_SHAPE))
+
+
+def schedule(
+    own: Estimate,
+    parent: Survival,
+    parent_weight: float,
+    price: float,
+    latency: float,
+    points: int = POINTS,
+) -> Schedule:
+    """The best checks of a run that takes as long as the mixture of `own` and `parent` says."""
+    times, ended = _moments(own, points)
+    alive = [
+        (1 - parent_weight) * (1 - value) + parent_weight * parent.alive(time)
+        for time, value in zip(times, ended, strict=True)
+    ]
+    apart = latency * (1 - _SLACK)
+    # After the last moment a check is a Keller gap g from the next, and costs price/g and g/2 a
+    # second, which are equal; ∫ 2·price/g·S(t) dt, where S falls as 1/t^shape.
+    rest = alive[-1] * 2 * math.sqrt(price * _TAIL_SHAPE / 2 * times[-1]) / (_TAIL_SHAPE - 0.5)
+    following = best_checks(times, alive, price, apart, latency / 2, rest)
+    return Schedule(Curve(times, alive), bytes(following), price, latency)
+
+
+def _moments(own: Estimate, points: int) -> tuple[list[float], list[float]]:
+    """The moments of checks to choose from, and what share of `own` has ended at each.
+
+    The best gap at a density f is in proportion to √(price/f), so the moments are spread as ∫ √f,
+    which resolves a gap equally well everywhere and at any price; a share of them is spread evenly
+    on a logarithmic scale, for what is expected of none of the runs seen.
+    """
+    low, high = own.edges[0], own.edges[-1]
+    edges = [low / _EARLIER, *own.edges, high * _LATER]
+    masses = [0.0, *own.masses, 0.0]
+    roots = [
+        math.sqrt(mass * (after - before))
+        for mass, (before, after) in zip(masses, pairwise(edges), strict=True)
+    ]
+    cell = math.log(high / low) / len(own.masses)
+    logs = [math.log(_EARLIER), *[cell] * len(own.masses), math.log(_LATER)]
+    root_scale, log_scale = (1 - _SHARE) / (sum(roots) or 1.0), _SHARE / sum(logs)
+    reached = [0.0, *accumulate(
+        root * root_scale + log * log_scale for root, log in zip(roots, logs, strict=True)
+    )]  # fmt: skip
+    ended = [0.0, *accumulate(masses)]
+    times, shares = [0.0], [0.0]
+    step = reached[-1] / (points - 2)
+    place = 0
+    final = len(masses) - 1
+    for point in range(points - 1):
+        goal = point * step
+        while place < final and reached[place + 1] < goal:
+            place += 1
+        part = (goal - reached[place]) / (reached[place + 1] - reached[place])
+        if 0 < place < final:
+            time = edges[place] + part * (edges[place + 1] - edges[place])
+        else:
+            time = edges[place] * (edges[place + 1] / edges[place]) ** part
+        times.append(time)
+        shares.append(min(ended[place] + part * masses[place], 1.0))
+    return times, shares
+
+
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 60.0
+_RUNG = 1.2
+_EXACT_TERMS = 128
+
+
+def best_interval(curve: Curve, elapsed: float, price: float, latency: float) -> float:
+    """The best pause between polls for a client that keeps to one pause until the run ends.
+
+    Checks are then g = pause + latency apart, from `elapsed` on, where the run was going on. With
+    K of them, the run's end is known g·E[K] - E[rest] after `elapsed`, so that delay and calls
+    cost (g + price)·E[K], but for a constant; and E[K] = Σ S(elapsed + k·g)/S(elapsed), k ≥ 0.
+
+    Returns:
+        Seconds, from 0.05 to 60.
+    """
+    pause, best, cheapest = _SHORTEST_PAUSE, _SHORTEST_PAUSE, math.inf
+    rest = _mean_rest(curve, elapsed)
+    now = max(curve.alive(elapsed), 1e-12)
+    while pause <= _LONGEST_PAUSE:
+        gap = pause + latency
+        checks, at, left = 0.0, elapsed, 1.0
+        while left > 1e-3 and at < elapsed + _EXACT_TERMS * gap:
+            checks += left
+            at += gap
+            left = curve.alive(at) / now
+        if left > 1e-3:
+            # Many polls: their sum is an integral (Euler and Maclaurin).
+            checks = rest / gap + 0.5
+        cost = (gap + price) * checks
+        if cost < cheapest:
+            best, cheapest = pause, cost
+        pause *= _RUNG
+    return best
+
+
+def _mean_rest(curve: Curve, elapsed: float) -> float:
+    """How long a run that was going on at `elapsed` still takes in the mean, in seconds."""
+    now = max(curve.alive(elapsed), 1e-12)
+    first = bisect_right(curve.times, elapsed)
+    times = [elapsed, *curve.times[first:]]
+    alive = [now, *curve.table[first:]]
+    return sum(
+        (after - before) * (high + low) / 2
+        for (before, after), (high, low) in zip(pairwise(times), pairwise(alive), strict=True)
+    ) / now  # fmt: skip

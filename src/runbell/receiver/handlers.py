@@ -1,0 +1,112 @@
+"""Which functions are called for which events: the table that `on` fills."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from runbell.errors import ConfigurationError
+
+__all__ = ["Handler", "Handlers"]
+
+Function = Callable[[Any], Awaitable[None] | None]
+F = TypeVar("F", bound=Callable[[Any], Any])
+
+MOST_TYPES: Final = 1_000
+"""Types whose functions are remembered."""
+
+_PATTERN: Final = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*(\.\*)?|\*")
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A user's function.
+
+    Attributes:
+        name: by which the inbox remembers that it has succeeded while another one had not.
+        is_async: it runs on the event loop.
+    """
+
+    name: str
+    function: Function
+    is_async: bool
+
+    async def call(self, event: Any, threads: Executor | None) -> None:
+        """Call it: an async function here, any other in a thread of `threads` (None for here)."""
+        if self.is_async or threads is None:
+            found = self.function(event)
+        else:
+            # The context travels along, as with `asyncio.to_thread`: loggers and tracers use it.
+            run = copy_context().run
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(threads, run, self.function, event)
+        if inspect.isawaitable(found):
+            await found
+
+
+class Handlers:
+    """Functions by the types that they are for. Filled before the first event comes."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, list[Handler]] = {}
+        self._families: list[tuple[str, Handler]] = []
+        self._names: set[str] = set()
+        self._found: dict[str, list[Handler]] = {}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def on(self, *types: str) -> Callable[[F], F]:
+        """A decorator: call the function for events of these types.
+
+        Args:
+            types: an exact type, a family (`thread.run.*`), or `*` for everything, also for what
+                nobody knew when this was written. A function is called once an event, whichever of
+                its types fit.
+
+        Raises:
+            ConfigurationError: no type is given, or one that can't be one.
+        """
+        if not types or not all(map(_PATTERN.fullmatch, types)):
+            raise ConfigurationError(
+                f"no types of events: {types!r}; write 'response.completed', 'thread.run.*' or '*'"
+            )
+
+        def add(function: F) -> F:
+            self._found.clear()
+            handler = Handler(self._name(function), function, inspect.iscoroutinefunction(function))
+            for kind in types:
+                if kind.endswith("*"):
+                    self._families.append((kind[:-1], handler))
+                else:
+                    self._exact.setdefault(kind, []).append(handler)
+            return function
+
+        return add
+
+    def of(self, kind: str) -> list[Handler]:
+        """The functions for events of one type, each once."""
+        known = self._found.get(kind)
+        if known is not None:
+            return known
+        found = [*self._exact.get(kind, ())]
+        found += [handler for family, handler in self._families if kind.startswith(family)]
+        functions = list({handler.name: handler for handler in found}.values())
+        if len(self._found) < MOST_TYPES:  # senders can invent types
+            self._found[kind] = functions
+        return functions
+
+    def _name(self, function: Any) -> str:
+        plain = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
+        name, number = plain, 1
+        while name in self._names:
+            number += 1
+            name = f"{plain}#{number}"
+        self._names.add(name)
+        return name

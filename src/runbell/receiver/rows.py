@@ -1,0 +1,494 @@
+"""How an event gets into the inbox and through it: units of work, written once for every database.
+
+    waiting ──claim──► waiting, held by somebody ──► handled
+       ▲                 │   │   │
+       │   it failed     │   │   └──► dead, after its last try
+       └─────────────────┘   └──────► waiting again, once the claim has lapsed
+
+`attempts` counts the claims and is the fence: what a holder writes that lost its claim changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    bindparam,
+    false,
+    func,
+    literal_column,
+    null,
+    select,
+    text,
+    update,
+)
+
+from runbell.errors import Conflict
+from runbell.receiver import schema
+from runbell.receiver.events import Envelope
+from runbell.receiver.order import decide
+from runbell.storage.codec import JsonColumn, to_json
+from runbell.storage.statements import Statement, insert_row, limited
+from runbell.storage.store import Row, Transaction
+
+__all__ = [
+    "Arrival",
+    "Claimed",
+    "Claims",
+    "Stored",
+    "bury",
+    "claim",
+    "finish",
+    "next_due",
+    "release",
+    "renew",
+    "retry",
+    "store",
+]
+
+Stored = Literal["accepted", "unreadable", "duplicate", "other"]
+"""What became of an arrival: it is new; it is new and no event; it is there already; another body
+came under its id."""
+
+LONGEST_ERROR = 500
+"""Characters of an error that are kept."""
+
+_e, _r = schema.events.c, schema.runs.c
+_first: ColumnElement[int] = literal_column("1")
+_waiting = text(schema.WAITING)
+
+
+def _one(query: Select[Any]) -> Select[Any]:
+    return query.limit(_first).offset(literal_column("0"))
+
+
+INSERT = Statement("inbox_events.store", "An event that came.", insert_row(schema.events))
+FIND = Statement(
+    "inbox_events.body",
+    "What came first under this id.",
+    select(_e.body).where(_e.id == bindparam("key")),
+)
+QUARANTINE = Statement(
+    "inbox_others.insert", "Another body under an id.", insert_row(schema.others)
+)
+DUE = Statement(
+    "inbox_events.due",
+    "Events whose time has come, those that have waited longest first.",
+    limited(
+        select(
+            _e.position,
+            _e.id,
+            _e.type,
+            _e.subject,
+            _e.sequence,
+            _e.urgent,
+            _e.body,
+            _e.received_at_ms,
+            _e.attempts,
+            _e.done,
+            _e.forced,
+            _e.claim,
+        )
+        .where(_waiting, _e.due_at_ms <= bindparam("now_ms"))
+        .order_by(_e.due_at_ms, _e.position)
+    ),
+)
+NEXT_DUE = Statement(
+    "inbox_events.next_due",
+    "When the next event is due.",
+    select(func.min(_e.due_at_ms)).where(_waiting),
+)
+AHEAD = Statement(
+    "inbox_events.ahead",
+    "How far a run is handled, and when the first of its events that is in front of another one, "
+    "and not done with, is due.",
+    select(
+        _one(select(_r.handled).where(_r.run_id == bindparam("run"))).scalar_subquery(),
+        _one(
+            select(_e.due_at_ms)
+            .where(_e.subject == bindparam("run"), _e.sequence < bindparam("sequence_no"), _waiting)
+            .order_by(_e.sequence)
+        ).scalar_subquery(),
+    ),
+)
+CLAIM = Statement(
+    "inbox_events.claim",
+    "Hold an event until a moment.",
+    update(schema.events)
+    .values(
+        claim=bindparam("holder"),
+        due_at_ms=bindparam("until_ms"),
+        attempts=_e.attempts + _first,
+    )
+    .where(_e.position == bindparam("place")),
+)
+POSTPONE = Statement(
+    "inbox_events.postpone",
+    "It is not an event's turn yet.",
+    update(schema.events)
+    .values(due_at_ms=bindparam("until_ms"))
+    .where(_e.position == bindparam("place")),
+)
+MARK = Statement(
+    "inbox_events.mark",
+    "An event is done with, or dead, without having been held.",
+    update(schema.events)
+    .values(
+        state=bindparam("outcome"),
+        ended_at_ms=bindparam("now_ms"),
+        claim=null(),
+        error=bindparam("why"),
+    )
+    .where(_e.position == bindparam("place")),
+)
+_held = (
+    _e.position == bindparam("place"),
+    _waiting,
+    _e.claim == bindparam("holder"),
+    _e.attempts == bindparam("attempt"),
+)
+END = Statement(
+    "inbox_events.end",
+    "Its holder is done with an event.",
+    update(schema.events)
+    .values(
+        state=bindparam("outcome"),
+        ended_at_ms=bindparam("now_ms"),
+        claim=null(),
+        forced=false(),
+        error=bindparam("why"),
+    )
+    .where(*_held),
+)
+RETRY = Statement(
+    "inbox_events.retry",
+    "It failed: try again at a moment, without the handlers that have succeeded.",
+    update(schema.events)
+    .values(
+        due_at_ms=bindparam("until_ms"),
+        claim=null(),
+        done=bindparam("succeeded"),
+        error=bindparam("why"),
+    )
+    .where(*_held),
+)
+RENEW = Statement(
+    "inbox_events.renew",
+    "Hold on to an event.",
+    update(schema.events).values(due_at_ms=bindparam("until_ms")).where(*_held),
+)
+RELEASE = Statement(
+    "inbox_events.release",
+    "Let go of an event as if it had never been held: it is due at once.",
+    update(schema.events)
+    .values(due_at_ms=bindparam("now_ms"), claim=null(), attempts=_e.attempts - _first)
+    .where(*_held),
+)
+ADVANCE = Statement(
+    "inbox_runs.advance",
+    "A run is handled up to this number.",
+    update(schema.runs)
+    .values(handled=bindparam("sequence_no"), updated_at_ms=bindparam("now_ms"))
+    .where(_r.run_id == bindparam("run"), _r.handled < bindparam("sequence_no")),
+)
+BEGIN = Statement("inbox_runs.begin", "The same, of a run that is new.", insert_row(schema.runs))
+WAKE = Statement(
+    "inbox_events.wake",
+    "It may be the turn of the run's next event.",
+    update(schema.events)
+    .values(due_at_ms=bindparam("now_ms"))
+    .where(
+        _e.position.in_(
+            _one(
+                select(_e.position)
+                .where(_e.subject == bindparam("run"), _e.sequence.is_not(None), _waiting)
+                .order_by(_e.sequence)
+            )
+        ),
+        _e.claim.is_(None),
+        _e.attempts == literal_column("0"),
+    ),
+)
+
+_names = JsonColumn(list[str])
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A body that is its sender's.
+
+    Attributes:
+        envelope: None where the body is no event; `error` says why.
+        origin: `push`, or the feed that it was fetched from.
+    """
+
+    id: str
+    body: bytes
+    envelope: Envelope | None
+    received_at_ms: int
+    origin: str = "push"
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An event that is held, for its handlers.
+
+    Attributes:
+        attempt: 1 the first time; the fence of whoever holds it.
+        done: names of handlers that have succeeded already.
+        lapsed: somebody held it before, and let it lapse.
+    """
+
+    position: int
+    id: str
+    envelope: Envelope
+    body: bytes
+    received_at_ms: int
+    attempt: int
+    done: frozenset[str]
+    lapsed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What came of looking for work.
+
+    Attributes:
+        taken: events that are held now.
+        dead: ids of events whose last try ended with the process.
+        stale: how many were marked as overtaken.
+        full: there may be more that is due.
+    """
+
+    taken: Sequence[Claimed]
+    dead: Sequence[str]
+    stale: int
+    full: bool
+
+
+async def store(tx: Transaction, arrival: Arrival) -> Stored:
+    """Keep what came, once. What is no event is a dead letter from the beginning."""
+    envelope = arrival.envelope
+    try:
+        await tx.execute(
+            INSERT,
+            {
+                "id": arrival.id,
+                "type": envelope and envelope.type,
+                "subject": envelope and envelope.subject,
+                "sequence": envelope and envelope.sequence,
+                "urgent": envelope is not None and envelope.urgent,
+                "body": arrival.body,
+                "origin": arrival.origin,
+                "received_at_ms": arrival.received_at_ms,
+                "state": "waiting" if envelope else "dead",
+                "due_at_ms": arrival.received_at_ms,
+                "claim": None,
+                "attempts": 0,
+                "done": None,
+                "forced": False,
+                "error": arrival.error,
+                "ended_at_ms": None if envelope else arrival.received_at_ms,
+            },
+        )
+    except Conflict:
+        row = await tx.fetch_one(FIND, {"key": arrival.id})
+        if row is None or row[0] == arrival.body:
+            return "duplicate"
+        return await _quarantine(tx, arrival)
+    return "accepted" if envelope else "unreadable"
+
+
+async def _quarantine(tx: Transaction, arrival: Arrival) -> Stored:
+    try:
+        await tx.execute(
+            QUARANTINE,
+            {
+                "id": arrival.id,
+                "digest": hashlib.sha256(arrival.body).digest(),
+                "body": arrival.body,
+                "received_at_ms": arrival.received_at_ms,
+            },
+        )
+    except Conflict:
+        return "duplicate"
+    return "other"
+
+
+async def claim(
+    tx: Transaction,
+    holder: str,
+    *,
+    now_ms: int,
+    lease_ms: int,
+    gap_ms: int,
+    max_attempts: int,
+    limit: int,
+) -> Claims:
+    """Hold up to `limit` events whose time and turn have come, until `lease_ms` from now."""
+    rows = await tx.fetch_all(DUE, {"now_ms": now_ms, "limit": limit})
+    taken: list[Claimed] = []
+    dead: list[str] = []
+    stale = 0
+    for row in rows:
+        claimed = _claimed(row)
+        if claimed.attempt > max_attempts:
+            # It ended every process that held it: nobody was left to say that it failed.
+            dead.append(claimed.id)
+            await _mark(tx, claimed, "dead", now_ms, "its handler never ended")
+            continue
+        verdict, until_ms = await _turn(tx, row, claimed, now_ms, gap_ms)
+        if verdict == "stale":
+            stale += 1
+            await _mark(tx, claimed, "stale", now_ms, None)
+        elif verdict == "wait":
+            await tx.execute(POSTPONE, {"place": claimed.position, "until_ms": until_ms})
+        else:
+            taken.append(claimed)
+            await tx.execute(
+                CLAIM,
+                {"place": claimed.position, "holder": holder, "until_ms": now_ms + lease_ms},
+            )
+    return Claims(taken, dead, stale, len(rows) == limit)
+
+
+async def next_due(tx: Transaction) -> int | None:
+    """When the next event is due, in milliseconds since the epoch; None where none waits."""
+    row = await tx.fetch_one(NEXT_DUE, {})
+    return row[0] if row is not None else None
+
+
+async def finish(
+    tx: Transaction, claimed: Claimed, holder: str, now_ms: int, *, wanted: bool = True
+) -> bool:
+    """An event is handled; False where somebody else holds it by now.
+
+    Args:
+        wanted: there was a handler for it.
+    """
+    outcome = "handled" if wanted else "unhandled"
+    return await _end(tx, claimed, holder, now_ms, outcome, None)
+
+
+async def bury(tx: Transaction, claimed: Claimed, holder: str, now_ms: int, error: str) -> bool:
+    """An event has failed for the last time; False where somebody else holds it by now."""
+    return await _end(tx, claimed, holder, now_ms, "dead", error[:LONGEST_ERROR])
+
+
+async def retry(
+    tx: Transaction,
+    claimed: Claimed,
+    holder: str,
+    *,
+    until_ms: int,
+    done: frozenset[str],
+    error: str,
+) -> bool:
+    """An event has failed and is tried again; False where somebody else holds it by now."""
+    params = _hold(claimed, holder) | {
+        "until_ms": until_ms,
+        "succeeded": to_json(sorted(done)) if done else None,
+        "why": error[:LONGEST_ERROR],
+    }
+    return bool(await tx.execute(RETRY, params))
+
+
+async def renew(
+    tx: Transaction, held: Iterable[Claimed], holder: str, until_ms: int
+) -> list[Claimed]:
+    """Hold on to what is held; those that somebody else holds by now."""
+    return [
+        claimed
+        for claimed in held
+        if not await tx.execute(RENEW, _hold(claimed, holder) | {"until_ms": until_ms})
+    ]
+
+
+async def release(tx: Transaction, held: Iterable[Claimed], holder: str, now_ms: int) -> None:
+    """Let go of what is held, without having failed."""
+    for claimed in held:
+        await tx.execute(RELEASE, _hold(claimed, holder) | {"now_ms": now_ms})
+
+
+async def _turn(
+    tx: Transaction, row: Row, claimed: Claimed, now_ms: int, gap_ms: int
+) -> tuple[str, int]:
+    run, sequence, forced = row[3], row[4], row[10]
+    if sequence is None or forced:
+        return "handle", 0
+    found = await tx.fetch_one(AHEAD, {"run": run, "sequence_no": sequence})
+    handled, ahead_due_ms = found if found is not None else (None, None)
+    verdict = decide(
+        sequence,
+        urgent=claimed.envelope.urgent,
+        handled=handled or 0,
+        ahead_due_ms=ahead_due_ms,
+        gap_until_ms=claimed.received_at_ms + gap_ms,
+        now_ms=now_ms,
+    )
+    return verdict.what, verdict.until_ms
+
+
+async def _mark(
+    tx: Transaction, claimed: Claimed, outcome: str, now_ms: int, error: str | None
+) -> None:
+    await tx.execute(
+        MARK, {"place": claimed.position, "outcome": outcome, "now_ms": now_ms, "why": error}
+    )
+    await _advance(tx, claimed.envelope, now_ms)
+
+
+async def _end(
+    tx: Transaction, claimed: Claimed, holder: str, now_ms: int, outcome: str, error: str | None
+) -> bool:
+    params = _hold(claimed, holder) | {"outcome": outcome, "now_ms": now_ms, "why": error}
+    if not await tx.execute(END, params):
+        return False
+    await _advance(tx, claimed.envelope, now_ms)
+    return True
+
+
+async def _advance(tx: Transaction, envelope: Envelope, now_ms: int) -> None:
+    """The run's next event need not wait for this one any more."""
+    if envelope.sequence is None:
+        return
+    place = {"run": envelope.subject, "sequence_no": envelope.sequence, "now_ms": now_ms}
+    if not await tx.execute(ADVANCE, place):
+        with contextlib.suppress(Conflict):  # then it is further already
+            await tx.execute(
+                BEGIN,
+                {
+                    "run_id": envelope.subject,
+                    "handled": envelope.sequence,
+                    "updated_at_ms": now_ms,
+                },
+            )
+    await tx.execute(WAKE, {"run": envelope.subject, "now_ms": now_ms})
+
+
+def _hold(claimed: Claimed, holder: str) -> dict[str, Any]:
+    return {"place": claimed.position, "holder": holder, "attempt": claimed.attempt}
+
+
+def _claimed(row: Row) -> Claimed:
+    (position, event_id, kind, subject, sequence, urgent, body, at_ms, attempts, done, _, held) = (
+        row
+    )
+    return Claimed(
+        position,
+        event_id,
+        Envelope(kind, subject, sequence, bool(urgent)),
+        body,
+        at_ms,
+        attempts + 1,
+        frozenset(_names.decode(done)) if done else frozenset(),
+        held is not None,
+    )

@@ -1,0 +1,84 @@
+"""Every setting of a receiver, in one place: its name, default and help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote
+
+from runbell.errors import ConfigurationError
+
+__all__ = ["LEAST_RETAIN_DAYS", "Options", "inbox_path"]
+
+LEAST_RETAIN_DAYS: Final = 11
+"""Deduplication has to outlive what a sender may still send: recovery reaches 7 days back, and a
+recovered delivery is tried for 3 more; a day for clocks and for whoever runs late."""
+
+
+def _option(default: Any, help: str, low: float) -> Any:  # noqa: A002
+    return field(default=default, metadata={"help": help, "low": low})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a receiver behaves. Durations are seconds, sizes bytes."""
+
+    tolerance: int = _option(300, "How far the sender's clock may be from ours.", 1)
+    max_body: int = _option(1_048_576, "Largest body.", 1)
+    body_timeout: float = _option(10.0, "Time within which a body has to arrive.", 0.001)
+    max_bodies: int = _option(
+        67_108_864, "Bodies that are being read at a time, all together; further ones are a 503.", 1
+    )
+    concurrency: int = _option(64, "Events that are handled at a time.", 1)
+    threads: int = _option(8, "Threads for handlers that are not async.", 1)
+    handler_timeout: float = _option(
+        600.0, "Time that a handler may take; longer is a failure.", 0.001
+    )
+    lease: float = _option(
+        30.0,
+        "Time after which an event is taken from a process that died; renewed while it lives.",
+        0.05,
+    )
+    gap_wait: float = _option(
+        2.0, "How long an event waits for one of its run that should have come before it.", 0.0
+    )
+    max_attempts: int = _option(10, "Times that an event is handled before it is a dead letter.", 1)
+    retry_start: float = _option(1.0, "Time before the first retry; each further one doubles.", 0.0)
+    retry_cap: float = _option(3_600.0, "Longest time between two tries.", 0.0)
+    poll: float = _option(
+        1.0, "How often to look for what another process stored or let go of.", 0.001
+    )
+    retain_days: float = _option(
+        30.0, "Days that events are kept, and known as duplicates.", LEAST_RETAIN_DAYS
+    )
+    shutdown_grace: float = _option(10.0, "Time that handlers are given when it stops.", 0.0)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not value >= item.metadata["low"]:  # NaN is not either
+                raise ConfigurationError(
+                    f"{item.name} is {value!r}: it has to be {item.metadata['low']:g} or more"
+                )
+
+
+def inbox_path(url: str) -> Path:
+    """The file that an inbox's URL names.
+
+    Raises:
+        ConfigurationError: the URL is not one that this version can use.
+    """
+    scheme, separator, path = url.partition("://")
+    name = unquote(path[1:])
+    if not separator or scheme != "sqlite" or not path.startswith("/") or "?" in path:
+        # Not shown: it may be the URL of a server, with a password in it.
+        raise ConfigurationError(
+            "the inbox has to be sqlite:///inbox.db (beside you) or sqlite:////var/lib/inbox.db "
+            "(from the root)"
+        )
+    if not name or name == ":memory:" or name.endswith("/"):
+        raise ConfigurationError(
+            "the inbox has to be a file, so that events survive a restart: sqlite:///inbox.db"
+        )
+    return Path(name)

@@ -1,0 +1,306 @@
+"""Who handles what came: claims events, calls their handlers, and says how that ended.
+
+Several processes may share one inbox: a claim keeps an event to one of them, is renewed while its
+handlers run, and lapses when the process is gone. Nothing is kept in memory that the inbox does not
+know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, TypeVar
+
+from runbell import faults
+from runbell.clock import Clock
+from runbell.errors import StorageUnavailable
+from runbell.pacing import RetryBackoff
+from runbell.receiver import desk, rows
+from runbell.receiver.events import event_of
+from runbell.receiver.handlers import Handler, Handlers
+from runbell.receiver.numbers import Numbers
+from runbell.receiver.rows import Claimed
+from runbell.receiver.settings import Options
+from runbell.storage.store import Store
+
+__all__ = ["Worker"]
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+DAY_MS: Final = 86_400_000
+SWEEP_SECONDS: Final = 3_600.0
+SWEEP_ROWS: Final = 500
+"""Events that one transaction forgets: others wait for it."""
+
+STORAGE_BACKOFF: Final = RetryBackoff(start=0.05, cap=5.0)
+
+
+class Worker:
+    """One process's share of the handling."""
+
+    def __init__(
+        self,
+        store: Store,
+        handlers: Handlers,
+        options: Options,
+        clock: Clock,
+        numbers: Numbers,
+        rng: random.Random,
+    ) -> None:
+        self._store = store
+        self._handlers = handlers
+        self._options = options
+        self._clock = clock
+        self._numbers = numbers
+        self._rng = rng
+        self._holder = secrets.token_hex(8)
+        self._backoff = RetryBackoff(start=options.retry_start, factor=2.0, cap=options.retry_cap)
+        self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="runbell-handler")
+        self._news = asyncio.Event()
+        self._held: dict[asyncio.Task[None], Claimed] = {}
+        self._background: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to handle; without a handler, only to forget what is old."""
+        work = [self._forget_old]
+        if self._handlers:
+            work += [self._hand_out, self._renew]
+        self._background = [asyncio.create_task(self._lasting(each)) for each in work]
+
+    def wake(self) -> None:
+        """Something was stored."""
+        self._news.set()
+
+    async def stop(self) -> None:
+        """Take nothing up any more, and let handlers end; what does not end is let go of."""
+        for task in self._background[:2]:
+            task.cancel()
+        if self._held:
+            await asyncio.wait(self._held, timeout=self._options.shutdown_grace)
+        for task in self._background:
+            task.cancel()
+        left = dict(self._held)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, *self._background, return_exceptions=True)
+        if left:
+            now_ms = self._clock.now_ms()
+            with contextlib.suppress(StorageUnavailable):  # then the claims lapse
+                await self._store.write(
+                    lambda tx: rows.release(tx, left.values(), self._holder, now_ms)
+                )
+        # A thread can't be broken off: it ends when its handler does.
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _lasting(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception:
+            logger.exception("a part of the receiver has ended: events are stored and not handled")
+            raise
+
+    async def _hand_out(self) -> None:
+        while True:
+            self._news.clear()
+            free = self._options.concurrency - len(self._held)
+            claims = None
+            if free > 0:
+                claims = await self._until_stored(partial(self._claim, free))
+                for claimed in claims.taken:
+                    self._take_up(claimed)
+            if claims is None or not claims.full:
+                await self._rest()
+
+    async def _claim(self, limit: int) -> rows.Claims:
+        options, now_ms = self._options, self._clock.now_ms()
+        due_ms = await self._store.read(rows.next_due)
+        if due_ms is None or due_ms > now_ms:
+            return rows.Claims((), (), 0, full=False)
+        claims = await self._store.write(
+            lambda tx: rows.claim(
+                tx,
+                self._holder,
+                now_ms=now_ms,
+                lease_ms=round(options.lease * 1000),
+                gap_ms=round(options.gap_wait * 1000),
+                max_attempts=options.max_attempts,
+                limit=limit,
+            )
+        )
+        faults.hit("receiver.claimed")
+        self._numbers.ended["stale"].inc(claims.stale)
+        for event_id in claims.dead:
+            self._numbers.ended["dead"].inc()
+            logger.error("%s is a dead letter: no process survived its handlers", event_id)
+        return claims
+
+    def _take_up(self, claimed: Claimed) -> None:
+        if claimed.lapsed:
+            logger.warning("%s is taken from a process that let go of it", claimed.id)
+        task = asyncio.create_task(self._handle(claimed))
+        self._held[task] = claimed
+        task.add_done_callback(self._let_go)
+
+    def _let_go(self, task: asyncio.Task[None]) -> None:
+        if len(self._held) >= self._options.concurrency:
+            self._news.set()
+        del self._held[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("an event was not handled to its end", exc_info=error)
+
+    async def _rest(self) -> None:
+        """Return when there may be something to do."""
+        due_ms = await self._until_stored(lambda: self._store.read(rows.next_due))
+        seconds = self._options.poll
+        if due_ms is not None and len(self._held) < self._options.concurrency:
+            seconds = min(seconds, max(0.0, (due_ms - self._clock.now_ms()) / 1000))
+        if self._news.is_set() or not seconds:
+            return
+        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
+        waiting = asyncio.ensure_future(self._news.wait())
+        try:
+            await asyncio.wait((sleeping, waiting), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            waiting.cancel()
+
+    async def _handle(self, claimed: Claimed) -> None:
+        """Call the handlers of one event that is held, and write down how that ended."""
+        handlers = self._handlers.of(claimed.envelope.type)
+        began_ms = self._clock.now_ms()
+        if claimed.attempt == 1:
+            self._numbers.lag.observe(max(0, began_ms - claimed.received_at_ms) / 1000)
+        done = set(claimed.done)
+        failed: tuple[Handler, Exception] | None = None
+        faults.hit("receiver.handling")
+        for handler in handlers:
+            if handler.name not in done:
+                error = await self._call(handler, claimed)
+                if error is None:
+                    done.add(handler.name)
+                else:
+                    failed = failed or (handler, error)
+        faults.hit("receiver.handled")
+        self._numbers.handling.observe(max(0, self._clock.now_ms() - began_ms) / 1000)
+        if failed is None:
+            outcome = "handled" if handlers else "unhandled"
+            kept = await self._until_stored(
+                lambda: self._store.write(
+                    lambda tx: rows.finish(
+                        tx, claimed, self._holder, self._clock.now_ms(), wanted=bool(handlers)
+                    )
+                )
+            )
+        else:
+            outcome = "dead" if claimed.attempt >= self._options.max_attempts else "failed"
+            kept = await self._fail(claimed, frozenset(done), *failed)
+        faults.hit("receiver.finished")
+        self._numbers.ended[outcome if kept else "lost"].inc()
+        if not kept:
+            logger.warning("%s was handled for longer than its claim held", claimed.id)
+        if claimed.envelope.sequence is not None:
+            self._news.set()  # it may be the turn of the run's next event
+
+    async def _call(self, handler: Handler, claimed: Claimed) -> Exception | None:
+        event = event_of(
+            claimed.id, claimed.envelope, claimed.body, claimed.received_at_ms, claimed.attempt
+        )
+        try:
+            async with asyncio.timeout(self._options.handler_timeout):
+                await handler.call(event, self._threads)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises, it has failed
+            return error
+        return None
+
+    async def _fail(
+        self, claimed: Claimed, done: frozenset[str], handler: Handler, error: Exception
+    ) -> bool:
+        attempt, most = claimed.attempt, self._options.max_attempts
+        why = f"{handler.name}: {type(error).__name__}: {error}"
+        if attempt >= most:
+            logger.error(
+                "%s (%s) is a dead letter: it failed %d times; `runbell inbox replay %s` tries it "
+                "again",
+                claimed.id,
+                claimed.envelope.type,
+                attempt,
+                claimed.id,
+                exc_info=error,
+            )
+            return await self._until_stored(
+                lambda: self._store.write(
+                    lambda tx: rows.bury(tx, claimed, self._holder, self._clock.now_ms(), why)
+                )
+            )
+        delay = self._backoff.delay(attempt, self._rng)
+        logger.warning(
+            "%s (%s) failed, attempt %d of %d; it is tried again in %.1f s",
+            claimed.id,
+            claimed.envelope.type,
+            attempt,
+            most,
+            delay,
+            exc_info=error,
+        )
+        until_ms = self._clock.now_ms() + round(delay * 1000)
+        return await self._until_stored(
+            lambda: self._store.write(
+                lambda tx: rows.retry(
+                    tx, claimed, self._holder, until_ms=until_ms, done=done, error=why
+                )
+            )
+        )
+
+    async def _renew(self) -> None:
+        """Hold on to what is held, three times a lease."""
+        while True:
+            await self._clock.sleep(self._options.lease / 3)
+            held = list(self._held.values())
+            if held:
+                until_ms = self._clock.now_ms() + round(self._options.lease * 1000)
+                try:
+                    await self._store.write(
+                        lambda tx: rows.renew(tx, held, self._holder, until_ms)  # noqa: B023
+                    )
+                except StorageUnavailable as error:
+                    logger.warning("claims could not be renewed: %s", error)
+
+    async def _forget_old(self) -> None:
+        """Remove what is older than the inbox has to know."""
+        while True:
+            before_ms = self._clock.now_ms() - round(self._options.retain_days * DAY_MS)
+            removed = desk.Removed(SWEEP_ROWS, 0)
+            unheard = 0
+            while removed.events == SWEEP_ROWS:
+                removed = await self._until_stored(
+                    lambda: self._store.write(
+                        lambda tx: desk.prune(tx, before_ms=before_ms, limit=SWEEP_ROWS)  # noqa: B023
+                    )
+                )
+                unheard += removed.unheard
+            if unheard and self._handlers:
+                logger.error(
+                    "%d events were removed that waited for their handling for %g days",
+                    unheard,
+                    self._options.retain_days,
+                )
+            await self._clock.sleep(SWEEP_SECONDS)
+
+    async def _until_stored(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do it, again and again while the inbox can't be used."""
+        failures = 0
+        while True:
+            try:
+                return await work()
+            except StorageUnavailable as error:
+                failures += 1
+                if failures == 1:
+                    logger.warning("the inbox cannot be used now, trying again: %s", error)
+                await self._clock.sleep(STORAGE_BACKOFF.delay(failures, self._rng))

@@ -1,0 +1,102 @@
+"""Distributions from few runs."""
+
+import math
+import random
+
+import pytest
+
+from runbell.pacing.durations import Observation
+from runbell.pacing.survival import Curve, LogLogistic, Mixed, estimate
+
+
+def alive(found, seconds):
+    """The estimate's S, summed over its cells."""
+    return sum(
+        mass for mass, edge in zip(found.masses, found.edges, strict=False) if edge >= seconds
+    )
+
+
+def exact(values):
+    return [Observation.of(value) for value in values]
+
+
+def test_a_log_normal_is_found_again():
+    rng = random.Random(1)
+    found = estimate(exact(rng.lognormvariate(1.5, 0.4) for _ in range(170)))
+    for quantile in (-1.2816, -0.6745, 0.0, 0.6745, 1.2816):
+        seconds = math.exp(1.5 + 0.4 * quantile)
+        assert alive(found, seconds) == pytest.approx(
+            0.5 * math.erfc(quantile / math.sqrt(2)), abs=0.07
+        )
+
+
+def test_two_spikes_stay_two_spikes():
+    rng = random.Random(2)
+    values = [rng.choice((1.0, 12.0)) * rng.uniform(0.97, 1.03) for _ in range(100)]
+    found = estimate(exact(values))
+    between = alive(found, 1.3) - alive(found, 9.5)
+    assert between < 0.03
+
+
+def test_whole_seconds_are_taken_for_the_intervals_that_they_are():
+    rng = random.Random(3)
+    truth = [rng.lognormvariate(1.5, 0.3) for _ in range(170)]
+    found = estimate(
+        [Observation.of((math.floor(value), math.floor(value) + 1)) for value in truth]
+    )
+    for seconds in (3.3, 4.5, 5.5, 6.6):
+        expected = sum(value > seconds for value in truth) / len(truth)
+        assert alive(found, seconds) == pytest.approx(expected, abs=0.06)
+
+
+def kaplan_meier(seen, seconds):
+    """The probability of more than `seconds`, as the textbook has it."""
+    at_risk, remaining = len(seen), 1.0
+    for each in sorted(seen):
+        if each.low > seconds:
+            break
+        if math.isfinite(each.high):
+            remaining *= 1 - 1 / at_risk
+        at_risk -= 1
+    return remaining
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_given_up_counts_as_longer_and_not_as_ended(seed):
+    # Half of the runs are cancelled after 4 s, whatever they would have taken.
+    rng = random.Random(seed)
+    seen = []
+    for _ in range(170):
+        seconds = rng.lognormvariate(1.5, 0.4)
+        seen.append(Observation.of(min(seconds, 4), ended=seconds <= 4))
+        seen.append(Observation.of(rng.lognormvariate(1.5, 0.4)))
+    found = estimate(seen, math.inf)
+    for seconds in (5, 6, 8):
+        assert alive(found, seconds) == pytest.approx(kaplan_meier(seen, seconds), abs=0.03)
+    as_if_ended = estimate(exact(each.low for each in seen), math.inf)
+    assert alive(as_if_ended, 6.0) < kaplan_meier(seen, 6) - 0.08
+
+
+def test_where_all_runs_were_given_up_none_is_believed_to_have_ended():
+    found = estimate([Observation.of(3, ended=False)] * 10)
+    assert found.escaped > 0
+    assert sum(found.masses) == pytest.approx(1)
+    assert alive(found, 2.9) > 0.8
+
+
+def test_a_table_says_between_its_rows_what_is_between():
+    curve = Curve([0, 2, 4], [1, 0.5, 0.25])
+    assert [curve.alive(at) for at in (-1, 0, 1, 2, 3)] == pytest.approx([1, 1, 0.75, 0.5, 0.375])
+    assert curve.alive(16) == pytest.approx(0.25 / 8)
+
+
+def test_a_mixture_is_the_weighted_mean():
+    mixed = Mixed(((0.25, LogLogistic(1)), (0.75, LogLogistic(100))))
+    assert mixed.alive(1) == pytest.approx(0.25 * 0.5 + 0.75 * LogLogistic(100).alive(1))
+
+
+def test_the_prior_has_its_median_and_its_tail():
+    prior = LogLogistic()
+    assert prior.alive(8) == 0.5
+    assert prior.alive(0) == prior.alive(-1) == 1
+    assert prior.alive(8000) / prior.alive(800) == pytest.approx(10**-1.5, rel=1e-2)
