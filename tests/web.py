@@ -177,6 +177,9 @@ def parsed(body: bytes) -> list[Streamed]:
             continue
         fields = dict(line.split(": ", 1) for line in lines)
         assert set(fields) <= {"id", "event", "data"}, block
+        if set(fields) == {"id"}:
+            # Where a feed begins: no event.
+            continue
         data = fields["data"]
         found.append((fields["event"], data if data == "[DONE]" else jsonlib.loads(data)))
     return found

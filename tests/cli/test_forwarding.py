@@ -245,6 +245,22 @@ def test_listen_goes_on_behind_the_event_that_was_the_last(
     assert len(receiver.requests) <= 9 + 1
 
 
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_listen_knows_where_it_began(
+    receiver: Receiver, run_one: Callable[[], str], tmp_path: Path, earlier: int
+) -> None:
+    """Also where nothing has happened until it was killed, or lost the service."""
+    for _ in range(earlier):
+        run_one()
+    with Listening(tmp_path, receiver.url):
+        pass
+    run_id = run_one()
+    with Listening(tmp_path, receiver.url) as listening:
+        listening.says("thread.run.completed")
+    assert [request.json["type"] for request in receiver.requests] == THREE
+    assert {request.json["data"]["id"] for request in receiver.requests} == {run_id}
+
+
 def test_listen_sends_again_what_was_refused(
     receiver: Receiver, run_one: Callable[[], str], tmp_path: Path
 ) -> None:

@@ -55,7 +55,9 @@ async def seen(
     return found
 
 
-async def owe_many(service: EmbeddedService, endpoint_id: str, count: int) -> None:
+async def owe_many(
+    service: EmbeddedService, endpoint_id: str, count: int, *, run: str = "run_many"
+) -> None:
     """Owe an endpoint many events of one run, as if they had happened while nobody delivered."""
     now_ms = service.clock.now_ms()
     for start in range(0, count, 500):
@@ -63,9 +65,9 @@ async def owe_many(service: EmbeddedService, endpoint_id: str, count: int) -> No
         async def work(tx: Any, first: int = start) -> None:
             for number in range(first, min(first + 500, count)):
                 event = Event(
-                    f"evt_{number:06}",
+                    f"evt_{run.removeprefix('run_many')}{number:06}",
                     service.project,
-                    "run_many",
+                    run,
                     number + 1,
                     "thread.run.queued",
                     now_ms,

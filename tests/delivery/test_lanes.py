@@ -7,22 +7,32 @@ import json
 import random
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runbell.errors import RequestRefused
 from runbell.runs import EVENT_TYPES
 from runbell.service.delivery.lanes import Deliverer
+from runbell.service.delivery.recording import Outcome, Recorder
 from runbell.service.operations import deliveries, endpoints
 from runbell.service.operations import runs as run_operations
 from runbell.service.vault import Vault
 from runbell.service.wire.requests import CreateRun
-from runbell.service.wire.webhooks import CreateEndpoint, Filters
+from runbell.service.wire.webhooks import (
+    CreateEndpoint,
+    Filters,
+    UpdateEndpoint,
+    endpoint_object,
+    endpoint_with_secret,
+)
 from runbell.storage import deliveries as rows
 from runbell.testing.databases import writer_held
 from runbell.testing.embedded import EmbeddedService, on_a_service
 from runbell.testing.posts import Post, answered, unanswered
+from runbell.webhooks import Secret
 from tests.delivery.house import (
+    ALL,
     DAY,
     HOUR,
     MINUTE,
@@ -348,6 +358,66 @@ async def test_a_secret_is_rotated_while_retrying(service: EmbeddedService) -> N
 
 
 @on_a_service()
+async def test_each_secret_has_its_whole_day(service: EmbeddedService) -> None:
+    """However often it is rotated within one; the latest four, and none that was given up."""
+
+    async def rotated(*, keep_old: bool = True) -> Secret:
+        _, _, secret = await endpoints.rotate_secret(
+            service.ctx, service.project, endpoint, keep_old=keep_old
+        )
+        return secret
+
+    async def signed_by(*secrets: Secret) -> None:
+        await run_once(service)
+        signed(service.poster.sent[-1], *secrets)
+
+    endpoint, first = await register(service, event_types=("thread.run.completed",))
+    await jump(service, HOUR)
+    second = await rotated()
+    await jump(service, HOUR)
+    third = await rotated()
+    await signed_by(third, second, first)
+    await jump(service, 23 * HOUR)
+    await signed_by(third, second)
+    await jump(service, 1 * HOUR)
+    await signed_by(third)
+    more = [third, *[await rotated() for _ in range(5)]]
+    await signed_by(*reversed(more[1:]))
+    assert str(more[0].text) not in repr(await find(service, endpoint))
+    last = await rotated(keep_old=False)
+    await signed_by(last)
+    await signed_by(await rotated(), last)
+
+
+@on_a_service()
+async def test_a_project_has_a_limited_number_of_endpoints(
+    service: EmbeddedService,
+) -> None:
+    made = [(await register(service, f"n{number}"))[0] for number in range(500)]
+    with pytest.raises(RequestRefused, match="500 webhook endpoints already") as refused:
+        await register(service, "more")
+    assert refused.value.status == 400
+    await endpoints.delete(service.ctx, service.project, made[7])
+    await register(service, "more")
+
+
+@on_a_service()
+async def test_what_is_secret_is_in_no_repr(service: EmbeddedService) -> None:
+    """Neither headers, nor keys, nor a URL that holds a token."""
+    url, headers = "https://example.com/hooks/t0ken", {"X-Key": "t0ken"}
+    request = CreateEndpoint(name="n", url=url, event_types=ALL, headers=headers)
+    endpoint, shown, secret = await endpoints.create(service.ctx, service.project, request)
+    keys = endpoints.keys_of(service.ctx, endpoint, service.clock.now_ms())
+    objects = (
+        endpoint_object(endpoint, shown),
+        endpoint_with_secret(endpoint, shown, secret.text),
+    )
+    for each in (request, UpdateEndpoint(url=url, headers=headers), endpoint, keys, *objects):
+        assert "t0ken" not in repr(each)
+        assert secret.text not in repr(each)
+
+
+@on_a_service()
 async def test_a_secret_is_replaced_at_once(service: EmbeddedService) -> None:
     endpoint, _ = await register(service, event_types=("thread.run.completed",))
     service.poster.answer = lambda _: answered(500)
@@ -372,6 +442,66 @@ async def test_the_url_is_changed_while_retrying(service: EmbeddedService) -> No
     ]
     ((delivery, _),) = await seen(service, endpoint)
     assert delivery.status == "succeeded"
+
+
+@on_a_service(webhook_concurrency=1)
+async def test_an_answer_from_before_a_change_says_nothing_of_the_endpoint(
+    service: EmbeddedService,
+) -> None:
+    """Neither the old URL's 410, nor one that comes after the owner has enabled it again."""
+    endpoint, _ = await register(service)
+    service.poster.answer = lambda _: None
+    await run_once(service)
+    await update(service, endpoint, url="https://new.example.com/hooks")
+    service.poster.sent[0].finish(answered(410))
+    await service.settle()
+    moved = await find(service, endpoint)
+    assert (moved.enabled, moved.failing_since_ms) == (True, None)
+    await update(service, endpoint, enabled=False)
+    await update(service, endpoint, enabled=True)
+    service.poster.sent[1].finish(answered(410))
+    await service.settle()
+    assert (await find(service, endpoint)).enabled
+    service.poster.sent[2].finish(answered(410))
+    await service.settle()
+    assert not (await find(service, endpoint)).enabled
+
+
+@on_a_service()
+async def test_another_url_begins_anew(service: EmbeddedService) -> None:
+    """It is neither as slow as the old one wanted, nor failing for as long."""
+    endpoint, _ = await register(service)
+    service.poster.answer = lambda _: answered(503)
+    for _ in range(4):
+        await run_once(service)
+        await service.advance(10)
+    assert (await find(service, endpoint)).failing_since_ms is not None
+    await owe_many(service, endpoint, 200)
+    service.poster.sent.clear()
+    service.poster.answer = lambda _: answered(200)
+    await update(service, endpoint, url="https://new.example.com/hooks")
+    assert (await find(service, endpoint)).failing_since_ms is None
+    await service.settle()
+    assert len(service.poster.sent) >= 200
+
+
+@on_a_service()
+async def test_what_the_old_url_answers_does_not_slow_the_new_one_down(
+    service: EmbeddedService,
+) -> None:
+    endpoint, _ = await register(service)
+    service.poster.answer = lambda _: None
+    await run_once(service)
+    old = list(service.poster.sent)
+    await update(service, endpoint, url="https://new.example.com/hooks")
+    service.poster.answer = lambda _: answered(200)
+    await run_once(service)
+    for post in old:
+        post.finish(answered(503))
+    await service.settle()
+    count = len(service.poster.sent)
+    await run_once(service)
+    assert len(service.poster.sent) == count + 3
 
 
 @on_a_service(webhook_concurrency=1)
@@ -475,6 +605,25 @@ async def test_one_is_sent_again_whatever_became_of_it(service: EmbeddedService)
         "succeeded",
         [200, 500, 200],
     )
+
+
+@on_a_service()
+async def test_one_that_is_sent_again_while_it_is_under_way_is(service: EmbeddedService) -> None:
+    """What was asked for is not undone by the failure of the attempt before: at once, and from the
+    beginning of the schedule."""
+    endpoint, _ = await register(service, event_types=("thread.run.completed",))
+    service.poster.answer = lambda _: None
+    await run_once(service)
+    for number in range(12):
+        ((delivery, _),) = await seen(service, endpoint)
+        await deliveries.resend(service.ctx, service.project, endpoint, delivery.id)
+        service.poster.sent[number].finish(answered(500))
+        await service.settle()
+        assert len(service.poster.sent) == number + 2
+    service.poster.sent[-1].finish(answered(200))
+    await service.settle()
+    ((delivery, attempts),) = await seen(service, endpoint)
+    assert (delivery.status, len(attempts)) == ("succeeded", 13)
 
 
 @on_a_service(webhook_retries="1", retain_days=0)
@@ -597,6 +746,76 @@ async def test_a_database_that_is_away_stops_the_sending_and_nothing_else(
     await service.advance(3)
     assert {delivery.status for delivery, _ in await seen(service, endpoint)} == {"succeeded"}
     assert len(service.poster.sent) == 3
+
+
+@on_a_service()
+async def test_a_lane_that_cannot_look_ends_what_is_under_way(service: EmbeddedService) -> None:
+    """Only what could not be begun waits: nothing that was sent is sent again."""
+    endpoint, _ = await register(service)
+    service.poster.answer = lambda _: None
+    await run_once(service)
+    service.store.unreadable = True
+    service.ctx.changes.wake(endpoint)
+    await service.settle()
+    assert service.store.refused > 0
+    service.store.unreadable = False
+    await service.advance(1)
+    for post in service.poster.sent:
+        post.finish(answered(200))
+    await service.settle()
+    await service.advance(10)
+    assert {delivery.status for delivery, _ in await seen(service, endpoint)} == {"succeeded"}
+    assert len(service.poster.sent) == 3
+
+
+@on_a_service()
+async def test_one_result_that_cannot_be_stored_is_no_others_trouble(
+    service: EmbeddedService,
+) -> None:
+    """They are stored together; then each for itself."""
+    names = ("a", "b", "c")
+    made = [(await register(service, name, enabled=False))[0] for name in names]
+    outcomes = []
+    for endpoint in made:
+        await owe_many(service, endpoint, 1, run=f"run_{endpoint}")
+        (due,) = await service.store.read(lambda tx, key=endpoint: rows.due(tx, key, 0, 9))
+        attempt = rows.Attempt(1, 1, 1, 200, None, "\udc80" if endpoint == made[1] else "fine")
+        outcomes.append(Outcome(endpoint, 0, due, attempt, "succeeded", None))
+    recorder = Recorder(service.ctx, random.Random(1))
+    stored = await asyncio.gather(*map(recorder.record, outcomes), return_exceptions=True)
+    await recorder.close()
+    assert [type(each) for each in stored] == [type(None), UnicodeEncodeError, type(None)]
+    statuses = [(await seen(service, endpoint))[0][0].status for endpoint in made]
+    assert statuses == ["succeeded", "pending", "succeeded"]
+
+
+def test_a_retry_that_becomes_due_during_a_look_is_not_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found by the second look, as the first was too early for it."""
+    look = rows.due
+
+    @on_a_service()
+    async def story(service: EmbeddedService) -> None:
+        await register(service, event_types=("thread.run.completed",))
+        service.poster.answer = lambda _: answered(500)
+        await run_once(service)
+        service.poster.answer = lambda _: None
+
+        async def slowly(*args: Any) -> Any:
+            found = await look(*args)
+            if not found:
+                service.clock.advance(10)
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(rows, "due", slowly)
+            await run_once(service)
+        assert len(service.poster.sent) == 2
+        await service.advance(10)
+        assert len(service.poster.sent) == 3
+
+    story(tmp_path)
 
 
 @on_a_service()

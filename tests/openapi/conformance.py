@@ -133,5 +133,6 @@ def frames(text: str) -> Iterator[tuple[str, str]]:
         fields = dict(
             line.split(": ", 1) for line in block.split("\n") if line[:1] not in ("", ":")
         )
-        if fields:
+        # An id alone is where a feed begins.
+        if set(fields) - {"id"}:
             yield fields["event"], fields["data"]

@@ -21,7 +21,8 @@ from tests.web import Exchange, Web
 
 LIVE = ("Accept", "text/event-stream")
 HEARTBEAT = b": heartbeat\n\n"
-OPEN = b": open\n\n"
+OPEN = b": open\nid: evt_0\n\n"
+"""Of a feed that has no events yet."""
 
 
 def follow(web: Web, query: str = "", *headers: tuple[str, str], **options: Any) -> Exchange:
@@ -53,7 +54,7 @@ async def test_events_come_as_they_happen(service: EmbeddedService) -> None:
     web = Web(service)
     exchange = follow(web)
     await service.settle()
-    assert exchange.chunks == [OPEN]
+    assert exchange.chunks == [OPEN.replace(b"evt_0", (await feed(service))[-1].encode())]
     assert exchange.headers["content-type"] == "text/event-stream; charset=utf-8"
     before = len(await feed(service))
     await service.run(await service.thread("Hello"))
@@ -77,6 +78,27 @@ async def test_in_a_project_without_events(service: EmbeddedService) -> None:
     await service.settle()
     await some_runs(service, 1)
     assert ids(exchange) == await feed(service)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_who_had_no_event_yet_goes_on_where_it_began(tmp_path: Path, count: int) -> None:
+    """A client that comes back with the id of the first frame, as EventSource does."""
+
+    @on_a_service()
+    async def story(service: EmbeddedService) -> None:
+        await some_runs(service, count)
+        web, before = Web(service), await feed(service)
+        exchange = follow(web)
+        await service.settle()
+        exchange.leave()
+        (frame,) = exchange.chunks
+        key = frame.strip().rpartition(b"id: ")[2].decode()
+        await some_runs(service, 1)
+        exchange = follow(web, "", ("Last-Event-ID", key))
+        await service.settle()
+        assert ids(exchange) == (await feed(service))[len(before) :]
+
+    story(tmp_path)
 
 
 @pytest.mark.parametrize("by", ["after", "Last-Event-ID"])

@@ -180,7 +180,8 @@ class _Feed:
     async def _connection(
         self, session: aiohttp.ClientSession
     ) -> AsyncGenerator[_Event | None, None]:
-        """What comes over one connection; first None, when it is open."""
+        """What comes over one connection; first None, when it is open and, of a feed that is
+        followed for the first time, when it is noted where it begins."""
         import aiohttp
 
         from runbell.service.backends.upstream.sse import EventDecoder, EventTooLong
@@ -200,9 +201,16 @@ class _Feed:
                 if response.status != 200:
                     await self._refused(response, after)
                     return
-                yield None
+                if after is not None:
+                    yield None
                 async for data in response.content.iter_any():
-                    for event in decoder.feed(data):
+                    events = decoder.feed(data)
+                    if after is None and decoder.begins_behind is not None:
+                        # Before anything is sent on: whatever ends this, it goes on from here.
+                        after = decoder.begins_behind
+                        self.progress.save(after)
+                        yield None
+                    for event in events:
                         yield _parsed(event.data)
         except EventTooLong:
             raise RunbellError(f"{self.service.url} sent something that is no event") from None

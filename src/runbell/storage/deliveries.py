@@ -34,6 +34,7 @@ __all__ = [
     "owe",
     "page",
     "record",
+    "recover",
     "send_again",
     "undelivered",
 ]
@@ -149,10 +150,20 @@ UNDELIVERED = Statement(
 )
 RECORD = Statement(
     "deliveries.record",
-    "What became of a delivery, if nobody has recorded this attempt.",
+    "What became of a delivery, if nobody has recorded this attempt, and it was not owed anew.",
     update_row(
         schema.deliveries, "status", "attempts", "failures", "next_at_ms", "settled_at_ms"
     ).where(
+        _d.position == bindparam("delivery"),
+        _pending,
+        _d.attempts == bindparam("was_attempts"),
+        _d.since_ms <= bindparam("owed_until_ms"),
+    ),
+)
+COUNT = Statement(
+    "deliveries.count",
+    "One attempt more of a delivery that was owed anew meanwhile, if nobody has recorded it.",
+    update_row(schema.deliveries, "attempts").where(
         _d.position == bindparam("delivery"), _pending, _d.attempts == bindparam("was_attempts")
     ),
 )
@@ -173,9 +184,16 @@ SEND_AGAIN = Statement(
         schema.deliveries, "status", "failures", "since_ms", "next_at_ms", "settled_at_ms"
     ).where(_d.position == bindparam("delivery")),
 )
+RECOVER = Statement(
+    "deliveries.recover",
+    "Owe a delivery anew that has failed.",
+    update_row(
+        schema.deliveries, "status", "failures", "since_ms", "next_at_ms", "settled_at_ms"
+    ).where(_d.position == bindparam("delivery"), text("deliveries.status = 'failed'")),
+)
 FAILED_SINCE = Statement(
     "deliveries.failed_since",
-    "Deliveries to an endpoint that have failed, of events since a time.",
+    "Deliveries to an endpoint behind a position that have failed, of events since a time.",
     limited(
         select(_d.position)
         .where(
@@ -183,6 +201,7 @@ FAILED_SINCE = Statement(
             text("deliveries.status = 'failed'"),
             # In the words of the partial index.
             text("deliveries.status <> 'succeeded'"),
+            _d.position > bindparam("low"),
             _d.created_at_ms >= bindparam("since_ms"),
         )
         .order_by(_d.position)
@@ -230,7 +249,8 @@ class Delivery:
         created_at_ms: when the event happened.
         attempts: how many there were; the number of the latest.
         failures: failed attempts since it was last owed anew; the place in the schedule.
-        since_ms: since when it is owed: its event, or when it was last owed anew.
+        since_ms: since when it is owed: its event, or when it was last owed anew; later each
+            time, so that it tells what was asked for before an attempt from what came after.
         next_at_ms: when it is tried next; `AT_ONCE` for the first time; None when it is settled.
     """
 
@@ -389,6 +409,9 @@ async def record(
 ) -> bool:
     """Store what came of an attempt.
 
+    Of a delivery that was owed anew since the attempt began, a failure is noted and changes
+    nothing: whoever asked for it to be sent again does not mean this attempt.
+
     Args:
         due: the delivery, as it was when the attempt began.
         next_at_ms: of one that stays pending: when it is tried again.
@@ -398,16 +421,20 @@ async def record(
         written then.
     """
     settled = status != "pending"
-    params = {
+    which = {
         "delivery": due.position,
         "was_attempts": due.attempts,
-        "status": status,
         "attempts": attempt.number,
+    }
+    params = {
+        **which,
+        "owed_until_ms": _ALWAYS_MS if status == "succeeded" else due.since_ms,
+        "status": status,
         "failures": due.failures + (status != "succeeded"),
         "next_at_ms": next_at_ms,
         "settled_at_ms": attempt.at_ms + attempt.duration_ms if settled else None,
     }
-    if await tx.execute(RECORD, params) != 1:
+    if await tx.execute(RECORD, params) != 1 and await tx.execute(COUNT, which) != 1:
         return False
     await tx.execute(
         ATTEMPT,
@@ -430,24 +457,42 @@ async def attempts_of(tx: Transaction, delivery: Delivery, limit: int) -> list[A
     return [Attempt(*row) for row in reversed(rows)]
 
 
-async def send_again(tx: Transaction, position: int, now_ms: int) -> None:
-    """Owe a delivery anew, from the beginning of the schedule; its attempts stay."""
-    await tx.execute(
-        SEND_AGAIN,
-        {
-            "delivery": position,
-            "status": "pending",
-            "failures": 0,
-            "since_ms": now_ms,
-            "next_at_ms": now_ms,
-            "settled_at_ms": None,
-        },
-    )
+async def send_again(tx: Transaction, delivery: Delivery, now_ms: int) -> None:
+    """Owe a delivery anew, from the beginning of the schedule; its attempts stay.
+
+    One whose first attempt has not ended keeps its place in front of every retry.
+    """
+    new = delivery.next_at_ms == AT_ONCE
+    since_ms = max(now_ms, delivery.since_ms + 1)
+    anew = _anew(delivery.position, since_ms, AT_ONCE if new else now_ms)
+    await tx.execute(SEND_AGAIN, anew)
 
 
-async def failed_since(tx: Transaction, endpoint_id: str, since_ms: int, limit: int) -> list[int]:
-    """Positions of deliveries that have failed, of events since a time, oldest first."""
-    params = {"endpoint": endpoint_id, "since_ms": since_ms, "limit": limit}
+async def recover(tx: Transaction, position: int, now_ms: int) -> bool:
+    """Owe a delivery anew that has failed; False where it has not, or not any more."""
+    return await tx.execute(RECOVER, _anew(position, now_ms, now_ms)) == 1
+
+
+def _anew(position: int, since_ms: int, next_at_ms: int) -> dict[str, Any]:
+    return {
+        "delivery": position,
+        "status": "pending",
+        "failures": 0,
+        "since_ms": since_ms,
+        "next_at_ms": next_at_ms,
+        "settled_at_ms": None,
+    }
+
+
+async def failed_since(
+    tx: Transaction, endpoint_id: str, since_ms: int, limit: int, *, low: int = 0
+) -> list[int]:
+    """Positions of deliveries that have failed, of events since a time, oldest first.
+
+    Args:
+        low: behind this position.
+    """
+    params = {"endpoint": endpoint_id, "since_ms": since_ms, "low": low, "limit": limit}
     return [row[0] for row in await tx.fetch_all(FAILED_SINCE, params)]
 
 

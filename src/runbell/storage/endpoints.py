@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import bindparam, delete, select, text
+from sqlalchemy import bindparam, delete, func, select, text
 
 from runbell.storage import schema
 from runbell.storage.codec import JsonColumn, to_json
@@ -22,6 +22,7 @@ __all__ = [
     "Listening",
     "Subscription",
     "all_enabled",
+    "count",
     "disable",
     "find",
     "get",
@@ -38,6 +39,7 @@ __all__ = [
 _w = schema.webhook_endpoints.c
 _own = (_w.project_id == bindparam("project"), _w.id == bindparam("key"))
 _by_id = _w.id == bindparam("key")
+_as_it_was = (_by_id, _w.updated_at_ms == bindparam("was_updated_at_ms"))
 
 INSERT = Statement(
     "webhook_endpoints.insert", "A new endpoint.", insert_row(schema.webhook_endpoints)
@@ -49,6 +51,11 @@ FIND = Statement(
     "webhook_endpoints.find",
     "An endpoint by its id alone.",
     select_row(schema.webhook_endpoints).where(_by_id),
+)
+COUNT = Statement(
+    "webhook_endpoints.count",
+    "How many endpoints a project has.",
+    select(func.count()).where(_w.project_id == bindparam("project")),
 )
 LISTENING = Statement(
     "webhook_endpoints.listening",
@@ -78,23 +85,23 @@ UPDATE = Statement(
 )
 DISABLE = Statement(
     "webhook_endpoints.disable",
-    "Send nothing more to an endpoint, and say why.",
+    "Send nothing more to an endpoint, and say why, if its owner has not changed it since.",
     update_row(schema.webhook_endpoints, "enabled", "disabled_reason").where(
-        _by_id, text("enabled")
+        *_as_it_was, text("enabled")
     ),
 )
 FAILING = Statement(
     "webhook_endpoints.failing",
     "The first failure since the endpoint last answered well.",
     update_row(schema.webhook_endpoints, "failing_since_ms").where(
-        _by_id, _w.failing_since_ms.is_(None)
+        *_as_it_was, _w.failing_since_ms.is_(None)
     ),
 )
 SUCCEEDING = Statement(
     "webhook_endpoints.succeeding",
     "The endpoint has answered well.",
     update_row(schema.webhook_endpoints, "failing_since_ms").where(
-        _by_id, _w.failing_since_ms.is_not(None)
+        *_as_it_was, _w.failing_since_ms.is_not(None)
     ),
 )
 DELETE = Statement(
@@ -133,15 +140,18 @@ class Subscription(Struct, frozen=True):
     metadata: dict[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Endpoint:
     """An endpoint's row.
 
     Attributes:
+        updated_at_ms: when its owner changed it last; later each time, so that it tells what was
+            seen before a change from what was seen after it.
         rate_limit: attempts a second; None is no limit.
         headers: encrypted; None where there are none.
         secret: encrypted.
-        old_secret: the one before it, which signs too until `old_secret_until_ms`; encrypted.
+        old_secret: those before it that sign too, and until when each does; encrypted.
+        old_secret_until_ms: until when the last of them does.
         disabled_reason: why it is not enabled, a sentence.
         failing_since_ms: its first failure since it last answered well; None while it does.
     """
@@ -163,6 +173,10 @@ class Endpoint:
     enabled: bool = True
     disabled_reason: str | None = None
     failing_since_ms: int | None = None
+
+    def __repr__(self) -> str:
+        # Many URLs hold a key.
+        return f"Endpoint({self.id!r}, updated_at_ms={self.updated_at_ms})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +208,12 @@ async def find(tx: Transaction, endpoint_id: str) -> Endpoint | None:
     return _endpoint(row) if row is not None else None
 
 
+async def count(tx: Transaction, project: str) -> int:
+    """How many endpoints a project has, enabled or not."""
+    row = await tx.fetch_one(COUNT, {"project": project})
+    return int(row[0]) if row is not None else 0
+
+
 async def listening(tx: Transaction, project: str) -> list[Listening]:
     """The project's enabled endpoints, as this transaction sees them."""
     rows = await tx.fetch_all(LISTENING, {"project": project})
@@ -206,20 +226,29 @@ async def update(tx: Transaction, endpoint: Endpoint) -> None:
     await tx.execute(UPDATE, {**params, "project": endpoint.project_id, "key": endpoint.id})
 
 
-async def disable(tx: Transaction, endpoint_id: str, reason: str) -> bool:
-    """Send nothing more to an endpoint; False where it is not enabled anyway."""
-    params = {"key": endpoint_id, "enabled": False, "disabled_reason": reason}
+async def disable(tx: Transaction, endpoint_id: str, updated_at_ms: int, reason: str) -> bool:
+    """Send nothing more to an endpoint; False where it is not enabled anyway.
+
+    Args:
+        updated_at_ms: of the endpoint that was seen: to one that was changed since, it says
+            nothing. So it is for the next two.
+    """
+    params = {**_seen(endpoint_id, updated_at_ms), "enabled": False, "disabled_reason": reason}
     return await tx.execute(DISABLE, params) == 1
 
 
-async def mark_failing(tx: Transaction, endpoint_id: str, since_ms: int) -> None:
+async def mark_failing(
+    tx: Transaction, endpoint_id: str, updated_at_ms: int, since_ms: int
+) -> None:
     """An attempt has failed: where it is the first in a row, that is the moment."""
-    await tx.execute(FAILING, {"key": endpoint_id, "failing_since_ms": since_ms})
+    params = {**_seen(endpoint_id, updated_at_ms), "failing_since_ms": since_ms}
+    await tx.execute(FAILING, params)
 
 
-async def mark_succeeding(tx: Transaction, endpoint_id: str) -> None:
+async def mark_succeeding(tx: Transaction, endpoint_id: str, updated_at_ms: int) -> None:
     """An attempt has succeeded."""
-    await tx.execute(SUCCEEDING, {"key": endpoint_id, "failing_since_ms": None})
+    params = {**_seen(endpoint_id, updated_at_ms), "failing_since_ms": None}
+    await tx.execute(SUCCEEDING, params)
 
 
 async def remove(tx: Transaction, project: str, endpoint_id: str) -> bool:
@@ -259,6 +288,10 @@ def _wanted(encoded: str) -> Subscription:
             _known.clear()
         found = _known[encoded] = _subscription.decode(encoded)
     return found
+
+
+def _seen(endpoint_id: str, updated_at_ms: int) -> dict[str, Any]:
+    return {"key": endpoint_id, "was_updated_at_ms": updated_at_ms}
 
 
 def _params(endpoint: Endpoint) -> dict[str, Any]:

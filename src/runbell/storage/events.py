@@ -12,7 +12,10 @@ from runbell.storage import schema
 from runbell.storage.statements import Statement, insert_row, limited
 from runbell.storage.store import Row, Transaction
 
-__all__ = ["FeedRow", "append", "behind", "newest", "page", "position", "tail"]
+__all__ = ["BEGINNING", "FeedRow", "append", "behind", "head", "newest", "page", "position", "tail"]
+
+BEGINNING = "evt_0"
+"""The cursor in front of every event: what a feed that has none yet goes on behind."""
 
 _e = schema.events.c
 
@@ -25,8 +28,8 @@ CURSOR = Statement(
 _after = (_e.project_id == bindparam("project"), _e.position > bindparam("low"))
 NEWEST = Statement(
     "events.newest",
-    "Where in the feed the project's newest event stands.",
-    select(_e.position)
+    "The project's newest event, and where in the feed it stands.",
+    select(_e.position, _e.id)
     .where(_e.project_id == bindparam("project"))
     .order_by(_e.position.desc())
     .limit(literal_column("1"))
@@ -62,8 +65,16 @@ async def newest(tx: Transaction, project: str) -> int:
     return row[0] if row is not None else 0
 
 
+async def head(tx: Transaction, project: str) -> tuple[int, str]:
+    """The position of the project's newest event, and its id; `BEGINNING` where there is none."""
+    row = await tx.fetch_one(NEWEST, {"project": project})
+    return (row[0], row[1]) if row is not None else (0, BEGINNING)
+
+
 async def position(tx: Transaction, project: str, event_id: str) -> int:
     """The position of an event. Raises UnknownCursor where the project's feed has no such event."""
+    if event_id == BEGINNING:
+        return 0
     row = await tx.fetch_one(CURSOR, {"project": project, "key": event_id})
     if row is None:
         raise UnknownCursor(event_id)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, delete, literal_column, select, text
-from sqlalchemy.sql.elements import ColumnElement
 
 from runbell.runs import RunStatus
 from runbell.storage import runs, schema
@@ -90,31 +89,27 @@ NEXT_ENDPOINT = Statement(
 )
 
 
-def _some(name: str, purpose: str, condition: ColumnElement[bool]) -> tuple[Statement, Statement]:
-    """Two statements that forget the attempts of some deliveries, and then those themselves."""
-    attempts = (
-        select(_a.position)
-        .select_from(schema.attempts.join(schema.deliveries, _d.position == _a.delivery))
-        .where(condition)
-    )
-    rows = select(_d.position).where(condition)
-    return (
-        Statement(
-            f"attempts.delete_{name}",
-            f"Forget some attempts {purpose}.",
-            delete(schema.attempts).where(_a.position.in_(limited(attempts).scalar_subquery())),
-        ),
-        Statement(
-            f"deliveries.delete_{name}",
-            f"Forget some deliveries {purpose}.",
-            delete(schema.deliveries).where(_d.position.in_(limited(rows).scalar_subquery())),
-        ),
-    )
-
-
-OF_RUN = _some("of_run", "of a run's events", _d.run_id == bindparam("run"))
-OF_ENDPOINT = _some(
-    "of_endpoint", "to an endpoint that is gone", _d.endpoint_id == bindparam("endpoint")
+OF_RUN = Statement(
+    "deliveries.some_of_run",
+    "Where some deliveries of a run's events are.",
+    limited(select(_d.position).where(_d.run_id == bindparam("run"))),
+)
+OF_ENDPOINT = Statement(
+    "deliveries.some_of_endpoint",
+    "Where the first deliveries to an endpoint are.",
+    limited(
+        select(_d.position).where(_d.endpoint_id == bindparam("endpoint")).order_by(_d.position)
+    ),
+)
+DELETE_ATTEMPTS = Statement(
+    "attempts.delete",
+    "Forget the attempts of a delivery.",
+    delete(schema.attempts).where(_a.delivery == bindparam("delivery")),
+)
+DELETE_DELIVERY = Statement(
+    "deliveries.delete",
+    "Forget a delivery.",
+    delete(schema.deliveries).where(_d.position == bindparam("delivery")),
 )
 
 
@@ -143,14 +138,14 @@ async def remove(tx: Transaction, run_ids: Sequence[str], before_ms: int, limit:
 
     Args:
         before_ms: that time, in milliseconds since the epoch.
-        limit: how many rows at the most.
+        limit: how many rows at the most, and what is left of one delivery's attempts.
 
     Returns:
         How many rows were removed.
     """
     removed = 0
     for run_id in run_ids:
-        if removed == limit:
+        if removed >= limit:
             break
         if await _may_go(tx, run_id, before_ms):
             removed += await _remove(tx, run_id, limit - removed)
@@ -177,11 +172,28 @@ async def _remove(tx: Transaction, run_id: str, limit: int) -> int:
     if removed < limit:
         # Steps never stand without their run; events do, as after the deletion of a thread.
         removed += await tx.execute(DELETE_RUN, {"run": run_id})
+        removed += await _remove_deliveries(tx, OF_RUN, {"run": run_id}, max(0, limit - removed))
         # Deliveries never stand without their event.
-        for statement in (*OF_RUN, DELETE_EVENTS):
-            if removed < limit:
-                params = {"run": run_id, "limit": limit - removed}
-                removed += await tx.execute(statement, params)
+        if removed < limit:
+            params = {"run": run_id, "limit": limit - removed}
+            removed += await tx.execute(DELETE_EVENTS, params)
+    return removed
+
+
+async def _remove_deliveries(
+    tx: Transaction, some: Statement, owner: dict[str, str], limit: int
+) -> int:
+    """Remove deliveries, each with its attempts, until that were `limit` rows or more.
+
+    What is gone is not passed again: a unit costs as much at the end of a million as at its
+    beginning.
+    """
+    removed = 0
+    for (position,) in await tx.fetch_all(some, {**owner, "limit": limit}):
+        if removed >= limit:
+            break
+        for statement in (DELETE_ATTEMPTS, DELETE_DELIVERY):
+            removed += await tx.execute(statement, {"delivery": position})
     return removed
 
 
@@ -197,10 +209,6 @@ async def gone_endpoint(tx: Transaction, after: str) -> str | None:
 
 
 async def remove_of_endpoint(tx: Transaction, endpoint_id: str, limit: int) -> int:
-    """Remove what was owed to an endpoint that was deleted: how many rows, `limit` at the most."""
-    removed = 0
-    for statement in OF_ENDPOINT:
-        if removed < limit:
-            params = {"endpoint": endpoint_id, "limit": limit - removed}
-            removed += await tx.execute(statement, params)
-    return removed
+    """Remove what was owed to an endpoint that was deleted: how many rows, at the most `limit` and
+    what is left of one delivery's attempts."""
+    return await _remove_deliveries(tx, OF_ENDPOINT, {"endpoint": endpoint_id}, limit)

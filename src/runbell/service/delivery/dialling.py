@@ -37,14 +37,11 @@ READ_BYTES: Final = 16_384
 EXCERPT_BYTES: Final = 1_024
 """Bytes of an answer that are kept."""
 
-CONNECTIONS_PER_HOST: Final = 256
-"""Many endpoints can be on one host; each has a limit of its own, which is smaller."""
+BUFFER_BYTES: Final = 16_384
+"""What is taken from the network ahead of whoever reads an answer; twice as much at the most."""
 
 KEEP_ALIVE_SECONDS: Final = 15.0
 """How long an idle connection is kept; fewer than most servers do, so that it is we who close."""
-
-TRIES: Final = 4
-"""Connections that one POST may find closed; more of them say something about the receiver."""
 
 LOOKUPS: Final = 128
 """At the same time: one whose servers do not answer takes long, and must not delay the others."""
@@ -137,13 +134,15 @@ class Poster:
         self._resolver = _Resolver(lookup or _system_lookup, allow_private=allow_private)
         self._tls = tls
         self._url = lru_cache(CACHED_URLS)(self._checked_url)
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: tuple[aiohttp.ClientSession, aiohttp.ClientSession] | None = None
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Posted:
         """Send `body` to `url`; whatever happens there is told, and nothing is raised.
 
         A connection that was kept may have been closed by the receiver just now: then the same is
-        sent once more on a new one, which a receiver that goes by `webhook-id` does not mind.
+        sent once more, on a new one. Nobody can know whether the receiver had read it before it
+        hung up, so that it gets the same twice at the most; one that goes by `webhook-id` does not
+        mind.
 
         Args:
             headers: all of them but `Host`, `Content-Length` and `User-Agent`.
@@ -200,36 +199,44 @@ class Poster:
 
     async def close(self) -> None:
         """End all connections."""
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions or ():
+            await session.close()
         await self._resolver.close()
 
     async def _send(
         self, url: URL, headers: Mapping[str, str], body: bytes, dial: _Dial
     ) -> aiohttp.ClientResponse:
-        session = self._session or self._open()
-        for again in reversed(range(TRIES)):
-            dial.fresh = False
-            try:
-                return await session.post(url, headers=headers, data=body, allow_redirects=False)
-            except aiohttp.ClientConnectorError:
+        session, fresh_session = self._sessions or self._open()
+        try:
+            return await session.post(url, headers=headers, data=body, allow_redirects=False)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if dial.fresh:
                 raise
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if dial.fresh or not again:
-                    raise
-        raise AssertionError("unreachable")
+        # Those that were kept beside it may be as dead: none of them is tried.
+        return await fresh_session.post(url, headers=headers, data=body, allow_redirects=False)
 
-    def _open(self) -> aiohttp.ClientSession:
+    def _open(self) -> tuple[aiohttp.ClientSession, aiohttp.ClientSession]:
         # Made here, since it needs the running loop.
+        self._sessions = (
+            self._session(keepalive_timeout=KEEP_ALIVE_SECONDS),
+            self._session(force_close=True),
+        )
+        return self._sessions
+
+    def _session(self, **keeping: Any) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
+            # Whoever waited for a place would be taken for an endpoint that cannot be connected to.
+            # Each endpoint has a limit of its own; many of them may be on one host.
             limit=0,
-            limit_per_host=CONNECTIONS_PER_HOST,
-            keepalive_timeout=KEEP_ALIVE_SECONDS,
+            limit_per_host=0,
             resolver=self._resolver,
             socket_factory=self._socket,
             ssl=self._tls or True,
+            **keeping,
         )
-        self._session = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(
                 total=None, connect=self._connect_timeout, sock_read=self._answer_timeout
@@ -239,8 +246,8 @@ class Poster:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
+            read_bufsize=BUFFER_BYTES,
         )
-        return self._session
 
     def _checked_url(self, url: str) -> URL:
         return URL(check_url(url, allow_private=self._allow_private).url, encoded=True)

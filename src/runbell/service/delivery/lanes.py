@@ -38,9 +38,14 @@ JITTER = 0.1
 class _Rhythm:
     """When the next attempt to an endpoint may begin; kept while its lane comes and goes."""
 
-    __slots__ = ("next_at", "pace")
+    __slots__ = ("next_at", "pace", "url")
 
     def __init__(self) -> None:
+        self.turn_to(None)
+
+    def turn_to(self, url: str | None) -> None:
+        """What another URL could bear says nothing of this one."""
+        self.url = url
         self.pace = Pace()
         self.next_at = float("-inf")
 
@@ -97,11 +102,11 @@ class _Lane:
     async def drain(self) -> None:
         try:
             with self._ctx.changes.watch([self._endpoint_id]) as watch:
-                while not self._ctx.changes.closed:
-                    seconds = await self._go_on(watch)
-                    if seconds is None:
-                        break
-                    await watch.changed(self._ctx.clock, seconds)
+                try:
+                    await self._send_all(watch)
+                except Exception as error:  # noqa: BLE001 - raised below
+                    # Only what could not be begun: whatever is under way would be sent again.
+                    self._defect = error
                 if self._under_way:
                     await asyncio.wait(self._under_way.values())
         finally:
@@ -109,6 +114,14 @@ class _Lane:
                 task.cancel()
         if self._defect is not None:
             raise self._defect
+
+    async def _send_all(self, watch: Watch) -> None:
+        """Begin attempts until there is nothing more to begin."""
+        while not self._ctx.changes.closed:
+            seconds = await self._go_on(watch)
+            if seconds is None:
+                return
+            await watch.changed(self._ctx.clock, seconds)
 
     async def _go_on(self, watch: Watch) -> float | None:
         """Begin every attempt that may begin now.
@@ -121,21 +134,24 @@ class _Lane:
             if len(self._under_way) >= self._ctx.settings.webhook_concurrency:
                 return LOOK_SECONDS
             if not self._queue:
-                await self._fetch()
-            if not self._queue:
-                return await self._until_due() if self._under_way else None
-            pause = self._rhythm.next_at - self._ctx.clock.monotonic()
-            if pause > 0:
-                return pause
+                # One moment for both looks: nothing becomes due between them.
+                now_ms = self._ctx.clock.now_ms()
+                await self._fetch(now_ms)
+                if not self._queue:
+                    return await self._until_due(now_ms) if self._under_way else None
             # Looked at for each attempt: what was changed, disabled or deleted counts at once.
             endpoint = await self._ctx.store.read(lambda tx: endpoints.find(tx, self._endpoint_id))
             if endpoint is None or not endpoint.enabled:
                 return None
+            if endpoint.url != self._rhythm.url:
+                self._rhythm.turn_to(endpoint.url)
+            pause = self._rhythm.next_at - self._ctx.clock.monotonic()
+            if pause > 0:
+                return pause
             self._begin(self._queue.popleft(), endpoint, watch)
         return None
 
-    async def _fetch(self) -> None:
-        now_ms = self._ctx.clock.now_ms()
+    async def _fetch(self, now_ms: int) -> None:
         limit = BATCH + len(self._under_way)
         found = await self._ctx.store.read(
             lambda tx: deliveries.due(tx, self._endpoint_id, now_ms, limit)
@@ -147,8 +163,7 @@ class _Lane:
         mixed = chain.from_iterable(zip_longest(new, retries))
         self._queue.extend(due for due in mixed if due is not None)
 
-    async def _until_due(self) -> float:
-        now_ms = self._ctx.clock.now_ms()
+    async def _until_due(self, now_ms: int) -> float:
         due_ms = await self._ctx.store.read(
             lambda tx: deliveries.next_due(tx, self._endpoint_id, after_ms=now_ms)
         )
@@ -161,7 +176,7 @@ class _Lane:
         headers = self._signing(endpoint, now_ms).sign(due.id, now_ms, due.body)
         faults.hit("delivery.signed")
         self._rhythm.began(ctx.clock.monotonic(), endpoint.rate_limit, self._deliverer.rng)
-        if due.next_at_ms == AT_ONCE:
+        if not due.attempts:
             ctx.metrics.first_attempt((now_ms - due.created_at_ms) / 1000)
         self._under_way[due.position] = asyncio.create_task(
             self._attempt(due, endpoint, headers, now_ms, watch)
@@ -179,10 +194,8 @@ class _Lane:
         try:
             posted = await self._ctx.poster.post(endpoint.url, headers, due.body)
             faults.hit("delivery.posted")
-            self._rhythm.pace = self._deliverer.slow_down.after(
-                self._rhythm.pace, posted.status, self._ctx.clock.monotonic(), endpoint.rate_limit
-            )
-            outcome = self._outcome(due, posted, at_ms)
+            self._learn(endpoint, posted)
+            outcome = self._outcome(due, endpoint, posted, at_ms)
             await self._deliverer.recorder.record(outcome)
             self._tell(due, outcome, posted)
         except Exception as error:  # noqa: BLE001 - the lane raises it
@@ -191,7 +204,14 @@ class _Lane:
             self._under_way.pop(due.position, None)
             watch.wake()
 
-    def _outcome(self, due: Due, posted: Posted, at_ms: int) -> Outcome:
+    def _learn(self, endpoint: Endpoint, posted: Posted) -> None:
+        """How fast to go on; a URL that was changed meanwhile has no say in it."""
+        if endpoint.url == self._rhythm.url:
+            self._rhythm.pace = self._deliverer.slow_down.after(
+                self._rhythm.pace, posted.status, self._ctx.clock.monotonic(), endpoint.rate_limit
+            )
+
+    def _outcome(self, due: Due, endpoint: Endpoint, posted: Posted, at_ms: int) -> Outcome:
         attempt = Attempt(
             number=due.attempts + 1,
             at_ms=at_ms,
@@ -201,7 +221,7 @@ class _Lane:
             excerpt=None if posted.excerpt is None else _text(posted.excerpt),
         )
         if posted.succeeded:
-            return Outcome(self._endpoint_id, due, attempt, "succeeded", None)
+            return Outcome(endpoint.id, endpoint.updated_at_ms, due, attempt, "succeeded", None)
         next_at_ms = self._deliverer.schedule.next_attempt(
             due.failures + 1,
             due.since_ms,
@@ -211,7 +231,7 @@ class _Lane:
         )
         status: DeliveryStatus = "failed" if next_at_ms is None else "pending"
         gone = posted.status == GONE
-        return Outcome(self._endpoint_id, due, attempt, status, next_at_ms, gone)
+        return Outcome(endpoint.id, endpoint.updated_at_ms, due, attempt, status, next_at_ms, gone)
 
     def _tell(self, due: Due, outcome: Outcome, posted: Posted) -> None:
         word = _word(posted)

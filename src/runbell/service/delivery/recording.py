@@ -38,12 +38,15 @@ class Outcome:
     """What came of one attempt, and what follows from it.
 
     Attributes:
+        updated_at_ms: of the endpoint as it was when the attempt began: what is said of a URL that
+            was changed meanwhile, or of an endpoint that was enabled again, is not said of this.
         due: the delivery, as it was when the attempt began.
         next_at_ms: when it is tried again; None where it is not.
         gone: the endpoint says that it is not there any more.
     """
 
     endpoint_id: str
+    updated_at_ms: int
     due: Due
     attempt: Attempt
     status: DeliveryStatus
@@ -88,19 +91,28 @@ class Recorder:
         while self._waiting:
             batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
             # Whoever was cancelled meanwhile has had its answer all the same.
-            outcomes = [outcome for outcome, _ in batch]
-            try:
-                await self._store(outcomes)
-            except Exception as error:
-                logger.exception("what came of attempts cannot be stored")
-                for _, stored in batch:
-                    if not stored.done():
-                        stored.set_exception(error)
+            error = await self._stored(batch)
+            if error is None:
                 continue
-            faults.hit("delivery.recorded")
-            for _, stored in batch:
-                if not stored.done():
-                    stored.set_result(None)
+            for outcome, stored in batch:
+                if len(batch) > 1:
+                    # One of them may be at fault, and they are of all endpoints.
+                    error = await self._stored([(outcome, stored)])
+                if error is not None and not stored.done():
+                    stored.set_exception(error)
+
+    async def _stored(self, batch: list[tuple[Outcome, asyncio.Future[None]]]) -> Exception | None:
+        """Store a batch and tell those who wait for it; what is wrong with it, if anything is."""
+        try:
+            await self._store([outcome for outcome, _ in batch])
+        except Exception as error:
+            logger.exception("what came of %d attempts cannot be stored", len(batch))
+            return error
+        faults.hit("delivery.recorded")
+        for _, stored in batch:
+            if not stored.done():
+                stored.set_result(None)
+        return None
 
     async def _store(self, outcomes: list[Outcome]) -> None:
         for failures in count(1):
@@ -112,7 +124,7 @@ class Recorder:
             await self._ctx.clock.sleep(self._backoff.delay(failures, self._rng))
 
     async def _work(self, tx: Transaction, outcomes: list[Outcome]) -> None:
-        seen: dict[str, _Seen] = {}
+        seen: dict[tuple[str, int], _Seen] = {}
         for outcome in outcomes:
             stored = await deliveries.record(
                 tx,
@@ -127,25 +139,27 @@ class Recorder:
             if outcome.next_at_ms is not None:
                 job = Job(JobKind.DELIVER, outcome.endpoint_id, due_ms=outcome.next_at_ms)
                 await self._ctx.jobs.enqueue(tx, job)
-            endpoint = seen.setdefault(outcome.endpoint_id, _Seen())
+            endpoint = seen.setdefault((outcome.endpoint_id, outcome.updated_at_ms), _Seen())
             endpoint.gone |= outcome.gone
             if outcome.status == "succeeded":
                 endpoint.succeeded = True
             else:
                 endpoint.failed_at_ms = outcome.attempt.at_ms + outcome.attempt.duration_ms
-        for endpoint_id, endpoint in seen.items():
-            await self._mark(tx, endpoint_id, endpoint)
+        for (endpoint_id, updated_at_ms), endpoint in seen.items():
+            await self._mark(tx, endpoint_id, updated_at_ms, endpoint)
 
-    async def _mark(self, tx: Transaction, endpoint_id: str, seen: _Seen) -> None:
+    async def _mark(
+        self, tx: Transaction, endpoint_id: str, updated_at_ms: int, seen: _Seen
+    ) -> None:
         """How the endpoint fares, and whether anything is sent to it any more."""
         reason = GONE_REASON if seen.gone else None
         if seen.succeeded:
-            await endpoints.mark_succeeding(tx, endpoint_id)
+            await endpoints.mark_succeeding(tx, endpoint_id, updated_at_ms)
         elif seen.failed_at_ms is not None:
-            await endpoints.mark_failing(tx, endpoint_id, seen.failed_at_ms)
+            await endpoints.mark_failing(tx, endpoint_id, updated_at_ms, seen.failed_at_ms)
             endpoint = await endpoints.find(tx, endpoint_id)
             since_ms = endpoint.failing_since_ms if endpoint is not None else None
             if reason is None and is_given_up(since_ms, seen.failed_at_ms):
                 reason = "It failed for 5 days without one success."
-        if reason is not None and await endpoints.disable(tx, endpoint_id, reason):
+        if reason is not None and await endpoints.disable(tx, endpoint_id, updated_at_ms, reason):
             tx.after_commit(lambda: logs.endpoint_disabled(endpoint_id, reason))

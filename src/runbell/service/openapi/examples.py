@@ -20,6 +20,7 @@ from runbell.service.wire import objects, refusals, streams, webhooks
 from runbell.service.wire.pages import page_of
 from runbell.storage.deliveries import Attempt, Delivery
 from runbell.storage.endpoints import Endpoint, Subscription
+from runbell.storage.events import BEGINNING
 from runbell.storage.records import (
     Assistant,
     AssistantConfig,
@@ -272,7 +273,7 @@ class _Story:
         return {
             "listModels": Example((_page([model]),)),
             "retrieveModel": Example((model,)),
-            "listEvents": Example((page,), stream=f": open\n\n{told.decode()}"),
+            "listEvents": Example((page,), stream=f": open\nid: {BEGINNING}\n\n{told.decode()}"),
         }
 
     def _stream(self) -> str:

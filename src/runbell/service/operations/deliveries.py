@@ -5,6 +5,8 @@ What is sent again keeps its id, by which receivers know it, and begins anew in 
 
 from __future__ import annotations
 
+from functools import partial
+
 from runbell.errors import UnknownCursor
 from runbell.service.jobs import Job, JobKind
 from runbell.service.operations import refusals
@@ -64,8 +66,7 @@ async def resend(ctx: Context, project: str, endpoint_id: str, delivery_id: str)
     async def work(tx: Transaction) -> Seen:
         await _check_endpoint(tx, project, endpoint_id)
         delivery = await _get(tx, endpoint_id, delivery_id)
-        if delivery.next_at_ms != deliveries.AT_ONCE:
-            await deliveries.send_again(tx, delivery.position, ctx.clock.now_ms())
+        await deliveries.send_again(tx, delivery, ctx.clock.now_ms())
         await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint_id))
         tx.after_commit(lambda: ctx.changes.wake(endpoint_id))
         return await _seen(tx, await _get(tx, endpoint_id, delivery_id))
@@ -85,22 +86,26 @@ async def recover(ctx: Context, project: str, endpoint_id: str, since: int | Non
     now_ms = ctx.clock.now_ms()
     since_ms = max(now_ms - RECOVERY_MS, 1000 * (since or 0))
 
-    async def work(tx: Transaction) -> int:
+    async def look(tx: Transaction, low: int) -> list[int]:
         await _check_endpoint(tx, project, endpoint_id)
-        found = await deliveries.failed_since(tx, endpoint_id, since_ms, RECOVERED_AT_ONCE)
+        return await deliveries.failed_since(tx, endpoint_id, since_ms, RECOVERED_AT_ONCE, low=low)
+
+    async def work(tx: Transaction, found: list[int]) -> int:
+        await _check_endpoint(tx, project, endpoint_id)
+        count = 0
         for position in found:
-            await deliveries.send_again(tx, position, now_ms)
+            count += await deliveries.recover(tx, position, now_ms)
         await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint_id))
         tx.after_commit(lambda: ctx.changes.wake(endpoint_id))
-        return len(found)
+        return count
 
-    recovered = 0
-    while True:
-        # Those that are owed anew are not found again.
-        count = await ctx.store.write(work)
-        recovered += count
-        if count < RECOVERED_AT_ONCE:
-            return recovered
+    recovered, low = 0, 0
+    # Looked for in nobody's way, and behind what was found: what failed too long ago to be sent
+    # again stays where it is, and would be passed each time.
+    while found := await ctx.store.scan(partial(look, low=low)):
+        recovered += await ctx.store.write(partial(work, found=found))
+        low = found[-1]
+    return recovered
 
 
 async def _check_endpoint(tx: Transaction, project: str, endpoint_id: str) -> None:

@@ -40,10 +40,17 @@ __all__ = [
 OVERLAP_MS = 24 * 3_600_000
 """For how long an old secret goes on to sign beside the new one, where that is wanted."""
 
+MOST_ENDPOINTS = 500
+"""Of one project: each change of a run asks every one of them whether it wants the event."""
+
+MOST_OLD_SECRETS = 4
+"""Of those that still sign: whoever rotates more often gives up the oldest before its day is over.
+Each is a signature in the headers of every webhook."""
+
 DISABLED_BY_OWNER = "It was disabled by an update."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Keys:
     """What of an endpoint is encrypted, in the clear.
 
@@ -53,6 +60,9 @@ class Keys:
 
     secrets: tuple[Secret, ...]
     headers: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"Keys({len(self.secrets)} secrets, {len(self.headers)} headers)"
 
     def sign(self, message_id: str, now_ms: int, body: bytes) -> dict[str, str]:
         """The headers of one attempt: the endpoint's own, and those that nothing can replace."""
@@ -66,8 +76,7 @@ def keys_of(ctx: Context, endpoint: Endpoint, now_ms: int) -> Keys:
         CannotDecrypt: it was encrypted with another key than the service has.
     """
     secrets = [Secret(ctx.vault.open(endpoint.secret, endpoint.id))]
-    if endpoint.old_secret is not None and now_ms < (endpoint.old_secret_until_ms or 0):
-        secrets.append(Secret(ctx.vault.open(endpoint.old_secret, endpoint.id)))
+    secrets += [Secret(key) for key, _ in _old_secrets(ctx, endpoint, now_ms)]
     return Keys(tuple(secrets), _headers(ctx, endpoint))
 
 
@@ -107,6 +116,8 @@ async def create(
             secret_hint=secret.hint,
         )
         endpoint = _changed(ctx, blank, request)
+        if await endpoints.count(tx, project) >= MOST_ENDPOINTS:
+            raise refusals.too_many_endpoints(MOST_ENDPOINTS)
         await endpoints.insert(tx, endpoint)
         return endpoint
 
@@ -133,7 +144,7 @@ async def update(
         after = _changed(ctx, before, request)
         headers = _headers(ctx, before) if request.headers is None else request.headers
         if after != before:
-            after = replace(after, updated_at_ms=ctx.clock.now_ms())
+            after = replace(after, updated_at_ms=_later(ctx, before))
             await endpoints.update(tx, after)
             await _resume(ctx, tx, after)
         return after, headers
@@ -144,7 +155,8 @@ async def update(
 async def rotate_secret(
     ctx: Context, project: str, endpoint_id: str, *, keep_old: bool
 ) -> tuple[Endpoint, Mapping[str, str], Secret]:
-    """Sign with a new secret from now on; for a day with the old one too, where that is kept."""
+    """Sign with a new secret from now on; for a day with the old one too, where that is kept, and
+    with those before it whose day is not over. Where it is not kept, none of them signs again."""
     secret = Secret.generate()
 
     async def work(tx: Transaction) -> Endpoint:
@@ -152,11 +164,10 @@ async def rotate_secret(
         now_ms = ctx.clock.now_ms()
         after = replace(
             before,
-            updated_at_ms=now_ms,
+            updated_at_ms=_later(ctx, before),
             secret=ctx.vault.seal(secret.key, endpoint_id),
             secret_hint=secret.hint,
-            old_secret=before.secret if keep_old else None,
-            old_secret_until_ms=now_ms + OVERLAP_MS if keep_old else None,
+            **_overlap(ctx, before, now_ms, keep_old=keep_old),
         )
         await endpoints.update(tx, after)
         return after
@@ -213,6 +224,11 @@ async def _get(tx: Transaction, project: str, endpoint_id: str) -> Endpoint:
     return endpoint
 
 
+def _later(ctx: Context, endpoint: Endpoint) -> int:
+    """The moment of a change, which no other change of the endpoint has."""
+    return max(ctx.clock.now_ms(), endpoint.updated_at_ms + 1)
+
+
 async def _resume(ctx: Context, tx: Transaction, endpoint: Endpoint) -> None:
     """What waited for an endpoint may go on now."""
     if endpoint.enabled:
@@ -229,6 +245,9 @@ def _changed(ctx: Context, endpoint: Endpoint, request: EndpointFields) -> Endpo
     url: str | None = getattr(request, "url", None)
     if url is not None:
         given["url"] = _url(ctx, url)
+        if given["url"] != endpoint.url:
+            # Its failures were the other one's.
+            given["failing_since_ms"] = None
     if request.rate_limit is not None:
         given["rate_limit"] = request.rate_limit or None
     if request.headers is not None and request.headers != _headers(ctx, endpoint):
@@ -270,6 +289,29 @@ def _refused(error: AddressRefused) -> RequestRefused:
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(dict[str, str]).decode
+
+
+_encode_old = msgspec.json.Encoder().encode
+_decode_old = msgspec.json.Decoder(tuple[tuple[bytes, int], ...]).decode
+
+
+def _old_secrets(ctx: Context, endpoint: Endpoint, now_ms: int) -> tuple[tuple[bytes, int], ...]:
+    """The keys that sign beside the newest one, the latest first, and until when each does."""
+    if endpoint.old_secret is None or now_ms >= (endpoint.old_secret_until_ms or 0):
+        return ()
+    kept = _decode_old(ctx.vault.open(endpoint.old_secret, f"{endpoint.id} old secrets"))
+    return tuple((key, until_ms) for key, until_ms in kept if now_ms < until_ms)
+
+
+def _overlap(ctx: Context, before: Endpoint, now_ms: int, *, keep_old: bool) -> dict[str, Any]:
+    """What becomes of the secrets that an endpoint had, when it gets another."""
+    if not keep_old:
+        return {"old_secret": None, "old_secret_until_ms": None}
+    until_ms = now_ms + OVERLAP_MS
+    latest = (ctx.vault.open(before.secret, before.id), until_ms)
+    kept = (latest, *_old_secrets(ctx, before, now_ms))[:MOST_OLD_SECRETS]
+    sealed = ctx.vault.seal(_encode_old(kept), f"{before.id} old secrets")
+    return {"old_secret": sealed, "old_secret_until_ms": until_ms}
 
 
 def _sealed(ctx: Context, headers: Mapping[str, str], endpoint_id: str) -> bytes | None:

@@ -100,6 +100,12 @@ def too_many_waiting(thread_id: str, limit: int) -> RequestRefused:
     )
 
 
+def too_many_endpoints(limit: int) -> RequestRefused:
+    return RequestRefused(
+        400, f"The project has {limit} webhook endpoints already: delete one that is not needed."
+    )
+
+
 def choice_without_tools() -> RequestRefused:
     return RequestRefused(
         400,

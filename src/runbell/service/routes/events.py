@@ -13,6 +13,7 @@ from runbell.service.wire.objects import ListPage, encode
 from runbell.service.wire.pages import EventQuery, event_query
 from runbell.service.wire.parameters import AFTER, LAST_EVENT_ID, LIMIT, TYPES
 from runbell.storage import events
+from runbell.storage.store import Transaction
 
 __all__ = ["ROUTES"]
 
@@ -55,18 +56,18 @@ async def _page(
 async def _live(call: Call[None, EventQuery]) -> EventStream:
     """The feed behind a cursor, or from now on, for as long as the client listens."""
     after = call.header(b"last-event-id") or call.query.after
+
+    async def begin(tx: Transaction) -> tuple[int, str]:
+        if after is None:
+            return await events.head(tx, call.project)
+        return await events.position(tx, call.project, after), after
+
     try:
-        low = await call.ctx.store.read(
-            lambda tx: (
-                events.newest(tx, call.project)
-                if after is None
-                else events.position(tx, call.project, after)
-            )
-        )
+        low, cursor = await call.ctx.store.read(begin)
     except UnknownCursor as error:
         raise refusals.unknown_cursor("event", error) from None
     listening = _Listening()
-    return EventStream(_frames(call, low, listening), listening.end)
+    return EventStream(_frames(call, low, cursor, listening), listening.end)
 
 
 class _Listening:
@@ -83,10 +84,11 @@ class _Listening:
 
 
 async def _frames(
-    call: Call[None, EventQuery], low: int, listening: _Listening
+    call: Call[None, EventQuery], low: int, cursor: str, listening: _Listening
 ) -> AsyncGenerator[bytes, None]:
-    # At once: a client, and every proxy between, sees that the feed is open.
-    yield b": open\n\n"
+    # At once: a client, and every proxy between, sees that the feed is open. With the id, one that
+    # comes back goes on here also where it has had no event yet.
+    yield b": open\nid: %b\n\n" % cursor.encode()
     ctx, types = call.ctx, call.query.types
     with ctx.changes.watch([call.project]) as watch, ctx.feeds.following(call.project):
         listening.watch = watch

@@ -50,14 +50,14 @@ MAX_RATE = 10_000
 HEADER_NAME = "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}$"
 HEADER_VALUE = "^[!-~]([ -~]*[!-~])?$"
 
-_HOP_BY_HOP = frozenset(
+_RESERVED = frozenset(
     {
         "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
+        "date",
         "expect",
+        "forwarded",
         "host",
+        "http2-settings",
         "keep-alive",
         "te",
         "trailer",
@@ -66,7 +66,7 @@ _HOP_BY_HOP = frozenset(
         "user-agent",
     }
 )
-_RESERVED_BEGINNINGS = ("webhook-", "svix-", "proxy-", "sec-")
+_RESERVED_BEGINNINGS = ("webhook-", "svix-", "content-", "proxy-", "sec-")
 """Headers that say who sends what and how; an endpoint's own must not contradict them."""
 
 _EventTypes = Annotated[
@@ -116,6 +116,10 @@ class EndpointFields(Request, frozen=True, kw_only=True):
         _Headers | None, OURS, about("Sent with each webhook; kept encrypted, shown to you.")
     ] = None
     metadata: Annotated[Metadata | None, OURS] = None
+
+    def __repr__(self) -> str:
+        # Headers hold keys, and so do many URLs.
+        return f"{type(self).__name__}(…)"
 
     def check(self) -> None:
         _check_types("event_types", getattr(self, "event_types", None) or ())
@@ -177,14 +181,14 @@ class EndpointObject(Struct, frozen=True, kw_only=True):
     headers: Annotated[dict[str, str], OURS]
     metadata: Annotated[dict[str, str], OURS]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r})"
+
 
 class EndpointWithSecretObject(EndpointObject, frozen=True, kw_only=True):
     """The same, with its signing secret, which no other answer shows."""
 
     signing_secret: str
-
-    def __repr__(self) -> str:
-        return f"EndpointWithSecretObject({self.id!r})"
 
 
 def endpoint_object(endpoint: Endpoint, headers: Mapping[str, str]) -> EndpointObject:
@@ -322,7 +326,7 @@ def _check_headers(headers: Mapping[str, str]) -> None:
         if not re.fullmatch(HEADER_NAME[1:-1], name):
             raise refusals.invalid_value(path, "this is not the name of an HTTP header")
         lower = name.lower()
-        if lower in _HOP_BY_HOP or lower.startswith(_RESERVED_BEGINNINGS):
+        if lower in _RESERVED or lower.startswith(_RESERVED_BEGINNINGS):
             raise _reserved(path)
         if lower in seen:
             raise refusals.invalid_value(path, "the header is named twice")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runbell.errors import Conflict, UnknownCursor
-from runbell.storage import deliveries, endpoints, events
+from runbell.storage import deliveries, endpoints, events, retention
 from runbell.storage.deliveries import Attempt, DeliveryFilter, Due
 from runbell.storage.endpoints import Endpoint, Subscription
 from runbell.storage.paging import Page
@@ -119,8 +119,8 @@ class WebhookContract:
             return [each.id for each in found]
 
         assert await store.write(work) == ["wh_1"]
-        assert await store.write(lambda tx: endpoints.disable(tx, "wh_1", "Why."))
-        assert not await store.write(lambda tx: endpoints.disable(tx, "wh_1", "Again."))
+        assert await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Why."))
+        assert not await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Again."))
         assert await store.read(lambda tx: endpoints.listening(tx, PROJECT)) == []
         found = await store.read(lambda tx: endpoints.find(tx, "wh_1"))
         assert found is not None
@@ -136,11 +136,24 @@ class WebhookContract:
             return found.failing_since_ms
 
         await store.write(lambda tx: endpoints.insert(tx, endpoint()))
-        await store.write(lambda tx: endpoints.mark_failing(tx, "wh_1", 5))
-        await store.write(lambda tx: endpoints.mark_failing(tx, "wh_1", 6))
+        await store.write(lambda tx: endpoints.mark_failing(tx, "wh_1", 1, 5))
+        await store.write(lambda tx: endpoints.mark_failing(tx, "wh_1", 1, 6))
         assert await since() == 5
-        await store.write(lambda tx: endpoints.mark_succeeding(tx, "wh_1"))
+        await store.write(lambda tx: endpoints.mark_succeeding(tx, "wh_1", 1))
         assert await since() is None
+
+    @on_a_store
+    async def test_what_was_seen_before_a_change_says_nothing_after_it(self, store: Store) -> None:
+        """Neither that the endpoint is gone, nor that it fails, nor that it does not."""
+        changed = endpoint(updated_at_ms=2)
+        await store.write(lambda tx: endpoints.insert(tx, changed))
+        assert not await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Gone."))
+        await store.write(lambda tx: endpoints.mark_failing(tx, "wh_1", 1, 5))
+        assert await store.read(lambda tx: endpoints.find(tx, "wh_1")) == changed
+        await store.write(lambda tx: endpoints.mark_failing(tx, "wh_1", 2, 6))
+        await store.write(lambda tx: endpoints.mark_succeeding(tx, "wh_1", 1))
+        failing = replace(changed, failing_since_ms=6)
+        assert await store.read(lambda tx: endpoints.find(tx, "wh_1")) == failing
 
     @on_a_store
     async def test_what_is_new_comes_in_the_order_of_its_commits(self, store: Store) -> None:
@@ -176,7 +189,7 @@ class WebhookContract:
         assert await store.read(due) == [("wh_1", 4_000)]
         assert await store.read(lambda tx: deliveries.next_due(tx, "wh_1")) == 4_000
         assert await store.read(lambda tx: deliveries.next_due(tx, "wh_1", 4_000)) == 5_000
-        await store.write(lambda tx: endpoints.disable(tx, "wh_1", "Why."))
+        await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Why."))
         assert await store.read(due) == []
         assert await store.read(lambda tx: deliveries.next_due(tx, "wh_1")) is None
 
@@ -218,17 +231,67 @@ class WebhookContract:
         await fail(store, two, None)
         await succeed(store, three)
 
-        def failed(since_ms: int) -> Any:
-            return store.read(lambda tx: deliveries.failed_since(tx, "wh_1", since_ms, 9))
+        def failed(since_ms: int, low: int = 0) -> Any:
+            return store.read(lambda tx: deliveries.failed_since(tx, "wh_1", since_ms, 9, low=low))
 
         assert await failed(0) == [one.position, two.position]
         assert await failed(1_002) == [two.position]
-        await store.write(lambda tx: deliveries.send_again(tx, two.position, 7_000))
+        assert await failed(0, one.position) == [two.position]
+        assert await store.write(lambda tx: deliveries.recover(tx, two.position, 7_000))
+        assert not await store.write(lambda tx: deliveries.recover(tx, two.position, 8_000))
+        assert not await store.write(lambda tx: deliveries.recover(tx, three.position, 8_000))
         assert await failed(0) == [one.position]
         assert await fetch(store, 6_999) == []
         assert await fetch(store, 7_000) == [
             replace(two, attempts=1, since_ms=7_000, next_at_ms=7_000)
         ]
+
+    @on_a_store
+    async def test_a_failure_does_not_undo_that_a_delivery_is_owed_anew(self, store: Store) -> None:
+        """It was asked for while the attempt was under way: the attempt is noted, no more. A
+        success counts."""
+        await store.write(lambda tx: owed(tx, 1, 2))
+        one, two = await fetch(store)
+
+        async def again(event_id: str) -> None:
+            async def work(tx: Transaction) -> None:
+                found = await deliveries.get(tx, "wh_1", event_id)
+                assert found is not None
+                await deliveries.send_again(tx, found, 1_000)
+
+            await store.write(work)
+
+        for due in (one, two):
+            await again(due.id)
+        assert await fail(store, one, None)
+        assert not await fail(store, one, None)
+        assert await succeed(store, two)
+        (left,) = await fetch(store, 1_000)
+        assert left == replace(one, attempts=1, since_ms=one.since_ms + 1)
+        assert await fail(store, left, 9_000)
+        (left,) = await fetch(store, 9_000)
+        assert (left.attempts, left.failures, left.next_at_ms) == (2, 1, 9_000)
+        await again(left.id)
+        assert await fail(store, left, None)
+        (left,) = await fetch(store, 9_000)
+        assert (left.attempts, left.failures, left.next_at_ms) == (3, 0, 1_000)
+
+    @on_a_store
+    async def test_a_delivery_goes_with_its_attempts(self, store: Store) -> None:
+        """In one unit, whatever its limit: what is left is whole."""
+        await store.write(lambda tx: owed(tx, 1, 2))
+        for _ in range(3):
+            for due in await fetch(store, 9_999):
+                await fail(store, due, 2_000)
+        second = (await fetch(store, 9_999))[1]
+        remove = retention.remove_of_endpoint
+        assert await store.write(lambda tx: remove(tx, "wh_1", 1)) == 4
+        assert await fetch(store, 9_999) == [second]
+        left = await store.read(lambda tx: deliveries.get(tx, "wh_1", second.id))
+        assert left is not None
+        assert len(await store.read(lambda tx: deliveries.attempts_of(tx, left, 9))) == 3
+        assert await store.write(lambda tx: remove(tx, "wh_1", 9)) == 4
+        assert await store.write(lambda tx: remove(tx, "wh_1", 9)) == 0
 
     @on_a_store
     async def test_pages_hold_what_is_wanted(self, store: Store) -> None:

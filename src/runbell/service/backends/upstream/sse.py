@@ -28,7 +28,11 @@ class EventTooLong(Exception):
 
 
 class EventDecoder:
-    """Takes the bytes as they come, cut anywhere."""
+    """Takes the bytes as they come, cut anywhere.
+
+    Attributes:
+        begins_behind: the id that came in front of every event, if one did.
+    """
 
     def __init__(self) -> None:
         self._partial: list[bytes] = []
@@ -37,6 +41,8 @@ class EventDecoder:
         self._kind = ""
         self._data: list[bytes] = []
         self._begun = False
+        self._id = ""
+        self.begins_behind: str | None = None
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that these bytes complete.
@@ -78,6 +84,9 @@ class EventDecoder:
         if not line:
             if self._data:
                 events.append(Event(self._kind, b"\n".join(self._data)))
+            elif self._id:
+                self.begins_behind = self.begins_behind or self._id
+            self._id = ""
             self._data.clear()
             self._kind = ""
             self._size = 0
@@ -92,6 +101,8 @@ class EventDecoder:
             self._data.append(value)
         elif name == b"event":
             self._kind = value.decode(errors="replace")
+        elif name == b"id":
+            self._id = value.decode(errors="replace")
         elif name == b"error":
             # llama.cpp's server names the field so.
             events.append(Event("error", value))
