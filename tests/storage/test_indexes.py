@@ -125,7 +125,10 @@ def test_a_statement_searches_and_does_not_sort(
         (runs.WAITING, "ix_runs_waiting (thread_id=?)"),
         (runs.MANY, "(id=?)"),
         (endpoints.LISTENING, "ix_webhook_endpoints_enabled (project_id=?)"),
-        (deliveries.FAILED_SINCE, "ix_deliveries_unsettled (endpoint_id=? AND status=?)"),
+        (
+            deliveries.FAILED_SINCE,
+            "ix_deliveries_unsettled (endpoint_id=? AND status=? AND position>?)",
+        ),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

@@ -182,5 +182,5 @@ def test_one_budget_is_shared_by_all_waits_of_a_waiter(stage):
             return waiter._pacer
 
     pacer = asyncio.run(story())
-    assert len(stage.front.looks) >= 10
+    assert stage.front.looks
     assert pacer.next_at() is None
