@@ -17,11 +17,11 @@ import itertools
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from runbell.client.deeds import Order, Retrieve, RetrieveMany
-from runbell.client.fleet import Fleet, Join, Landed, Mail
+from runbell.client.fleet import Fleet, Join, Landed, Mail, Told
 from runbell.client.flow import Done, Terms, Wait, waiting
 from runbell.client.providers.runs import stage_of
 from runbell.client.server import Server
@@ -30,7 +30,7 @@ from runbell.client.wishes import Flow
 from runbell.clock import VirtualClock
 from runbell.pacing import FairPacer, Pacer, PolicySource
 from runbell.pacing.policies import Backoff
-from runbell.runs import ToolCall
+from runbell.runs import Deliver, ToolCall
 
 __all__ = ["Ending", "Scripted", "SimulatedRun", "Simulation", "World"]
 
@@ -90,6 +90,10 @@ class SimulatedRuns:
             expires_at=item.expires_at,
             calls=item.calls,
         )
+
+    def told(self, item: SimulatedRun, event: Mapping[str, Any]) -> SimulatedRun:
+        """How the run is by this event."""
+        return replace(item, status=event["data"]["status"])
 
     def schemas(self, item: SimulatedRun) -> Mapping[str, Any]:
         """Nothing is said about the functions that the model sees."""
@@ -171,7 +175,7 @@ class Simulation:
     ) -> None:
         self.clock = VirtualClock(start_ms=0)
         self._world = world
-        self._fleet = Fleet(self.clock, pacer or FairPacer(), Server(None))
+        self._fleet = Fleet(self.clock, pacer or FairPacer(), Server(None), _Events())
         self._provider = SimulatedRuns(hold)
         self._rng = random.Random(seed)
         self._tie = itertools.count()
@@ -205,6 +209,11 @@ class Simulation:
         items = tuple(SimulatedRun(run) if isinstance(run, str) else run for run in runs)
         self._post(at, _Beginning(items, agreed, play))
 
+    def tell(self, at: float, event: dict[str, Any]) -> None:
+        """Have an event arrive at a moment of the simulation; waits whose terms are `pushed` hear
+        of it. It has at least `data.id` and `data.status`."""
+        self._post(at, Told(event))
+
     def run(self) -> list[Ending]:
         """Play until nobody waits any more: the endings, in order."""
         until: float | None = None
@@ -235,6 +244,16 @@ class Simulation:
     def _done(self, wait: Wait, value: Any, error: BaseException | None) -> None:
         now = self.clock.monotonic()
         self._endings.append(Ending(wait.item, error, now, now - wait.began, wait.polls))
+
+
+class _Events:
+    """An event source that needs no subscriptions: what happens is told by `Simulation.tell`."""
+
+    def subscribe(self, run_id: str, deliver: Deliver) -> None:
+        pass
+
+    def unsubscribe(self, run_id: str, deliver: Deliver) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
