@@ -169,6 +169,8 @@ def _show(found: Plan) -> None:
     print_fields(tables.summary(found))
     typer.echo()
     print_table(tables.policies(found))
+    for note in tables.notes(found):
+        typer.echo(f"  {note}")
     typer.echo("\nFrom where on a webhook with a backstop is better:\n")
     print_table(tables.breaks(found))
     typer.echo("\n" + "\n".join(f"  {formula}" for formula in found.formulas))

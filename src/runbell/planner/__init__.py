@@ -1,9 +1,9 @@
 """What if: what polling and webhooks cost you, from how long your own runs take.
 
-    from runbell.planner import Trace, Workload, plan
+from runbell.planner import Trace, Workload, plan
 
-    found = plan(Workload(Trace.lognormal(median=6, p95=25), runs_per_month=100_000))
-    print(found.recommendation)
+found = plan(Workload(Trace.lognormal(median=6, p95=25), runs_per_month=100_000))
+print(found.recommendation)
 """
 
 from __future__ import annotations

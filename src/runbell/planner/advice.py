@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from runbell.planner.roster import BACKSTOP, FORESIGHT, LONG_POLL
 from runbell.planner.traces import SECONDS_A_MONTH
+from runbell.planner.words import about, percent
 from runbell.planner.workload import MINUTES_A_MONTH, Workload
 
 __all__ = ["FORMULAS", "BreakEven", "Costs", "break_even", "recommend"]
@@ -17,9 +18,8 @@ ROOM = 0.8
 FORMULAS = (
     "by money: runs a month = webhook $ a month / ($ a call x (calls a run - the webhook's))",
     "by quota: runs a month = calls a minute x 43,200 / (peak x calls a run)",
-    "concurrent runs at peak = runs a month x peak x mean seconds of a run / 2,592,000 "
-    "(Little's law); by quota that is calls a minute x mean seconds / (60 x calls a run), "
-    "which for a fixed interval is about RPM x interval / 60",
+    "concurrent runs at peak = runs a month x peak x mean seconds of a run / 2,592,000 (Little)",
+    "by quota that is calls a minute x mean seconds / (60 x calls a run): RPM x interval / 60",
 )
 
 
@@ -92,67 +92,57 @@ def recommend(load: Workload, rows: Mapping[str, Costs], even: BreakEven) -> tup
         even: of Foresight against the webhook.
     """
     polling, webhook = rows[FORESIGHT], rows[BACKSTOP]
-    if load.holds:
-        return LONG_POLL, _hold(load, rows[LONG_POLL], webhook)
-    full = polling.share is not None and polling.share > ROOM
-    if full:
-        need = load.rpm * polling.share / ROOM  # type: ignore[operator] # there is a share
+    if load.holds and (rows[LONG_POLL].share or 0.0) <= ROOM:
+        return LONG_POLL, _hold(rows[LONG_POLL], webhook)
+    if load.rpm is not None and polling.share is not None and polling.share > ROOM:
         return BACKSTOP, (
             f"Take webhooks with a backstop: at peak even Foresight would take "
-            f"{polling.share:.0%} of your quota of {load.rpm:,.0f} calls a minute, and "
-            f"{ROOM:.0%} is as much as status requests should have; below "
-            f"{_runs(load, polling)} runs a month, or with a quota of {need:,.0f} calls a minute, "
-            "polling would do."
+            f"{percent(polling.share)} of your quota of {load.rpm:,.0f} calls a minute, and "
+            f"{percent(ROOM)} is as much as status requests should have; with fewer than "
+            f"{about(load.runs * ROOM / polling.share)} runs a month, or a quota of "
+            f"{about(load.rpm * polling.share / ROOM)} calls a minute, polling would do."
         )
-    if polling.dollars > webhook.dollars:
+    if even.runs_by_money is not None and load.runs > even.runs_by_money:
         return BACKSTOP, (
             f"Take webhooks with a backstop: they cost ${webhook.dollars:,.2f} a month, where "
-            f"polling with Foresight costs ${polling.dollars:,.2f}; below "
-            f"{even.runs_by_money or 0:,.0f} runs a month ({even.concurrent_by_money or 0:,.0f} "
-            f"at the same time at peak), or with calls below "
-            f"${load.webhook_monthly / (load.runs * polling.calls):.2g} each, polling would do."
+            f"polling with Foresight costs ${polling.dollars:,.2f}; with fewer than "
+            f"{about(even.runs_by_money)} runs a month "
+            f"({about(even.concurrent_by_money or 0.0)} at the same time at peak), or at less than "
+            f"${load.webhook_monthly / (load.runs * polling.calls):.2g} a call, polling would do."
         )
-    limit = _limit(load, even, polling)
-    quota = (
-        "" if polling.share is None else f"it takes {polling.share:.2g} of the quota at peak and "
-    )
-    quota = quota.replace(f"{polling.share:.2g} of", f"{_percent(polling.share)} of")
-    return FORESIGHT, (
-        f"Poll with Foresight: {quota or 'it '}costs ${polling.dollars:,.2f} a month, where an "
-        f"endpoint costs ${webhook.dollars:,.2f}, and an end is known {polling.delay:.1f} s late "
-        f"in the mean; {limit}take webhooks with a backstop if {polling.p95:.1f} s (the slowest "
-        "twentieth) is too late for you."
-    )
+    return FORESIGHT, _poll(load, polling, webhook, even)
 
 
-def _hold(load: Workload, row: Costs, webhook: Costs) -> str:
+def _hold(row: Costs, webhook: Costs) -> str:
     return (
         f"Hold the request (Prefer: wait): your service can, so an end is known {row.delay:.2f} s "
-        f"late for {row.calls:.1f} calls a run and ${row.dollars:,.2f} a month, and an endpoint "
-        f"for ${webhook.dollars:,.2f} would be no quicker; take webhooks with a backstop if "
-        "nobody is there to hold a connection, as in serverless functions."
+        f"late for {row.calls:.1f} calls a run and ${row.dollars:,.2f} a month, where an endpoint "
+        f"costs ${webhook.dollars:,.2f} and is no quicker; take webhooks with a backstop if nobody "
+        "is there to hold a connection, as in serverless functions."
     )
 
 
-def _limit(load: Workload, even: BreakEven, polling: Costs) -> str:
-    """From where on polling would not do any more, as the beginning of a clause."""
+def _poll(load: Workload, polling: Costs, webhook: Costs, even: BreakEven) -> str:
+    quota = (
+        "" if polling.share is None else f"takes {percent(polling.share)} of the quota at peak, "
+    )
+    return (
+        f"Poll with Foresight: it {quota}costs ${polling.dollars:,.2f} a month, where an "
+        f"endpoint costs ${webhook.dollars:,.2f}, and knows of an end {polling.delay:.1f} s late "
+        f"in the mean; take webhooks with a backstop {_until(load, polling, even)}if "
+        f"{polling.p95:.1f} s (the slowest twentieth) is too late for you."
+    )
+
+
+def _until(load: Workload, polling: Costs, even: BreakEven) -> str:
+    """From where on polling would not do any more, as a part of a clause."""
     candidates = []
     if polling.share:
-        candidates.append((load.runs * ROOM / polling.share, "the quota"))
+        candidates.append((load.runs * ROOM / polling.share, "where it would crowd the quota"))
     if even.runs_by_money is not None:
-        candidates.append((even.runs_by_money, "the price of calls"))
+        candidates.append((even.runs_by_money, "where calls cost more than an endpoint"))
     if not candidates:
         return ""
     runs, why = min(candidates)
-    concurrent = even.concurrent and even.runs and even.concurrent * runs / even.runs
-    together = f" ({concurrent:,.0f} at the same time at peak)" if concurrent else ""
-    return f"from {runs:,.0f} runs a month on{together}, because of {why}, or "
-
-
-def _runs(load: Workload, polling: Costs) -> str:
-    return f"{load.runs * ROOM / (polling.share or 1):,.0f}"
-
-
-def _percent(share: float | None) -> str:
-    share = share or 0.0
-    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}" if share >= 0.001 else "under 0.1%"
+    together = (even.concurrent or 0.0) / (even.runs or 1.0) * runs
+    return f"from {about(runs)} runs a month on ({about(together)} at the same time), {why}, or "

@@ -15,9 +15,9 @@ __all__ = ["Optimum", "frontier"]
 MOMENTS = 6000
 """Among so many the checks are chosen, all kinds together; what is between them is not found."""
 
-LEAST_MOMENTS = 300
+LEAST_MOMENTS = 150
 STAND_FOR = 2000
-PRICES = np.geomspace(0.002, 30.0, 18)
+PRICES = np.geomspace(0.0002, 30.0, 17)
 
 
 class Optimum(NamedTuple):

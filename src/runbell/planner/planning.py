@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from runbell.planner.advice import FORMULAS, BreakEven, Costs, break_even, recommend
 from runbell.planner.frontier import Optimum, frontier
-from runbell.planner.playing import Outcome
+from runbell.planner.playing import Outcome, within
 from runbell.planner.quota import DAYS_A_MONTH, MINUTES_A_DAY, busy_day, day_of
 from runbell.planner.roster import BACKSTOP, FORESIGHT, ROSTER, Contender, Setting, taught
 from runbell.planner.traces import SECONDS_A_MONTH, Floats
@@ -48,6 +48,8 @@ class Row:
         delay: while the quota suffices; where it does not, runs of the peak are known later.
         refused: 429s a month; 0 for the waiter, which keeps within the quota it is told.
         paced: it does.
+        delay_at_peak: the mean delay at the busiest minute, in seconds, of a waiter whose budget
+            does not suffice then; None where it does.
         break_even: against a webhook with a backstop; None for what needs an endpoint itself.
     """
 
@@ -63,6 +65,7 @@ class Row:
     refused: float
     paced: bool
     break_even: BreakEven | None
+    delay_at_peak: float | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ def plan(load: Workload, progress: Callable[[float], None] = lambda share: None)
         _row(load, contender, each, webhook, mean, shape)
         for contender, each in zip(ROSTER, played, strict=True)
     )
+    rows = tuple(_crowded(row, here) for row in rows)
     costs = {
         row.name: Costs(row.calls, row.quota_share, row.dollars, row.delay.mean, row.delay.p95)
         for row in rows
@@ -193,6 +197,15 @@ class _Summed:
 
 def _summed(outcome: Outcome) -> _Summed:
     return _Summed(outcome.calls, Delay(outcome.mean, *outcome.percentiles(SHARES)))
+
+
+def _crowded(row: Row, here: Setting) -> Row:
+    """With the delay at peak, where the waiter has to make do with less than it wants."""
+    load = here.load
+    if row.name != FORESIGHT or load.rpm is None or row.peak_calls_per_minute <= load.rpm:
+        return row
+    arrivals = load.runs * load.peak / SECONDS_A_MONTH
+    return replace(row, delay_at_peak=within(here.draws, here.known, load.rpm, arrivals))
 
 
 def _row(

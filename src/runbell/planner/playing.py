@@ -3,8 +3,8 @@
 Until it ends, a run looks like any other of its kind. So one run that takes as long as the longest
 shows every moment at which a policy looks, and where a shorter one would have ended between them:
 its calls and its delay follow, exactly, for a million runs as for one. Where the server answers
-at another moment for each run, since it holds the request or sends an event, a thousand runs that
-stand for all are played one after the other.
+at another moment for each run, since it holds the request or sends an event, 500 runs that stand
+for all are played one after the other.
 """
 
 from __future__ import annotations
@@ -19,16 +19,23 @@ from runbell.client.deeds import Order, Retrieve
 from runbell.client.fleet import Landed
 from runbell.client.simulation import SimulatedRun, Simulation
 from runbell.client.view import Answer
-from runbell.pacing import PolicySource
+from runbell.pacing import FairPacer, PolicySource
+from runbell.pacing.foresight import Foresight
 from runbell.planner.traces import Floats, lasting
 
-__all__ = ["Looks", "Outcome", "SAMPLE", "held", "looks", "polled", "told"]
+__all__ = ["SAMPLE", "Looks", "Outcome", "held", "looks", "polled", "told", "within"]
 
 MOST_LOOKS = 20_000
 """Looks at one run that are played; beyond them the last pause is repeated."""
 
-SAMPLE = 1000
-"""Runs that stand for all, where each is played. A percentile of them is one of all to 0.05 %."""
+SAMPLE = 500
+"""Runs that stand for all, where each is played. A percentile of them is one of all to 0.1 %."""
+
+FLEET = 1500
+"""Runs of a fleet under one budget, at the most."""
+
+LOST = 100
+"""The same, of those whose event is lost."""
 
 EXPIRES = 600.0
 """Seconds after which a run expires, unless runs take longer than that."""
@@ -164,21 +171,49 @@ def held(draws: Mapping[str, Floats], policy: PolicySource, latency: float) -> O
     return Outcome(calls, delays)
 
 
-def told(
-    draws: Mapping[str, Floats], policy: PolicySource, latency: float, loss: float
-) -> Outcome:
+def told(draws: Mapping[str, Floats], policy: PolicySource, latency: float, loss: float) -> Outcome:
     """What comes of being told of ends by an event, which takes half the latency, or is lost."""
-    seconds = lasting(draws, SAMPLE)
     calls, delays, weights = 0.0, [], []
-    for share, delay in ((1 - loss, latency / 2), (loss, None)):
+    for share, delay, count in ((1 - loss, latency / 2, SAMPLE), (loss, None, LOST)):
         if not share:
             continue
-        server = _Server(latency)
+        seconds, server = lasting(draws, count), _Server(latency)
         asked, late = _each(Simulation(server), server, seconds, policy, delay, pushed=True)
         calls += share * asked
         delays.append(late)
-        weights.append(np.full(len(late), share))
+        weights.append(np.full(count, share / count))
     return Outcome(calls, np.concatenate(delays), np.concatenate(weights))
+
+
+def within(
+    draws: Mapping[str, Floats],
+    known: Foresight,
+    rpm: float,
+    runs_a_second: float,
+) -> float:
+    """The mean delay of a fleet that polls by what is known, within a budget that is too small.
+
+    Where there are many runs, a smaller fleet is played that has as many calls for each of them.
+    """
+    span = 60.0 + 20.0 * float(np.mean([ends.mean() for ends in draws.values()]))
+    share = min(1.0, FLEET / (runs_a_second * span))
+    rng = np.random.default_rng(3)
+    counts = np.array([len(ends) for ends in draws.values()])
+    names = list(draws)
+    server = _Server(known.latency)
+    simulation = Simulation(server, FairPacer(max(rpm * share, 1.0)))
+    ends: dict[str, float] = {}
+    for began in np.cumsum(rng.exponential(1 / (runs_a_second * share), FLEET)):
+        if began > span:
+            break
+        kind = names[rng.choice(len(names), p=counts / counts.sum())]
+        takes = float(rng.choice(draws[kind]))
+        name = f"run_{len(ends)}"
+        ends[name] = float(began) + takes
+        run = server.create(name, float(began), takes, 1e6)
+        simulation.begin(float(began), [run], policy=known.policy(kind), timeout=1e6)
+    late = [ending.at - ends[ending.item.id] for ending in simulation.run()]
+    return float(np.mean(late[len(late) // 5 :])) if late else 0.0
 
 
 def _each(
@@ -187,7 +222,8 @@ def _each(
     seconds: Floats,
     policy: PolicySource,
     event_after: float | None,
-    **terms: bool,
+    *,
+    pushed: bool = False,
 ) -> tuple[float, Floats]:
     """Play one run after the other: the mean of their calls, and their delays."""
     expires = max(EXPIRES, 1.2 * float(seconds[-1]))
@@ -196,7 +232,7 @@ def _each(
         name, began = f"run_{number}", number * 2 * (expires + EXPIRES)
         ends[name] = began + float(takes)
         run = server.create(name, began, float(takes), expires)
-        simulation.begin(began, [run], policy=policy, **terms)
+        simulation.begin(began, [run], policy=policy, pushed=pushed)
         if event_after is not None:
             data = {"id": name, "status": "completed"}
             simulation.tell(ends[name] + event_after, {"data": data})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from runbell.planner.planning import Plan, Row
+from runbell.planner.words import number, percent
 from runbell.planner.workload import Workload
 
-__all__ = ["breaks", "number", "policies", "summary"]
+__all__ = ["breaks", "notes", "policies", "summary"]
 
 Table = list[list[str]]
 
@@ -24,8 +25,10 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
     return [
         (
             "runs",
-            f"{load.runs:,.0f} a month; {number(plan.concurrent)} at the same time in the mean, "
-            f"{number(plan.concurrent_at_peak)} at peak ({load.peak:g} times the mean)",
+            (
+                f"{load.runs:,.0f} a month; {number(plan.concurrent)} at the same time in the "
+                f"mean, {number(plan.concurrent_at_peak)} at peak ({load.peak:g} times the mean)"
+            ),
         ),
         (
             "durations",
@@ -35,7 +38,10 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         ),
         ("quota", _quota(load)),
         ("prices", f"${load.price_per_call:g} a call, ${load.webhook_monthly:g} a month a webhook"),
-        ("network", f"{load.latency:g} s a request; {load.webhook_loss:.2%} of webhooks are lost"),
+        (
+            "network",
+            f"{load.latency:g} s a request; {percent(load.webhook_loss)} of webhooks are lost",
+        ),
     ]
 
 
@@ -54,7 +60,7 @@ def _policy(row: Row) -> list[str]:
         row.name,
         f"{row.calls:.2f}",
         f"{row.calls_per_month:,.0f}",
-        "-" if share is None else f"{share:.1%}",
+        "-" if share is None else percent(share),
         "never" if row.quota_spent_after is None else f"{number(row.quota_spent_after)} s",
         f"{row.dollars:,.2f}",
         f"{row.delay.mean:.2f}",
@@ -62,6 +68,23 @@ def _policy(row: Row) -> list[str]:
         f"{row.delay.p99:.2f}",
         "0 (paced)" if row.paced else f"{row.refused:,.0f}",
     ]
+
+
+def notes(plan: Plan) -> list[str]:
+    """What has to be known about the rows, in sentences."""
+    found = []
+    full = [row for row in plan.rows if row.quota_spent_after is not None]
+    if any(not row.paced for row in full):
+        found.append(
+            "Where the share at peak is above 100 %, the quota does not suffice: the delays are "
+            "those of the rest of the day, and the 429s the least that there will be."
+        )
+    late = [(row.name, row.delay_at_peak) for row in full if row.delay_at_peak is not None]
+    found += [
+        f"{name} keeps within the quota, and is {delay:.1f} s late in the mean at peak."
+        for name, delay in late
+    ]
+    return found
 
 
 def breaks(plan: Plan) -> Table:
@@ -76,10 +99,3 @@ def breaks(plan: Plan) -> Table:
             )  # fmt: skip
             rows.append([row.name, *("never" if v is None else number(v) for v in values)])
     return [list(BREAKS), *rows]
-
-
-def number(value: float) -> str:
-    """Three digits that count, or all in front of the point."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"

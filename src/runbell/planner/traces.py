@@ -1,5 +1,4 @@
-"""How long runs take: durations by kind, what a policy is judged by, and what it has learned from.
-"""
+"""How long runs take: by kind, what a policy is judged by, and what it has learned from."""
 
 from __future__ import annotations
 
@@ -147,7 +146,8 @@ class Trace:
 def lasting(draws: Mapping[str, Floats], count: int) -> Floats:
     """That many durations that stand for all: the middles of equal shares, ascending."""
     everything = np.concatenate(list(draws.values()))
-    return np.quantile(everything, (np.arange(count) + 0.5) / count)
+    middles: Floats = np.quantile(everything, (np.arange(count) + 0.5) / count)
+    return middles
 
 
 def _most_frequent(kinds: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -166,7 +166,8 @@ def _smoothed(raw: Floats, copies: int, rng: np.random.Generator) -> Floats:
     drawn += _width(logs) * rng.standard_normal(len(drawn))
     np.exp(drawn, out=drawn)
     drawn *= raw.mean() / drawn.mean()
-    return np.minimum(drawn, LONGEST)
+    np.minimum(drawn, LONGEST, out=drawn)
+    return drawn
 
 
 def _width(logs: Floats) -> float:
@@ -175,7 +176,7 @@ def _width(logs: Floats) -> float:
     high, low = np.percentile(logs, [75, 25])
     deviation = float(logs.std(ddof=1))
     narrow = min(deviation, float(high - low) / 1.34) or deviation
-    return 0.9 * narrow * len(logs) ** -0.2
+    return float(0.9 * narrow * len(logs) ** -0.2)
 
 
 def _normal_quantiles(count: int) -> Floats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +11,19 @@ from runbell.planner.traces import SECONDS_A_MONTH, Trace
 __all__ = ["MINUTES_A_MONTH", "Workload"]
 
 MINUTES_A_MONTH = SECONDS_A_MONTH // 60
+
+
+BOUNDS = {
+    "runs_per_month": (1e-6, 1e15, "above 0"),
+    "rpm": (1, 1e15, "at least 1; on the command line 0 is no limit"),
+    "price_per_call": (0, 1e9, "0 or more, in dollars"),
+    "webhook_monthly": (0, 1e12, "0 or more, in dollars"),
+    "latency": (0.001, 60, "0.001 to 60, in seconds"),
+    "webhook_loss": (0, 1, "a share, from 0 to 1"),
+    "peak": (1, 1000, "from 1, where every minute is like the others, to 1000"),
+    "delay_price": (1e-6, 1e6, "above 0, in seconds"),
+}
+"""What values make sense: the least, the greatest, and in words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,20 +67,9 @@ class Workload:
                 "--runs-per-month is needed: how many runs there are (only a history of a day or "
                 "more tells it by itself)"
             )
-        above, from_0 = (lambda value: value > 0), (lambda value: value >= 0)
-        checks = (
-            ("runs_per_month", above, "above 0"),
-            ("rpm", lambda value: value >= 1, "at least 1; 0 on the command line for no limit"),
-            ("price_per_call", from_0, "0 dollars or more"),
-            ("webhook_monthly", from_0, "0 dollars or more"),
-            ("latency", lambda value: 0.001 <= value <= 60, "0.001 to 60, in seconds"),
-            ("webhook_loss", lambda value: 0 <= value <= 1, "a share, from 0 to 1"),
-            ("peak", lambda value: 1 <= value <= 1000, "1 (every minute like the others) to 1000"),
-            ("delay_price", above, "above 0"),
-        )
-        for name, makes_sense, needed in checks:
+        for name, (low, high, needed) in BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and makes_sense(value)):
+            if value is not None and not low <= value <= high:
                 raise InvalidSetting(
                     f"{name} is {value:g}: it has to be {needed} (--{name.replace('_', '-')})"
                 )
