@@ -110,6 +110,10 @@ def _groups(rows: Sequence[Row]) -> dict[tuple[float, float], list[Row]]:
     return found
 
 
+def _short_name(row: Row) -> str:
+    return row.name.removeprefix("openai ")
+
+
 def draw_frontier(axes: Axes, plan: Plan) -> None:
     """Delay against calls."""
     calls = [each.calls for each in plan.frontier]
@@ -130,7 +134,10 @@ def draw_frontier(axes: Axes, plan: Plan) -> None:
     axes.set_ylim(min(ys) / 2.2, max(ys) * 1.7)
     _log(axes.xaxis)
     _log(axes.yaxis)
-    names = [(x, y, " = ".join(row.name for row in rows)) for (x, y), rows in groups.items()]
+    names = [
+        (x, y, rows[0].name if len(rows) == 1 else " = ".join(_short_name(row) for row in rows))
+        for (x, y), rows in groups.items()
+    ]
     # Those that lines are drawn of in other charts get the best places.
     names.sort(key=lambda each: (each[2] not in WHO, -each[0]))
     name_points(axes, names, [*zip(calls, delays, strict=True)], FONT)

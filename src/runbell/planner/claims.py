@@ -171,8 +171,8 @@ def _endpoint(found: Plan) -> Claim:
     low, high = (about(dollars / (PRICE * calls)) for dollars in (20, 50))
     return Claim(
         "A webhook endpoint costs $20 to 50 a month",
-        f"At {RUNS:,} runs a month ${20 / RUNS:.4f} to {50 / RUNS:.4f} a run; as much as Foresight's "
-        f"calls for {low} to {high} runs at ${PRICE} each",
+        f"At {RUNS:,} runs a month ${20 / RUNS:.4f} to {50 / RUNS:.4f} a run; as much as "
+        f"Foresight's calls for {low} to {high} runs at ${PRICE} each",
         "Right for a small server or functions behind HTTPS; nothing where a public service runs "
         "anyway. The work of verifying, storing and watching is not in it.",
     )
