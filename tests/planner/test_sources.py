@@ -1,0 +1,149 @@
+"""Where durations come from; whatever makes no sense is said with the line and what to change."""
+
+import sqlite3
+
+import pytest
+
+from runbell.errors import ConfigurationError, InvalidSetting
+from runbell.planner import sources
+from runbell.planner.sources import from_csv, from_journal, parse
+
+
+@pytest.fixture
+def csv(tmp_path):
+    def write(text):
+        path = tmp_path / "runs.csv"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("key,duration_s\na,1.5\nb,2\na,3\n", {"a": [1.5, 3], "b": [2]}),
+        ("\ufeffduration_s\n1\n2\n", {"runs": [1, 2]}),
+        ("1\n2.5\n\n3\n", {"runs": [1, 2.5, 3]}),
+        ("a,1\nb,2\n", {"a": [1], "b": [2]}),
+        ("id,Seconds,kind\nx,4,k\n", {"k": [4]}),
+        ("whatever\n7\n", {"runs": [7]}),
+        ("duration_s\n0\n", {"runs": [0.001]}),
+    ],
+)
+def test_columns_are_found(csv, text, kinds):
+    found = from_csv(csv(text)).kinds
+    assert {kind: list(values) for kind, values in found.items()} == kinds
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "holds no durations"),
+        ("duration_s\n", "holds no durations"),
+        ("duration_s\n1\nabc\n", "line 3: 'abc' is no number of seconds"),
+        ("duration_s\n-2\n", "line 2: -2 is no duration: it is below 0"),
+        ("duration_s\nnan\n", "line 2: 'nan' is no number"),
+        ("duration_s\ninf\n", "inf is no duration"),
+        ("key,duration_s\na\n", "line 2: 1 columns, 2 are needed"),
+        ("duration_ms\n1500\n", "the column duration_ms holds milliseconds.*--unit ms"),
+        ("from,to\n1,2x\n", "none of the columns from, to holds durations"),
+        ("duration_s\n5505\n13563\n6100\n", "are these milliseconds.*--unit ms, or --unit s"),
+        ("-1\n", "line 1: -1 is no duration"),
+    ],
+)
+def test_a_csv_that_makes_no_sense_is_refused(csv, text, complaint):
+    with pytest.raises(InvalidSetting, match=complaint):
+        from_csv(csv(text))
+
+
+def test_the_unit_can_be_said(csv):
+    path = csv("duration_ms\n1500\n")
+    assert list(from_csv(path, "ms").kinds["runs"]) == [1.5]
+    assert list(from_csv(csv("duration_s\n3600\n"), "s").kinds["runs"]) == [3600]
+
+
+def test_what_is_no_text_or_no_file_is_refused(tmp_path):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x81")
+    for name in ("binary", "missing", "."):
+        with pytest.raises(InvalidSetting, match="can't be read"):
+            from_csv(tmp_path / name)
+
+
+def test_reading_tells_its_progress(csv, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS_A_STEP", 1000)
+    told = []
+    from_csv(csv("duration_s\n" + "1.25\n" * 20_000), None, told.append)
+    assert len(told) > 10
+    assert told == sorted(told)
+    assert 0 < told[0] < 0.5
+    assert told[-1] == 1.0
+
+
+def test_a_distribution_is_parsed():
+    assert parse("lognormal:median=6,p95=25").median() == pytest.approx(6, rel=1e-3)
+    assert parse("lognormal:median=6000,p95=25000", "ms").median() == pytest.approx(6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("lognormal:", "write lognormal:median=6,p95=25"),
+        ("lognormal:median=6", "write lognormal"),
+        ("lognormal:median=x,p95=2", "write lognormal"),
+        ("lognormal:median=25,p95=6", "0 < median < p95"),
+        ("lognormal:median=-1,p95=6", "0 < median < p95"),
+        ("lognormal:median=nan,p95=6", "0 < median < p95"),
+        ("lognormal:median=6000,p95=25000", "are these milliseconds"),
+    ],
+)
+def test_a_distribution_that_is_none_is_refused(text, complaint):
+    with pytest.raises(InvalidSetting, match=complaint):
+        parse(text)
+
+
+SCHEMA = """create table durations (
+  id integer primary key, key text not null, queued real, seconds real not null,
+  ended integer not null, at real not null)"""
+
+
+def journal(path, rows, schema=SCHEMA):
+    with sqlite3.connect(path) as database:
+        database.execute("pragma journal_mode=wal")
+        database.execute("create table tool_calls (run_id text)")
+        if schema:
+            database.execute(schema)
+            database.executemany(
+                "insert into durations (key, queued, seconds, ended, at) values (?, ?, ?, ?, ?)",
+                rows,
+            )
+    database.close()
+    return path
+
+
+def test_a_journal_tells_durations_and_how_many_runs_there_are(tmp_path):
+    rows = [
+        ('["asst","gpt",[]]', 0.5, 2.0, 1, 0.0),
+        ('["asst","gpt",[]]', None, 3.0, 1, 86_400.0),
+        ('["other","gpt",[]]', 0.0, 9.0, 0, 5 * 86_400.0),
+        ('["other","gpt",[]]', 1.0, 4.0, 1, 10 * 86_400.0),
+    ]
+    trace = from_journal(journal(tmp_path / "waits.db", rows))
+    assert {kind: list(each) for kind, each in trace.kinds.items()} == {
+        '["asst","gpt",[]]': [2.5, 3.0],
+        '["other","gpt",[]]': [5.0],
+    }
+    assert trace.left_out == 1
+    assert trace.runs_per_month == pytest.approx(4 * 3)
+
+
+def test_a_journal_without_durations_says_so(tmp_path):
+    with pytest.raises(InvalidSetting, match=r"no durations were written down in it$"):
+        from_journal(journal(tmp_path / "old.db", [], schema=None))
+    with pytest.raises(InvalidSetting, match="holds no durations"):
+        from_journal(journal(tmp_path / "new.db", []))
+    with pytest.raises(InvalidSetting, match="no such file"):
+        from_journal(tmp_path / "missing.db")
+    (tmp_path / "text").write_text("this is no database, but it is long enough to be taken for one")
+    with pytest.raises(ConfigurationError, match="can't be read"):
+        from_journal(tmp_path / "text")
