@@ -1,12 +1,18 @@
 """Where durations come from; whatever makes no sense is said with the line and what to change."""
 
 import sqlite3
+import sys
 
 import pytest
 
-from runbell.errors import ConfigurationError, InvalidSetting
+from runbell.errors import ConfigurationError, InvalidSetting, MissingExtra
 from runbell.planner import sources
-from runbell.planner.sources import from_csv, from_journal, parse
+from runbell.planner.sources import from_csv, from_database, from_journal, parse
+from runbell.runs.run import RunStatus as S
+from runbell.storage import history
+from runbell.testing.databases import migrated_sqlite, opened
+from runbell.testing.storage_contract.runs import insert_runs, new_run
+from runbell.testing.storage_contract.stories import tell
 
 
 @pytest.fixture
@@ -147,3 +153,43 @@ def test_a_journal_without_durations_says_so(tmp_path):
     (tmp_path / "text").write_text("this is no database, but it is long enough to be taken for one")
     with pytest.raises(ConfigurationError, match="can't be read"):
         from_journal(tmp_path / "text")
+
+
+DAY_MS = 86_400_000
+
+
+def database(path, runs):
+    tell(lambda: opened(migrated_sqlite(path)), lambda store: insert_runs(store, *runs))
+    return path
+
+
+def test_a_database_tells_what_took_how_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(history, "PAGE", 2)
+    runs = [
+        new_run("1", status=S.COMPLETED, completed_at_ms=3_500),
+        new_run("2", status=S.FAILED, failed_at_ms=5_000, assistant_id="asst_2"),
+        new_run("3", status=S.INCOMPLETE, incomplete_at_ms=1_250),
+        new_run("4", status=S.CANCELLED, cancelled_at_ms=2_000),
+        new_run("5", status=S.EXPIRED, expired_at_ms=9_000),
+        new_run("6", status=S.IN_PROGRESS, created_at_ms=1_000 + 6 * DAY_MS),
+    ]
+    told = []
+    trace = from_database(database(tmp_path / "runbell.db", runs), told.append)
+    assert {kind: list(each) for kind, each in trace.kinds.items()} == {
+        "asst_1": [2.5, 0.25],
+        "asst_2": [4.0],
+    }
+    assert (trace.left_out, trace.source) == (3, "runbell.db, 3 runs")
+    assert trace.runs_per_month == pytest.approx(6 * 5)
+    assert told == pytest.approx([2 / 6, 4 / 6, 1.0])
+
+
+def test_a_database_without_ended_runs_is_no_history(tmp_path):
+    with pytest.raises(InvalidSetting, match=r"runbell\.db, 0 runs holds no durations"):
+        from_database(database(tmp_path / "runbell.db", [new_run("1")]))
+
+
+def test_without_the_packages_of_the_service_they_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "runbell.storage.migrate", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'runbell\[serve\]'"):
+        from_database(tmp_path / "runbell.db")

@@ -156,9 +156,11 @@ def _write(found: Plan, report: Path | None, png: Path | None) -> None:
 
     try:
         if report is not None:
-            report.write_text(reporting.page(found), encoding="utf-8")
+            with report.open("w", encoding="utf-8") as file:
+                file.write(reporting.page(found))
         if png is not None:
-            png.write_bytes(reporting.picture(found))
+            with png.open("wb") as picture:
+                picture.write(reporting.picture(found))
     except OSError as error:
         raise ConfigurationError(f"the report can't be written: {error}") from error
 
