@@ -6,8 +6,8 @@ import sqlite3
 import pytest
 
 from runbell.planner import frontier as frontiers
-from runbell.planner import report as reporting
 from runbell.planner import playing
+from runbell.planner import report as reporting
 from tests.cli.test_main import WITHOUT, python
 
 TRACE = "key,duration_s\n" + "".join(f"a,{1 + n % 7}.5\nb,{10 + n % 11}\n" for n in range(60))
