@@ -151,6 +151,9 @@ def test_what_is_beyond_a_bucket_is_refused():
     assert over.sum() == pytest.approx(1440 * 100 - 500)
     burst = np.where(np.arange(1440) == 700, 2.0, 1.0)
     assert day_of(1440 * 400, burst, 500.0).refused.sum() == 0
+    # However long it was quiet before, the bucket has no more than a minute's calls.
+    late = np.where(np.arange(1440) == 700, 3.0, 0.0)
+    assert day_of(1440 * 400, late, 500.0).refused.sum() == pytest.approx(3 * 400 - 2 * 500)
     assert day_of(1440 * 400, flat, None).refused.sum() == 0
 
 

@@ -78,7 +78,7 @@ def test_a_held_request_is_answered_at_the_end(monkeypatch):
 
 def test_an_event_costs_no_call_and_a_lost_one_is_noticed_by_the_backstop(monkeypatch):
     monkeypatch.setattr(playing, "SAMPLE", 10)
-    monkeypatch.setattr(playing, "LOST", 10)
+    monkeypatch.setattr(playing, "LOST", 4)
     draws = {"a": np.full(20, 5.0)}
     heard = told(draws, Backstop(), LATENCY, 0.0)
     assert (heard.calls, heard.mean) == (0.0, pytest.approx(LATENCY / 2))
