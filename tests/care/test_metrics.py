@@ -99,7 +99,10 @@ def test_the_numbers_follow_what_runs_and_requests_do(fresh: Served) -> None:
         "expired": 0,
     }
     for outcome in ("answered", "failed", "incomplete", "tool_calls"):
-        assert value(after, "runbell_model_call_seconds_count", outcome=outcome) == 1
+        assert (
+            value(after, "runbell_model_call_seconds_count", upstream="built-in", outcome=outcome)
+            == 1
+        )
     requests = "runbell_http_requests_total"
     assert value(after, requests, method="POST", route=RUNS, status="200") == 5
     assert value(after, requests, method="GET", route=RUN, status="404") == 1
@@ -118,7 +121,10 @@ def test_the_numbers_follow_what_runs_and_requests_do(fresh: Served) -> None:
     until(client, working, "cancelled")
     later = scrape(fresh)
     assert value(later, "runbell_runs", status="in_progress") == 0
-    assert value(later, "runbell_model_call_seconds_count", outcome="interrupted") == 1
+    assert (
+        value(later, "runbell_model_call_seconds_count", upstream="built-in", outcome="interrupted")
+        == 1
+    )
     modified = client.beta.threads.runs.update(
         waiting.id, thread_id=waiting.thread_id, metadata={"a": "b"}
     )

@@ -168,6 +168,26 @@ def test_lists_in_other_shapes(body: Any, names: set[str]) -> None:
     asyncio.run(told())
 
 
+@pytest.mark.parametrize("reply", [refuse(404, b"404 page not found"), document({"error": "?"})])
+def test_a_base_url_without_a_version_is_doubted(
+    reply: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def told() -> str:
+        async with ModelServer() as server:
+            server.models = reply
+            for url in (server.url, server.url.removesuffix("/v1")):
+                upstream = Upstream(UpstreamSettings(url), VirtualClock())
+                await upstream.look_up()
+                await upstream.close()
+            return server.url
+
+    url = asyncio.run(told())
+    right, wrong = caplog.messages
+    assert "/v1:" not in right
+    assert wrong.endswith(f". A base URL mostly ends in /v1: try {url}.")
+    assert caplog.records[1].fields["upstream"] == url[7:-3]
+
+
 # Servers that are away.
 
 NO_LIST = [
@@ -409,7 +429,7 @@ async def test_models_are_news_once(made: House) -> None:
     records: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("runbell.service.backends.upstream.backend")
+    logger = logging.getLogger("runbell.models")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
