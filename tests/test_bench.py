@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from bench import memory, planning, runs, waits, webhooks
+from bench import hearing, memory, planning, runs, waits, webhooks
 from bench.figures import Figure, percentile, within
 from bench.server import served
 
@@ -130,3 +130,14 @@ def test_a_prediction_holds_within_its_limits() -> None:
     assert not held(9.4, 1.0)
     assert not held(10.0, 1.16)
     assert not held(10.0, 0.84)
+
+
+def test_what_waiting_by_webhook_costs_is_measured() -> None:
+    figures = {each.name: each for each in hearing.measure(hearing.Sizes(runs=5))}
+    assert set(figures) == {
+        "wait_by_webhook_p50_ms",
+        "wait_by_webhook_p99_ms",
+        "calls_a_run_by_webhook",
+    }
+    # Nobody knows of an end before it is there; the feed's milliseconds are cut off.
+    assert figures["wait_by_webhook_p50_ms"].value > 0

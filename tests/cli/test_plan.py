@@ -65,8 +65,8 @@ def test_no_quota_is_said_with_0(runbell, trace):
 def test_a_waiters_journal_says_how_many_runs_there_are(runbell, tmp_path):
     path = tmp_path / "waits.db"
     with sqlite3.connect(path) as database:
-        database.execute("create table durations (key, queued, seconds, ended, at)")
-        rows = [("k", 0.1, 3.0 + day % 4, 1, 86_400.0 * day) for day in range(31)]
+        database.execute("create table durations (key, queue_seconds, run_seconds, ended, at_ms)")
+        rows = [("k", 0.1, 3.0 + day % 4, 1, 86_400_000 * day) for day in range(31)]
         database.executemany("insert into durations values (?, ?, ?, ?, ?)", rows)
     database.close()
     found = json.loads(runbell("plan", "--from-journal", str(path), "--json").out)

@@ -108,9 +108,12 @@ def test_a_distribution_that_is_none_is_refused(text, complaint):
         parse(text)
 
 
+DAY_MS = 86_400_000
+
 SCHEMA = """create table durations (
-  id integer primary key, key text not null, queued real, seconds real not null,
-  ended integer not null, at real not null)"""
+  id integer primary key, key text not null, queue_seconds real, run_seconds real not null,
+  ended integer not null, at_ms integer not null)"""
+INSERT = "insert into durations (key, queue_seconds, run_seconds, ended, at_ms) values (?,?,?,?,?)"
 
 
 def journal(path, rows, schema=SCHEMA):
@@ -119,20 +122,17 @@ def journal(path, rows, schema=SCHEMA):
         database.execute("create table tool_calls (run_id text)")
         if schema:
             database.execute(schema)
-            database.executemany(
-                "insert into durations (key, queued, seconds, ended, at) values (?, ?, ?, ?, ?)",
-                rows,
-            )
+            database.executemany(INSERT, rows)
     database.close()
     return path
 
 
 def test_a_journal_tells_durations_and_how_many_runs_there_are(tmp_path):
     rows = [
-        ('["asst","gpt",[]]', 0.5, 2.0, 1, 0.0),
-        ('["asst","gpt",[]]', None, 3.0, 1, 86_400.0),
-        ('["other","gpt",[]]', 0.0, 9.0, 0, 5 * 86_400.0),
-        ('["other","gpt",[]]', 1.0, 4.0, 1, 10 * 86_400.0),
+        ('["asst","gpt",[]]', 0.5, 2.0, 1, 0),
+        ('["asst","gpt",[]]', None, 3.0, 1, DAY_MS),
+        ('["other","gpt",[]]', 0.0, 9.0, 0, 5 * DAY_MS),
+        ('["other","gpt",[]]', 1.0, 4.0, 1, 10 * DAY_MS),
     ]
     trace = from_journal(journal(tmp_path / "waits.db", rows))
     assert {kind: list(each) for kind, each in trace.kinds.items()} == {
@@ -141,6 +141,16 @@ def test_a_journal_tells_durations_and_how_many_runs_there_are(tmp_path):
     }
     assert trace.left_out == 1
     assert trace.runs_per_month == pytest.approx(4 * 3)
+
+
+def test_a_kind_whose_early_runs_were_removed_counts_by_its_own_span(tmp_path):
+    rare = [("rare", None, 5.0, 1, day * DAY_MS) for day in range(11)]
+    often = [("often", None, 1.0, 1, 8 * DAY_MS + n * DAY_MS // 100) for n in range(200)]
+    trace = from_journal(journal(tmp_path / "waits.db", [*rare, *often]))
+    assert trace.runs_per_month == pytest.approx(30 * (11 / 10 + 200 / 2))
+    # 200 within hours do not tell how many there are a month.
+    often = [("often", None, 1.0, 1, 10 * DAY_MS - 60_000 * n) for n in range(200)]
+    assert from_journal(journal(tmp_path / "busy.db", [*rare, *often])).runs_per_month is None
 
 
 def test_a_journal_without_durations_says_so(tmp_path):
@@ -153,9 +163,6 @@ def test_a_journal_without_durations_says_so(tmp_path):
     (tmp_path / "text").write_text("this is no database, but it is long enough to be taken for one")
     with pytest.raises(ConfigurationError, match="can't be read"):
         from_journal(tmp_path / "text")
-
-
-DAY_MS = 86_400_000
 
 
 def database(path, runs):

@@ -7,7 +7,7 @@ import re
 import sqlite3
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -210,11 +210,15 @@ def from_database(path: Path, progress: Progress = lambda share: None) -> Trace:
     )
 
 
-JOURNAL = "select key, queued, seconds, ended, at from durations order by at"
-"""The table `durations` of a waiter's journal: one row for each run whose end it saw. `key` is the
-kind of run as JSON, `queued` and `seconds` are how long the run waited for its start (null where
-nobody knows) and how long it ran from then on, `ended` is 0 where nobody knows how long it would
-have taken, and `at` is the moment of the end, in seconds since the epoch."""
+JOURNAL = "select key, queue_seconds, run_seconds, ended, at_ms from durations order by at_ms"
+"""The table `durations` of a waiter's journal: a row for each stretch of a run, from its creation or
+from the submission of outputs to the next thing that the waiter had to know. `key` is the kind of
+run, `queue_seconds` and `run_seconds` are how long it waited for its start (null where nobody knows)
+and how long it took from there on, `ended` is 0 where it would have taken longer, and `at_ms` is
+when its end was seen, in milliseconds since the epoch."""
+
+KEPT = 200
+"""Of a kind that has as many rows, earlier ones may have been removed."""
 
 
 def from_journal(path: Path) -> Trace:
@@ -240,18 +244,27 @@ def from_journal(path: Path) -> Trace:
     except sqlite3.Error as error:
         raise ConfigurationError(f"--from-journal {path} can't be read: {error}") from error
     kinds: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
-    stamps = [at for *_, at in rows]
-    for key, queued, seconds, ended, _ in rows:
+    stamps: defaultdict[str, list[float]] = defaultdict(list)
+    for key, queued, seconds, ended, at_ms in rows:
+        stamps[key].append(at_ms)
         if ended:
             kinds[str(key)].append((queued or 0.0) + seconds)
     known = sum(map(len, kinds.values()))
-    span = (1000 * stamps[0], 1000 * stamps[-1]) if stamps else (0.0, 0.0)
     return Trace(
         {kind: np.frombuffer(values) for kind, values in kinds.items()},
         f"{path.name}, {known:,} runs",
         left_out=len(rows) - known,
-        runs_per_month=_a_month(len(rows), *span),
+        runs_per_month=_of_all_kinds(list(stamps.values())),
     )
+
+
+def _of_all_kinds(stamps: Sequence[Sequence[float]]) -> float | None:
+    """How many runs a journal tells of a month, given when those of each kind were seen."""
+    first = min((each[0] for each in stamps), default=0.0)
+    last = max((each[-1] for each in stamps), default=0.0)
+    found = [_a_month(len(each), each[0] if len(each) >= KEPT else first, last) for each in stamps]
+    known = [each for each in found if each is not None]
+    return sum(known) if known and len(known) == len(found) else None
 
 
 def _a_month(runs: int, first_ms: float, last_ms: float) -> float | None:

@@ -17,6 +17,7 @@ from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler
+from runbell.service.logs import having
 from runbell.storage import deliveries
 from runbell.storage.store import Store
 
@@ -121,7 +122,7 @@ class OwedEndpoints:
         )
 
     async def _handle(self, handler: Handler, endpoint_id: str) -> None:
-        failures = 0
+        failures, about = 0, having({"webhook_endpoint_id": endpoint_id})
         try:
             while True:
                 self._again.discard(endpoint_id)
@@ -130,10 +131,10 @@ class OwedEndpoints:
                     due_ms = await self._store.read(lambda tx: deliveries.next_due(tx, endpoint_id))
                     failures = 0
                 except StorageUnavailable as error:
-                    logger.warning("%s waits for the database: %s", endpoint_id, error)
+                    logger.warning("deliveries wait for the database: %s", error, extra=about)
                     failures += 1
                 except Exception:
-                    logger.exception("delivering to %s failed; it is tried again", endpoint_id)
+                    logger.exception("delivering failed; it is tried again", extra=about)
                     failures += 1
                 if failures:
                     await self._clock.sleep(self._backoff.delay(failures, self._rng))
