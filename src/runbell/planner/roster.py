@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -92,13 +91,14 @@ def _by(policy: object) -> Callable[[Setting], Outcome]:
     return play
 
 
+def _hint(seconds: float) -> float:
+    """What the service makes of it: whole milliseconds, from 50 to a minute."""
+    return max(50, min(round(1000 * seconds), 60_000)) / 1000
+
+
 def _advised(here: Setting) -> Outcome:
     half = here.load.latency / 2
-    policies = {
-        # The wire has whole milliseconds.
-        kind: _Advised(max(math.floor(1000 * here.known.poll_after(kind, half)), 1) / 1000)
-        for kind in here.draws
-    }
+    policies = {kind: _Advised(_hint(here.known.poll_after(kind, half))) for kind in here.draws}
     return polled(here.draws, policies, here.load.latency)
 
 

@@ -211,11 +211,11 @@ def from_database(path: Path, progress: Progress = lambda share: None) -> Trace:
 
 
 JOURNAL = "select key, queue_seconds, run_seconds, ended, at_ms from durations order by at_ms"
-"""The table `durations` of a waiter's journal: a row for each stretch of a run, from its creation or
-from the submission of outputs to the next thing that the waiter had to know. `key` is the kind of
-run, `queue_seconds` and `run_seconds` are how long it waited for its start (null where nobody knows)
-and how long it took from there on, `ended` is 0 where it would have taken longer, and `at_ms` is
-when its end was seen, in milliseconds since the epoch."""
+"""The table `durations` of a waiter's journal: a row for each stretch of a run, from its creation
+or from the submission of outputs to the next thing that the waiter had to know. `key` is the kind
+of run, `queue_seconds` and `run_seconds` are how long it waited for its start (null where nobody
+knows) and how long it took from there on, `ended` is 0 where it would have taken longer, and
+`at_ms` is when its end was seen, in milliseconds since the epoch."""
 
 KEPT = 200
 """Of a kind that has as many rows, earlier ones may have been removed."""

@@ -21,8 +21,8 @@ _r = schema.runs.c
 
 LATEST = Statement(
     "runs.latest_position",
-    "The position of the newest run.",
-    select(func.max(_r.position)),
+    "The position of the newest run after another.",
+    select(func.max(_r.position)).where(_r.position > bindparam("after")),
 )
 DURATIONS = Statement(
     "runs.durations",
@@ -66,7 +66,7 @@ async def read(
         durations: is added to.
         progress: is told which share of the rows was read.
     """
-    newest = await tx.fetch_one(LATEST, {})
+    newest = await tx.fetch_one(LATEST, {"after": 0})
     last_position = (newest and newest[0]) or 0
     after = ended = left_out = first_ms = last_ms = 0
     while True:
