@@ -175,7 +175,8 @@ class Simulation:
     ) -> None:
         self.clock = VirtualClock(start_ms=0)
         self._world = world
-        self._fleet = Fleet(self.clock, pacer or FairPacer(), Server(None), _Events())
+        pacer = FairPacer() if pacer is None else pacer  # an idle one may be empty, and so false
+        self._fleet = Fleet(self.clock, pacer, Server(None), _Events())
         self._provider = SimulatedRuns(hold)
         self._rng = random.Random(seed)
         self._tie = itertools.count()

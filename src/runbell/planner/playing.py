@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,13 +19,14 @@ from runbell.client.deeds import Order, Retrieve
 from runbell.client.fleet import Landed
 from runbell.client.simulation import SimulatedRun, Simulation
 from runbell.client.view import Answer
-from runbell.pacing import FairPacer, PolicySource
+from runbell.pacing import PolicySource
+from runbell.pacing.fleet import WorthPacer
 from runbell.pacing.foresight import Foresight
 from runbell.planner.traces import Floats, lasting
 
 __all__ = ["SAMPLE", "Looks", "Outcome", "held", "looks", "polled", "told", "within"]
 
-MOST_LOOKS = 20_000
+MOST_LOOKS = 5000
 """Looks at one run that are played; beyond them the last pause is repeated."""
 
 SAMPLE = 500
@@ -109,6 +110,7 @@ class _Server:
         self._latency, self._holds = latency, holds
         self._runs: dict[str, tuple[float, float, float]] = {}
         self.requests: dict[str, list[float]] = {}
+        self.kinds: dict[str, str] = {}
 
     def create(self, name: str, at: float, seconds: float, expires: float) -> SimulatedRun:
         self._runs[name] = (at, at + seconds, at + expires)
@@ -131,6 +133,20 @@ class _Server:
         began, ends, expires = self._runs[name]
         status = "completed" if at >= ends or over else "in_progress"
         return SimulatedRun(name, status, created_at=began, expires_at=expires)
+
+
+class _ByWorth(WorthPacer):
+    """The pacer of a waiter with a budget, which is told how long each run takes."""
+
+    def __init__(self, rpm: float, known: Foresight, server: _Server) -> None:
+        super().__init__(rpm)
+        self._known, self._server = known, server
+
+    def want(self, wait: Any, at: float, *, urgent: bool = False) -> None:
+        curve = self._known.schedule(self._server.kinds[wait.id]).curve
+        looked = wait.pending_until - self._known.latency / 2 if wait.polls else wait.began
+        self.expect(wait, curve, wait.began, looked)
+        super().want(wait, at, urgent=urgent)
 
 
 def looks(policy: PolicySource, until: float, latency: float) -> Looks:
@@ -201,7 +217,7 @@ def within(
     counts = np.array([len(ends) for ends in draws.values()])
     names = list(draws)
     server = _Server(known.latency)
-    simulation = Simulation(server, FairPacer(max(rpm * share, 1.0)))
+    simulation = Simulation(server, _ByWorth(max(rpm * share, 1.0), known, server))
     ends: dict[str, float] = {}
     for began in np.cumsum(rng.exponential(1 / (runs_a_second * share), FLEET)):
         if began > span:
@@ -211,6 +227,7 @@ def within(
         name = f"run_{len(ends)}"
         ends[name] = float(began) + takes
         run = server.create(name, float(began), takes, 1e6)
+        server.kinds[name] = kind
         simulation.begin(float(began), [run], policy=known.policy(kind), timeout=1e6)
     late = [ending.at - ends[ending.item.id] for ending in simulation.run()]
     return float(np.mean(late[len(late) // 5 :])) if late else 0.0
