@@ -19,6 +19,7 @@ from runbell.client.deeds import (
     Again,
     Cancel,
     Deed,
+    FindAgain,
     Order,
     Retrieve,
     RetrieveMany,
@@ -145,6 +146,10 @@ class Hands:
                 options["extra_headers"] = {"Idempotency-Key": key}
                 again = _able(acts, "again", item)
                 return await _parsed(await _done(again(self._client, item, **options)))
+            case FindAgain(item):
+                reply = acts.retrieve_thread(self._client, item.thread_id, **options)
+                found = _by_id(acts, await self._answer(reply)).item
+                return acts.made_again(item, found) if found else None
             case Cancel(item):
                 cancel = _able(acts, "cancel", item)
                 return await _parsed(await _done(cancel(self._client, item, **options)))

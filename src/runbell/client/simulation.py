@@ -22,10 +22,11 @@ from typing import Any, NamedTuple, Protocol
 
 from runbell.client.deeds import Order, Retrieve, RetrieveMany
 from runbell.client.fleet import Fleet, Join, Landed, Mail
-from runbell.client.flow import Done, Terms, Wait, waiting
+from runbell.client.flow import waiting
 from runbell.client.providers.runs import stage_of
 from runbell.client.server import Server
 from runbell.client.view import Answer, View
+from runbell.client.wait import Done, Terms, Wait
 from runbell.client.wishes import Flow
 from runbell.clock import VirtualClock
 from runbell.pacing import FairPacer, Pacer, PolicySource

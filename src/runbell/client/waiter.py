@@ -14,13 +14,14 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, cast
 from runbell.client import tasks, threads
 from runbell.client.diagnosis import explain
 from runbell.client.fleet import Fleet, Join, Leave
-from runbell.client.flow import Done, Terms, Wait, cancelling, waiting
+from runbell.client.flow import cancelling, waiting
 from runbell.client.hands import Hands
 from runbell.client.journal import Journal
 from runbell.client.providers import Provider, default_policy, provider_of
 from runbell.client.records import Hook, Polled, Record
 from runbell.client.server import Server
 from runbell.client.tools import Tools, check, toolbox
+from runbell.client.wait import Done, Terms, Wait
 from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError
 from runbell.pacing import Backstop, FairPacer, Pacer, PolicySource
