@@ -368,12 +368,13 @@ class Fleet:
         if pause is not None and status_of(error) == 429:
             self._pacer.pause(now + pause)
         if flight.hold:
-            self._server.broke(error)
+            self._server.broke(error, now - flight.began)
 
     def _heard(self, answer: Answer, flight: _Flight, now: float) -> Answer:
         """The answer, `held` if the server's holding it was a pause."""
-        self._server.answered(flight.hold, answer.held)
-        return self._server.patient(answer, flight.hold, now - flight.began)
+        took = now - flight.began
+        self._server.answered(flight.hold, answer.held, took)
+        return self._server.patient(answer, flight.hold, took)
 
     def _landed_together(
         self, waits: Sequence[Wait], flight: _Flight, landed: Landed, now: float
