@@ -129,6 +129,9 @@ class Fleet:
         self._open: set[Wait] = set()
         self._by_run: defaultdict[str, set[Wait]] = defaultdict(set)
         self._asking = Asking(server, pacer)
+        # Not every pacer asks what a call is worth, or minds what others take.
+        self._expect = getattr(pacer, "expect", None)
+        self._saw_remaining = getattr(pacer, "saw_remaining", None)
         self._told_meanwhile: set[Wait] = set()
         self._flights: dict[int, _Flight] = {}
         self._timers: list[tuple[float, int, Wait]] = []
@@ -192,6 +195,7 @@ class Fleet:
     def _leave(self, wait: Wait) -> None:
         if wait.flow is not None:
             wait.flow.close()
+            wait.learn(wait.view, None)
             self._forget(wait)
 
     def _step(self, wait: Wait, value: Any = None, error: Exception | None = None) -> None:
@@ -280,6 +284,16 @@ class Fleet:
 
     def _want(self, wait: Wait, at: float) -> None:
         """It would like a look at this moment."""
+        if (
+            wait.polls_of_part == 0
+            and wait.retry_at is None
+            and self._server.holds is not False
+            and self._asking.may_hold(wait)
+        ):  # the server's holding the request is what takes the time
+            at = min(at, self._clock.monotonic())
+        learning = wait.terms.learning
+        if self._expect is not None and learning is not None and wait.kind is not None:
+            self._expect(wait, learning.curve(wait.kind), wait.started, wait.pending_until)
         self._pacer.want(wait, at)
 
     # Time.
@@ -373,6 +387,8 @@ class Fleet:
     def _heard(self, answer: Answer, flight: _Flight, now: float) -> Answer:
         """The answer, `held` if the server's holding it was a pause."""
         took = now - flight.began
+        if answer.quota is not None and self._saw_remaining is not None:
+            self._saw_remaining(*answer.quota, now)
         self._server.answered(flight.hold, answer.held, took)
         return self._server.patient(answer, flight.hold, took)
 

@@ -74,6 +74,7 @@ def waiting(wait: Wait) -> Flow[Any]:
                 wait.bear(error)
     except TimeIsUp as up:
         why, last_error = str(up) or "the time for waiting was over", wait.last_error
+    wait.learn(wait.view, None)
     cancelled = False
     if wait.terms.cancel_on_timeout:
         cancelled = yield from _cancel_at_the_end(wait)
@@ -144,6 +145,8 @@ def _saw(wait: Wait, answer: Answer) -> View:
     if not view.has_ended:
         wait.pending_until = wait.now
         wait.set_expiry(answer.server_time)
+    wait.noticed(view, answer.server_time)
+    if not view.has_ended:
         saw = getattr(wait.policy, "saw", None)
         if saw is not None:
             saw(view, answer.hint)

@@ -11,7 +11,7 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -240,6 +240,7 @@ class Hands:
             hint=_milliseconds(headers.get("openai-poll-after-ms")),
             held="wait" in (headers.get("preference-applied") or ""),
             server_time=date_seconds(headers.get("date")),
+            quota=_quota(headers),
         )
 
     async def _use_tool(self, deed: UseTool) -> ToolOutcome:
@@ -316,6 +317,16 @@ async def _parsed(reply: Any) -> Any:
         return await _done(reply.parse())
     except ValueError as error:
         raise BadAnswer(f"an answer could not be read: {error}") from error
+
+
+def _quota(headers: Mapping[str, str]) -> tuple[float, float] | None:
+    try:
+        remaining, limit = (
+            float(headers[f"x-ratelimit-{name}-requests"]) for name in ("remaining", "limit")
+        )
+    except (KeyError, ValueError):
+        return None
+    return remaining, limit
 
 
 def _milliseconds(text: str | None) -> float | None:

@@ -71,6 +71,8 @@ class Answer:
         held: the server applied `Prefer: wait` (`Preference-Applied`).
         pushed: an event said so, nobody was asked.
         server_time: the `Date` of the answer, in seconds since the epoch, None without.
+        quota: the requests that the server has left for this key, and its limit of them
+            (`x-ratelimit-remaining-requests`, `-limit-requests`); None where it does not say.
     """
 
     item: Any
@@ -78,6 +80,7 @@ class Answer:
     held: bool = False
     pushed: bool = False
     server_time: float | None = None
+    quota: tuple[float, float] | None = None
 
     def about(self, item: Any) -> Answer:
         """The same, of one of the objects that it was about."""

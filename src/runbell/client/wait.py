@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runbell.client import records
 from runbell.client.endings import timed_out
+from runbell.client.learning import FRESH_SECONDS, Learning, Seen
 from runbell.client.trouble import is_transient, retry_after
 from runbell.client.view import View, name_of
 from runbell.client.wishes import Flow
@@ -54,7 +55,9 @@ class Terms:
         raise_tool_errors: a tool that raises ends the wait, instead of telling the model.
         hold: the server may hold requests; then only the statuses that settle a run are seen.
         pushed: somebody tells of events.
+        learning: what is told of how long the run took.
         answers_actions: tool calls are this wait's business; not while it sees a cancel through.
+        learning: is told how long runs took.
     """
 
     provider: Provider[Any]
@@ -76,6 +79,7 @@ class Terms:
     pushed: bool = False
     answers_actions: bool = True
     context: Context | None = None
+    learning: Learning | None = None
 
     @property
     def cancel_seconds(self) -> float:
@@ -114,6 +118,14 @@ class Wait:
         id, thread_id: of the object; they change with a restart.
         done: is called with the wait, its result and its error, one of them None, at the end.
         status: as it was last seen; None before the first look.
+        kind: what such runs have in common; None while nobody knows.
+        age: seconds that it was old when this part began, or the wait; None likewise.
+        waiting_until: the moment at which it was last seen queued in this part.
+        running_from: the one at which it was first seen to go on; infinity when that is over.
+        kind: what such runs have in common; None while nobody knows.
+        age: seconds that it was old when this part began, or the wait; None likewise.
+        waiting_until: the moment at which it was last seen queued in this part.
+        running_from: the one at which it was first seen to go on; infinity when that is over.
         expires: when the run does, as far as we know.
         retry_at: when to try again after a failure; None while all is well.
         deadline: until when it waits; what is kept for a cancel comes after it.
@@ -123,10 +135,10 @@ class Wait:
 
     # A hundred thousand of these have to fit into memory.
     __slots__ = (
-        "answered", "armed", "began", "dated", "deadline", "done", "expires", "expires_at",
-        "failures", "flow", "id", "item", "last_error", "order", "part_began", "pending_until",
-        "policy", "polls", "polls_of_part", "refused", "restarts", "retry_at", "status", "terms",
-        "thread_id", "wish",
+        "age", "answered", "armed", "began", "dated", "deadline", "done", "expires", "expires_at",
+        "failures", "flow", "id", "item", "kind", "last_error", "order", "part_began",
+        "pending_until", "policy", "polls", "polls_of_part", "refused", "restarts", "retry_at",
+        "running_from", "status", "terms", "thread_id", "waiting_until", "wish",
     )  # fmt: skip
 
     def __init__(self, item: Any, terms: Terms, done: Done) -> None:
@@ -139,7 +151,13 @@ class Wait:
         self.status: str | None = None
         self.last_error: Exception | None = None
         self.retry_at: float | None = None
-        self.policy: Policy = begin(terms.policy, item)
+        self.waiting_until: float | None = None
+        self.running_from: float | None = None
+        self.kind: Any = None
+        self.age: float | None = None
+        self._begin_policy(item)
+        if self._know_age(terms.clock.now_ms() / 1000, FRESH_SECONDS):
+            self._tell_policy()
         self.answered: frozenset[str] = frozenset()
         self.refused: Refusal | None = None
         self.expires = self.deadline = math.inf
@@ -209,10 +227,77 @@ class Wait:
         """Go on from an answer to a request of ours, anew with the policy, whose first look in
         this part the answer was."""
         self._take(item)
-        self.part_began = self.now
+        self.part_began = self.pending_until = self.now
         self.polls_of_part = 1
-        self.policy = begin(self.terms.policy, item)
+        self.waiting_until = self.running_from = None
+        self.age = 0.0
+        self._begin_policy(item)
+        self._tell_policy()
         self.recovered()
+
+    def _begin_policy(self, item: Any) -> None:
+        self.policy: Policy = begin(self.terms.policy, item)
+        if self.terms.learning is not None and self.kind is None:
+            self.kind = self.terms.learning.kind(self.terms.provider, item)
+
+    def _know_age(self, server_now: float, at_most: float = math.inf) -> bool:
+        """Find out how old the run was when the wait began, by a clock that may be another's.
+
+        Args:
+            server_now: seconds since the epoch.
+            at_most: seconds; whatever seems to be older, or not made yet, is left open.
+        """
+        created_at = self.view.created_at
+        if self.age is None and created_at is not None:
+            age = server_now - created_at - (self.now - self.part_began)
+            if -1.0 <= age <= at_most:
+                self.age = 0.0 if age <= FRESH_SECONDS else age
+        return self.age is not None
+
+    def _tell_policy(self) -> None:
+        know = getattr(self.policy, "know", None)
+        if know is not None and self.kind is not None:
+            know(self.kind, self.age or 0.0)
+
+    def noticed(self, view: View, server_now: float | None) -> None:
+        """Keep what an answer says about how long it takes. `server_now` as for `set_expiry`."""
+        learning, now = self.terms.learning, self.now
+        if learning is None:
+            return
+        if self.kind is None or self.age is None:
+            self.kind = learning.kind(self.terms.provider, self.item)
+            self._know_age(server_now or self.terms.clock.now_ms() / 1000)
+            self.age = self.age or 0.0  # it does not say, or one of the clocks is wrong
+            self._tell_policy()
+        if view.stage != "pending":
+            self.learn(view, now)
+        elif view.status == "queued" and self.running_from is None:
+            self.waiting_until = now
+        elif self.running_from is None:
+            self.running_from = now
+
+    @property
+    def started(self) -> float:
+        """When it started, as far as it was seen: a moment of our clock."""
+        if self.waiting_until is None:
+            return self.part_began - (self.age or 0.0)
+        return (self.waiting_until + min(self.running_from or math.inf, self.now)) / 2
+
+    def learn(self, view: View, over: float | None) -> None:
+        """Tell how long this part took; `over` is None where nobody looks any more."""
+        learning, began = self.terms.learning, self.part_began
+        if learning is None or self.kind is None or self.running_from == math.inf:
+            return
+        seen = Seen(
+            self.age,
+            None if self.waiting_until is None else self.waiting_until - began,
+            None if self.running_from is None else self.running_from - began,
+            self.pending_until - began,
+            None if over is None else over - began,
+            first=not self.answered,
+        )
+        learning.observe(self.kind, seen, view, self.terms.clock.now_ms() / 1000)
+        self.running_from = math.inf  # once
 
     def refuse(self, ids: frozenset[str], error: Exception) -> None:
         """Take note that the server does not want the outputs of these calls."""

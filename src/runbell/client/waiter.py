@@ -17,14 +17,15 @@ from runbell.client.fleet import Fleet, Join, Leave, Mail
 from runbell.client.flow import cancelling, waiting
 from runbell.client.hands import Hands
 from runbell.client.journal import Journal
-from runbell.client.providers import Provider, default_policy, provider_of
+from runbell.client.learning import Learning
+from runbell.client.providers import Provider, provider_of
 from runbell.client.records import Hook, Polled, Record
 from runbell.client.server import Server
 from runbell.client.tools import Tool, Tools, check, toolbox
 from runbell.client.wait import Done, Terms, Wait
 from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError
-from runbell.pacing import Backstop, FairPacer, Pacer, PolicySource
+from runbell.pacing import Backstop, FairPacer, Foresight, Pacer, PolicySource, WorthPacer
 from runbell.runs import EventSource
 
 __all__ = ["AsyncWaiter", "Update", "WaitOptions", "Waiter", "WaiterOptions"]
@@ -70,7 +71,9 @@ class WaiterOptions(WaitOptions, total=False):
 
     Attributes:
         calls_per_minute: the budget of all its waits; None for no limit.
-        journal: a SQLite file in which outputs of tool calls survive a crash.
+        journal: a SQLite file in which outputs of tool calls survive a crash, and what was learned
+            of how long runs take.
+        foresight: what learns that, for another price of a call than a quarter of a second.
         events: somebody who tells of status changes; polling is a backstop then.
         providers: adapters of one's own, which are asked before those that are built in.
         pacer: decides which wait the next call is spent on; takes the place of calls_per_minute.
@@ -79,6 +82,7 @@ class WaiterOptions(WaitOptions, total=False):
 
     calls_per_minute: float | None
     journal: str | Path | None
+    foresight: Foresight
     events: EventSource | None
     providers: Sequence[Provider[Any]]
     pacer: Pacer | None
@@ -116,7 +120,11 @@ class _Waiter:
         self._providers = tuple(options.get("providers") or ())
         journal = options.get("journal")
         self._journal = None if journal is None else Journal(journal)
-        self._pacer = options.get("pacer") or FairPacer(options.get("calls_per_minute"))
+        budget = options.get("calls_per_minute")
+        self._pacer: Pacer = options.get("pacer") or (
+            FairPacer() if budget is None else WorthPacer(budget)
+        )
+        self._learning = Learning(options.get("foresight") or Foresight(), self._journal)
         self._server = Server(_limit_of(client))
         given: dict[str, Any] = dict(options)
         unknown = set(given) - set(WaiterOptions.__annotations__)
@@ -159,7 +167,7 @@ class _Waiter:
                 pushed = self._events is not None and hasattr(provider, "told")
                 terms[id(provider)] = Terms(
                     provider=provider,
-                    policy=policy or (Backstop() if pushed else default_policy(provider)),
+                    policy=policy or self._policy(provider, pushed),
                     pushed=pushed,
                     **shared,
                 )
@@ -167,6 +175,13 @@ class _Waiter:
                 check(tools, provider.schemas(item))
             waits.append(Wait(item, terms[id(provider)], done))
         return Join(waits, cancelling if more.get("answers_actions") is False else waiting)
+
+    def _policy(self, provider: Provider[Any], pushed: bool) -> PolicySource:
+        """When to look where nobody said."""
+        if pushed:
+            return Backstop()
+        proposed: Any = getattr(provider, "policy", None)
+        return self._learning.policy if proposed is None else cast(PolicySource, proposed())
 
     def _watched(self, run: Any, options: WaitOptions, put: Callable[[Any], None]) -> Join:
         """A wait that tells every change of the status, and its end."""
@@ -199,6 +214,7 @@ class _Waiter:
         return {
             "policy": options.get("policy"),
             "clock": self._clock,
+            "learning": self._learning,
             "rng": self._rng,
             "timeout": timeout,
             "tools": tools,
@@ -462,7 +478,7 @@ class _Round:
     """
 
     def __init__(self, waits: Sequence[Wait], return_errors: bool) -> None:
-        self._open = {id(wait): (place, wait) for place, wait in enumerate(waits)}
+        self._open = {wait: place for place, wait in enumerate(waits)}
         self._return_errors = return_errors
 
     def __bool__(self) -> bool:
@@ -470,7 +486,7 @@ class _Round:
 
     def settle(self, wait: Wait, value: Any, error: BaseException | None) -> tuple[int, Any]:
         """The place and the result of a wait that has ended."""
-        place, _ = self._open.pop(id(wait))
+        place = self._open.pop(wait)
         if error is not None and not self._return_errors:
             raise error
         return place, value if error is None else error
@@ -478,4 +494,4 @@ class _Round:
     @property
     def open(self) -> list[Wait]:
         """Those that nobody will hear of any more, when whoever waits leaves."""
-        return [wait for _, wait in self._open.values()]
+        return list(self._open)
