@@ -17,7 +17,7 @@ from runbell.client.endings import action_required
 from runbell.client.tools import check, error_output
 from runbell.client.trouble import is_not_accepting, is_stale_submission, may_have_worked, status_of
 from runbell.client.view import Answer, View
-from runbell.client.wait import CANCEL_SECONDS, LONGEST_WAIT, TimeIsUp, Wait, words
+from runbell.client.wait import CANCEL_SECONDS, LONGEST_WAIT, NONE, TimeIsUp, Wait, words
 from runbell.client.wishes import Do, Flow, Look, UseTools
 from runbell.errors import BadAnswer
 
@@ -236,7 +236,7 @@ def _restart(wait: Wait, view: View, reason: str) -> Flow[None]:
         wait.deadline = wait.now + LONGEST_WAIT
     wait.begin_part((yield from _begin_again(wait, wait.now + delay)))
     new = wait.view
-    wait.status, wait.answered, wait.refused = new.status, frozenset(), None
+    wait.status, wait.answered, wait.refused = new.status, NONE, None
     wait.expires_at, wait.expires, wait.dated = None, math.inf, False
     wait.set_expiry()
     log.warning("%s ended (%s): %s does its work again", view.name, reason, new.id)

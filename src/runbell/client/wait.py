@@ -42,6 +42,10 @@ CANCEL_SECONDS = 2.0
 agreed; half of the time where that is less."""
 
 
+NONE: frozenset[str] = frozenset()
+"""No calls; one for all waits, since Python makes a new one each time."""
+
+
 class TimeIsUp(Exception):
     """Thrown into a flow at its deadline, or raised in it where its policy says so: why."""
 
@@ -158,7 +162,7 @@ class Wait:
         self._begin_policy(item)
         if self._know_age(terms.clock.now_ms() / 1000, FRESH_SECONDS):
             self._tell_policy()
-        self.answered: frozenset[str] = frozenset()
+        self.answered = NONE
         self.refused: Refusal | None = None
         self.expires = self.deadline = math.inf
         self.expires_at: float | None = None
