@@ -47,7 +47,7 @@ def wait(
         typer.Option(
             metavar="POLICY",
             help="When to look: backoff, fixed, sqrt or jittered, with settings: "
-            "backoff:start=0.5,factor=1.5,cap=5. Default: as the server advises.",
+            "backoff:start=0.5,factor=1.5,cap=5. Default: as the server advises, else Foresight.",
             show_default=False,
         ),
     ] = None,

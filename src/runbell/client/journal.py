@@ -112,6 +112,7 @@ class Journal:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
+        self._side = threading.Lock()  # for what must not wait for the disk; taken after the other
         self._begun: set[tuple[str, str]] = set()
         self._noted: list[Stretch] = []
         self._owner = os.urandom(8).hex()
@@ -173,7 +174,8 @@ class Journal:
             if not begun:
                 return "held"
             self._begun.add((run_id, call_id))
-            self._keep()
+            with self._side:
+                self._keep()
         return "first" if begun[0][0] == now else "again"
 
     def finish(self, run_id: str, call_id: str, output: str | None) -> None:
@@ -196,7 +198,7 @@ class Journal:
 
     def note(self, stretch: Stretch) -> None:
         """Have a duration written down, soon; what a crash loses of them is no harm."""
-        with self._lock:
+        with self._side:
             if not self._closing:
                 self._noted.append(stretch)
                 self._keep()
@@ -216,7 +218,8 @@ class Journal:
     def close(self) -> None:
         """Close the file, as soon as the calls that are being made are written down."""
         with self._lock:
-            self._closing = True
+            with self._side:
+                self._closing = True
             self._write_noted()
             self._close_if_done()
         self._news.set()
@@ -224,7 +227,7 @@ class Journal:
     # What goes on meanwhile.
 
     def _keep(self) -> None:
-        """See to it that claims are renewed and durations written."""
+        """See to it that claims are renewed and durations written; called with `_side` held."""
         if self._keeper is None:
             self._keeper = threading.Thread(
                 target=self._keep_going, name="runbell-journal", daemon=True
@@ -243,9 +246,10 @@ class Journal:
             with self._lock:
                 self._write_noted()
                 self._renew()
-                if not self._begun:
-                    self._keeper = None
-                    return
+                with self._side:
+                    if not self._begun and not self._noted:
+                        self._keeper = None
+                        return
 
     def _renew(self) -> None:
         if not self._begun:
@@ -259,15 +263,14 @@ class Journal:
             log.warning("claims in the journal %s were not renewed: %s", self.path, error)
 
     def _write_noted(self) -> None:
-        noted, self._noted = self._noted, []
+        with self._side:
+            noted, self._noted = self._noted, []
         if not noted:
             return
         try:
             self._db.execute("begin immediate")
-            try:
+            with self._db:
                 self._insert(noted)
-            finally:
-                self._db.execute("commit")
         except sqlite3.Error as error:
             log.warning("durations were not kept in the journal %s: %s", self.path, error)
 

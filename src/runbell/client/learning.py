@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -97,7 +98,9 @@ class Learning:
         self._journal = journal
         self._kinds: dict[Any, Any] = {}
         for stretch in journal.stretches() if journal is not None else ():
-            self._learn(json.loads(stretch.key), stretch.queue, stretch.run)
+            # What somebody else has written there is not worth failing for.
+            with contextlib.suppress(ValueError, TypeError):
+                self._learn(json.loads(stretch.key), stretch.queue, stretch.run)
 
     def policy(self, item: Any) -> Learned:
         """The default policy for a wait; it is told later what for."""
