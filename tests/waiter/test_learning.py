@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 
 import httpx
 import pytest
@@ -142,16 +143,29 @@ def test_it_is_kept_in_the_journal(tmp_path):
         assert again._learning.foresight.runs(kind) == 3
 
 
-def test_each_part_of_a_run_is_a_stretch(tmp_path):
-    def serve(request):
-        if request.method == "POST":
-            return httpx.Response(200, json=fields("queued"))
-        return httpx.Response(200, json=next(answers))
+def test_each_part_of_a_run_is_a_stretch_and_its_stamps_are_of_the_first():
+    both = (("call_1", "f"), ("call_2", "f"))
+    now = int(time.time())
+    done = fields("completed", started_at=now - 500, completed_at=now)
+    looks = iter([asking(), asking(), asking(calls=both), asking(calls=both), done])
+    message = "Expected tool outputs for call_ids ['call_1', 'call_2'], got ['call_1']"
+    posts = iter(
+        [
+            httpx.Response(400, json={"error": {"message": message}}),
+            httpx.Response(200, json=fields("queued")),
+        ]
+    )
 
-    answers = iter([asking(), fields("in_progress"), fields("completed")])
+    def serve(request):
+        return next(posts) if request.method == "POST" else httpx.Response(200, json=next(looks))
+
+    told = []
     with runbell.Waiter(client(serve), tools={"f": lambda: "x"}, policy=QUICK) as waiter:
+        waiter._learning.observe = lambda kind, seen, view, now: told.append((seen, view))
         ended(waiter.wait, run(), timeout=20)
-        assert waiter._learning.foresight.runs(("asst_1", "m", ())) == 2
+    # Until it wanted outputs, and from the submission to the end.
+    assert [view.status for _, view in told] == ["requires_action", "completed"]
+    assert all(stretch_of(*each)[1][1] < 20 for each in told)
 
 
 # What it asks first.

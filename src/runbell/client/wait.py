@@ -273,6 +273,8 @@ class Wait:
             self._know_age(server_now or self.terms.clock.now_ms() / 1000)
             self.age = self.age or 0.0  # it does not say, or one of the clocks is wrong
             self._tell_policy()
+        if view.stage == "wants" and self.answered.issuperset(call.id for call in view.calls):
+            return  # that is over: a reader is shown it a moment longer
         if view.stage != "pending":
             self.learn(view, now)
         elif view.status == "queued" and self.running_from is None:
