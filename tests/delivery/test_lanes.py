@@ -857,6 +857,23 @@ async def test_a_service_that_stops_begins_nothing_more(service: EmbeddedService
 
 
 @on_a_service()
+async def test_nothing_spins_while_a_service_stops(service: EmbeddedService) -> None:
+    """Lanes refuse to begin anything, and what is due stays so: nobody asks the tables again and
+    again, and whoever pauses is not waited for."""
+    endpoint, _ = await register(service, enabled=False)
+    await owe_many(service, endpoint, 3)
+    service.ctx.changes.close()
+    before = service.store.calls
+    await update(service, endpoint, enabled=True)
+    await service.settle()
+    assert service.store.calls - before < 20
+    stopping = asyncio.create_task(service.jobs.stop(60))
+    await service.settle()
+    assert stopping.done()
+    assert service.poster.sent == []
+
+
+@on_a_service()
 async def test_a_secret_that_cannot_be_read_harms_no_other_endpoint(
     service: EmbeddedService,
 ) -> None:

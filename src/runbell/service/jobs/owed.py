@@ -24,6 +24,9 @@ __all__ = ["OwedEndpoints"]
 
 logger = logging.getLogger(__name__)
 
+LEFT_AT_ONCE = 3
+"""How often in a row a handler may leave what is due until it has to pause."""
+
 
 class OwedEndpoints:
     """Hands out `deliver` jobs: at once to those that a commit names, and when they are due."""
@@ -37,6 +40,7 @@ class OwedEndpoints:
         self._rng = rng
         self._handler: Handler | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._pausing: set[str] = set()
         self._again: set[str] = set()
         self._due: dict[str, int] = {}
         self._order: list[tuple[int, str]] = []
@@ -54,8 +58,11 @@ class OwedEndpoints:
         self.look_again()
 
     def stop(self) -> None:
-        """Hand out nothing more."""
+        """Hand out nothing more. Handlers that are at work may end; what pauses is not called
+        again."""
         self._handler = None
+        for endpoint_id in self._pausing:
+            self._running[endpoint_id].cancel()
 
     def look_again(self) -> None:
         """Ask the tables who is owed something."""
@@ -121,10 +128,17 @@ class OwedEndpoints:
         )
 
     async def _handle(self, handler: Handler, endpoint_id: str) -> None:
-        failures = 0
+        """Call the handler until nothing is due any more.
+
+        One that fails, or leaves what is due, is called again after a pause, longer each time.
+        What becomes due while it ends is no such case, unless it happens again and again.
+        """
+        failures = left = 0
+        due_ms: int | None = None
         try:
-            while True:
+            while self._handler is not None:
                 self._again.discard(endpoint_id)
+                due_ms = None
                 try:
                     await handler(endpoint_id)
                     due_ms = await self._store.read(lambda tx: deliveries.next_due(tx, endpoint_id))
@@ -135,11 +149,22 @@ class OwedEndpoints:
                 except Exception:
                     logger.exception("delivering to %s failed; it is tried again", endpoint_id)
                     failures += 1
-                if failures:
-                    await self._clock.sleep(self._backoff.delay(failures, self._rng))
-                elif endpoint_id not in self._again:
+                left = left + 1 if self._is_due(due_ms) else 0
+                if not (failures or left or endpoint_id in self._again):
                     break
+                await self._pause(endpoint_id, max(failures, left - LEFT_AT_ONCE))
         finally:
             del self._running[endpoint_id]
         if due_ms is not None:
             self.expect(endpoint_id, due_ms)
+
+    def _is_due(self, due_ms: int | None) -> bool:
+        return due_ms is not None and due_ms <= self._clock.now_ms()
+
+    async def _pause(self, endpoint_id: str, failures: int) -> None:
+        if failures and self._handler is not None:
+            self._pausing.add(endpoint_id)
+            try:
+                await self._clock.sleep(self._backoff.delay(failures, self._rng))
+            finally:
+                self._pausing.discard(endpoint_id)
