@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -288,14 +289,16 @@ async def test_no_answer_is_recorded_and_tried_again(service: EmbeddedService) -
 
 @on_a_service()
 async def test_410_disables_and_enabling_sends_what_waited(service: EmbeddedService) -> None:
-    """At once; the reason says why, later events are not owed, and ids stay."""
+    """At once; the reason says why, and until when later events are kept; ids and order stay."""
     endpoint, _ = await register(service)
     service.poster.answer = lambda _: answered(410)
     await run_once(service)
     first = ids(service.poster.sent)
     disabled = await find(service, endpoint)
     assert not disabled.enabled
-    assert "410" in (disabled.disabled_reason or "")
+    reason = disabled.disabled_reason or ""
+    assert "410" in reason
+    assert _day(service, 7) in reason
     await run_once(service)
     await jump(service, DAY)
     assert ids(service.poster.sent) == first
@@ -305,14 +308,60 @@ async def test_410_disables_and_enabling_sends_what_waited(service: EmbeddedServ
     every = await seen(service, endpoint)
     again = ids(service.poster.sent[len(first) :])
     assert sorted(again) == sorted(delivery.id for delivery, _ in every)
-    assert set(first) <= set(again)
+    assert len(again) == 6
+    new = [delivery.id for delivery, _ in every[3:]]
+    assert [each for each in again if each in new] == new
     assert {delivery.status for delivery, _ in every} == {"succeeded"}
     enabled = await find(service, endpoint)
-    assert (enabled.enabled, enabled.disabled_reason, enabled.failing_since_ms) == (
-        True,
-        None,
-        None,
-    )
+    assert (enabled.enabled, enabled.disabled_reason) == (True, None)
+    assert enabled.failing_since_ms is enabled.owed_until_ms is None
+
+
+def _day(service: EmbeddedService, days: int) -> str:
+    at = datetime.fromtimestamp(service.clock.now_ms() / 1000 + days * DAY, UTC)
+    return f"until {at:%Y-%m-%d %H:%M} UTC"
+
+
+@on_a_service()
+async def test_events_are_kept_for_seven_days(service: EmbeddedService) -> None:
+    """For an endpoint that the service has disabled; for one whose owner has, they are not. Who
+    comes back later gets what is not older than that, and sees what has failed."""
+    endpoint, _ = await register(service, event_types=("thread.run.completed",))
+    service.poster.answer = lambda _: answered(410)
+    await run_once(service)
+    for _ in range(9):
+        await jump(service, DAY - 60)
+        await run_once(service)
+        service.clock.advance(60)
+    assert len(await seen(service, endpoint)) == 1 + 7
+    service.poster.sent.clear()
+    service.poster.answer = lambda _: answered(200)
+    await update(service, endpoint, enabled=True)
+    await service.settle()
+    statuses = [delivery.status for delivery, _ in await seen(service, endpoint)]
+    assert statuses == ["failed"] * 3 + ["succeeded"] * 5
+    assert len(service.poster.sent) == 5
+    await update(service, endpoint, enabled=False)
+    await run_once(service)
+    assert len(await seen(service, endpoint)) == 8
+
+
+@on_a_service()
+async def test_what_waited_for_days_is_tried_for_three_more(service: EmbeddedService) -> None:
+    """A receiver that has just come back may stumble: its first failure is not its last."""
+    endpoint, _ = await register(service, event_types=("thread.run.completed",))
+    service.poster.answer = lambda _: answered(500)
+    await run_once(service)
+    await update(service, endpoint, enabled=False)
+    await jump(service, 4 * DAY)
+    await update(service, endpoint, enabled=True)
+    await service.settle()
+    ((delivery, attempts),) = await seen(service, endpoint)
+    assert (delivery.status, delivery.failures, len(attempts)) == ("pending", 1, 2)
+    await jump(service, 6)
+    await jump(service, 66)
+    await jump(service, 2 * DAY)
+    assert len((await seen(service, endpoint))[0][1]) == 5
 
 
 @on_a_service()

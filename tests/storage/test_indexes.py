@@ -124,10 +124,22 @@ def test_a_statement_searches_and_does_not_sort(
         (runs.NEXT_WAITING, "ix_runs_waiting (thread_id=?)"),
         (runs.WAITING, "ix_runs_waiting (thread_id=?)"),
         (runs.MANY, "(id=?)"),
-        (endpoints.LISTENING, "ix_webhook_endpoints_enabled (project_id=?)"),
+        (endpoints.LISTENING, "ix_webhook_endpoints_listening (project_id=?)"),
         (
             deliveries.FAILED_SINCE,
             "ix_deliveries_unsettled (endpoint_id=? AND status=? AND position>?)",
+        ),
+        (
+            deliveries.PENDING_BEHIND,
+            "ix_deliveries_unsettled (endpoint_id=? AND status=? AND position>?)",
+        ),
+        *(
+            (
+                each,
+                "ix_deliveries_unsettled "
+                "(endpoint_id=? AND status=? AND position>? AND position<?)",
+            )
+            for each in (deliveries.GIVE_UP_OLD, deliveries.BEGIN_ANEW)
         ),
     ],
     ids=lambda value: getattr(value, "name", ""),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import bindparam, func, literal_column, select, text
+from sqlalchemy import bindparam, case, func, literal_column, null, select, text, update
 
 from runbell.runs import Event
 from runbell.storage import schema
@@ -26,6 +26,7 @@ __all__ = [
     "Due",
     "Undelivered",
     "attempts_of",
+    "begin_anew",
     "due",
     "due_by_endpoint",
     "failed_since",
@@ -33,6 +34,7 @@ __all__ = [
     "next_due",
     "owe",
     "page",
+    "pending_behind",
     "record",
     "recover",
     "send_again",
@@ -206,6 +208,45 @@ FAILED_SINCE = Statement(
         )
         .order_by(_d.position)
     ),
+)
+_span = (
+    _d.endpoint_id == bindparam("endpoint"),
+    _pending,
+    # In the words of the partial index.
+    text("deliveries.status <> 'succeeded'"),
+    _d.position > bindparam("low"),
+)
+PENDING_BEHIND = Statement(
+    "deliveries.pending_behind",
+    "Deliveries to an endpoint behind a position that are pending.",
+    limited(select(_d.position).where(*_span).order_by(_d.position)),
+)
+_until_high = (*_span, _d.position <= bindparam("high"))
+GIVE_UP_OLD = Statement(
+    "deliveries.give_up_old",
+    "Deliveries of a span that are pending, of events before a time, have failed.",
+    update(schema.deliveries)
+    .values(
+        status=literal_column("'failed'"), next_at_ms=null(), settled_at_ms=bindparam("now_ms")
+    )
+    .where(*_until_high, _d.created_at_ms < bindparam("since_ms")),
+)
+BEGIN_ANEW = Statement(
+    "deliveries.begin_anew",
+    "Owe the deliveries of a span anew that are pending; the new ones stay in front.",
+    update(schema.deliveries)
+    .values(
+        failures=literal_column("0"),
+        since_ms=case(
+            (_d.since_ms >= bindparam("now_ms"), _d.since_ms + literal_column("1")),
+            else_=bindparam("now_ms"),
+        ),
+        next_at_ms=case(
+            (_d.next_at_ms == literal_column(str(AT_ONCE)), literal_column(str(AT_ONCE))),
+            else_=bindparam("now_ms"),
+        ),
+    )
+    .where(*_until_high),
 )
 _of_endpoint = _d.endpoint_id == bindparam("endpoint")
 _created = (
@@ -471,6 +512,29 @@ async def send_again(tx: Transaction, delivery: Delivery, now_ms: int) -> None:
 async def recover(tx: Transaction, position: int, now_ms: int) -> bool:
     """Owe a delivery anew that has failed; False where it has not, or not any more."""
     return await tx.execute(RECOVER, _anew(position, now_ms, now_ms)) == 1
+
+
+async def pending_behind(
+    tx: Transaction, endpoint_id: str, position: int, limit: int
+) -> list[int]:
+    """Positions of an endpoint's pending deliveries behind one, in their order."""
+    params = {"endpoint": endpoint_id, "low": position, "limit": limit}
+    return [row[0] for row in await tx.fetch_all(PENDING_BEHIND, params)]
+
+
+async def begin_anew(
+    tx: Transaction, endpoint_id: str, span: tuple[int, int], since_ms: int, now_ms: int
+) -> None:
+    """Owe what is pending anew, from the beginning of the schedule; give up what is too old.
+
+    Args:
+        span: positions: behind the first, up to the second.
+        since_ms: events before this time are too old.
+    """
+    low, high = span
+    which = {"endpoint": endpoint_id, "low": low, "high": high, "now_ms": now_ms}
+    await tx.execute(GIVE_UP_OLD, {**which, "since_ms": since_ms})
+    await tx.execute(BEGIN_ANEW, which)
 
 
 def _anew(position: int, since_ms: int, next_at_ms: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import msgspec
 from runbell.errors import AddressRefused, RequestRefused, UnknownCursor
 from runbell.runs import Event
 from runbell.service.jobs import Job, JobKind
-from runbell.service.operations import refusals, samples
+from runbell.service.operations import deliveries, refusals, samples
 from runbell.service.operations.context import Context, Posted
 from runbell.service.wire import refusals as wire_refusals
 from runbell.service.wire.webhooks import CreateEndpoint, EndpointFields, UpdateEndpoint
@@ -137,7 +137,13 @@ async def retrieve(
 async def update(
     ctx: Context, project: str, endpoint_id: str, request: UpdateEndpoint
 ) -> tuple[Endpoint, Mapping[str, str]]:
-    """Change what the request names. What is owed already goes where the endpoint is then."""
+    """Change what the request names. What is owed already goes where the endpoint is then.
+
+    Before an endpoint is enabled, what waited for it begins anew: it may be so much that it takes
+    many transactions, and nothing of it is sent before.
+    """
+    if request.enabled:
+        await deliveries.begin_anew(ctx, project, endpoint_id)
 
     async def work(tx: Transaction) -> tuple[Endpoint, Mapping[str, str]]:
         before = await _get(tx, project, endpoint_id)
@@ -272,7 +278,12 @@ def _switched(endpoint: Endpoint, enabled: bool | None) -> dict[str, Any]:
     if enabled is None or enabled == endpoint.enabled:
         return {}
     if enabled:
-        return {"enabled": True, "disabled_reason": None, "failing_since_ms": None}
+        return {
+            "enabled": True,
+            "disabled_reason": None,
+            "failing_since_ms": None,
+            "owed_until_ms": None,
+        }
     return {"enabled": False, "disabled_reason": DISABLED_BY_OWNER}
 
 
