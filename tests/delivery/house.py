@@ -56,7 +56,12 @@ async def seen(
 
 
 async def owe_many(
-    service: EmbeddedService, endpoint_id: str, count: int, *, run: str = "run_many"
+    service: EmbeddedService,
+    endpoint_id: str,
+    count: int,
+    *,
+    run: str = "run_many",
+    body: bytes = b"{}",
 ) -> None:
     """Owe an endpoint many events of one run, as if they had happened while nobody delivered."""
     now_ms = service.clock.now_ms()
@@ -71,7 +76,7 @@ async def owe_many(
                     number + 1,
                     "thread.run.queued",
                     now_ms,
-                    b"{}",
+                    body,
                 )
                 await events.append(tx, event)
                 await deliveries.owe(tx, endpoint_id, event)

@@ -6,6 +6,7 @@ in front of every retry, so that first attempts begin in the order in which even
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,7 +48,8 @@ AT_ONCE = 0
 """When a delivery that was not tried yet is due."""
 
 MAX_BYTES = 1_000_000
-"""Bodies that one look for what is due brings along."""
+"""Bodies of each kind that one look for what is due brings along: it ends with the one that
+reaches this."""
 
 _d = schema.deliveries.c
 _a = schema.attempts.c
@@ -59,7 +61,6 @@ _one = (_d.endpoint_id == bindparam("endpoint"), _d.id == bindparam("key"))
 INSERT = Statement("deliveries.owe", "An event is owed.", insert_row(schema.deliveries))
 GET = Statement("deliveries.get", "One delivery.", select(schema.deliveries).where(*_one))
 
-_with_event = schema.deliveries.join(schema.events, _e.id == _d.id)
 _DUE_COLUMNS = (
     _d.position,
     _d.id,
@@ -70,14 +71,12 @@ _DUE_COLUMNS = (
     _d.failures,
     _d.since_ms,
     _d.next_at_ms,
-    _e.body,
 )
 NEW = Statement(
     "deliveries.new",
     "What an endpoint is owed and was not sent yet, in the order in which it was committed.",
     limited(
         select(*_DUE_COLUMNS)
-        .select_from(_with_event)
         .where(
             _d.endpoint_id == bindparam("endpoint"),
             _pending,
@@ -91,7 +90,6 @@ RETRIES = Statement(
     "What is to be sent to an endpoint again, the longest due first.",
     limited(
         select(*_DUE_COLUMNS)
-        .select_from(_with_event)
         .where(
             _d.endpoint_id == bindparam("endpoint"),
             _pending,
@@ -100,6 +98,9 @@ RETRIES = Statement(
         )
         .order_by(_d.next_at_ms, _d.position)
     ),
+)
+BODY = Statement(
+    "events.body", "The bytes of an event.", select(_e.body).where(_e.id == bindparam("key"))
 )
 NEXT_DUE = Statement(
     "deliveries.next_due",
@@ -399,18 +400,47 @@ async def get(tx: Transaction, endpoint_id: str, event_id: str) -> Delivery | No
     return _delivery(row) if row is not None else None
 
 
-async def due(tx: Transaction, endpoint_id: str, now_ms: int, limit: int) -> list[Due]:
+async def due(
+    tx: Transaction,
+    endpoint_id: str,
+    now_ms: int,
+    limit: int,
+    *,
+    besides: Collection[int] = (),
+    retries: bool = True,
+) -> list[Due]:
     """What is to be sent to an endpoint now: new ones in their order, and a share of retries.
 
     Args:
         limit: how many of each of the two kinds at the most, so that neither waits for ever
             behind the other.
+        besides: positions of those that the caller has already. However many they are, and however
+            large, they stand in front of nothing.
+        retries: those, too.
     """
-    retries = await tx.fetch_all(
-        RETRIES, {"endpoint": endpoint_id, "now_ms": now_ms, "limit": limit}, MAX_BYTES
-    )
-    new = await tx.fetch_all(NEW, {"endpoint": endpoint_id, "limit": limit}, MAX_BYTES)
-    return [Due(*row) for row in (*new, *retries)]
+    params = {"endpoint": endpoint_id, "limit": limit + len(besides)}
+    found = await tx.fetch_all(NEW, params)
+    new = await _with_bodies(tx, found, besides, limit)
+    if not retries:
+        return new
+    found = await tx.fetch_all(RETRIES, {**params, "now_ms": now_ms})
+    return new + await _with_bodies(tx, found, besides, limit)
+
+
+async def _with_bodies(
+    tx: Transaction, rows: list[Row], besides: Collection[int], limit: int
+) -> list[Due]:
+    wanted = [row for row in rows if row[0] not in besides][:limit]
+    found: list[Due] = []
+    size = 0
+    for row in wanted:
+        if size >= MAX_BYTES:
+            break
+        event = await tx.fetch_one(BODY, {"key": row[1]})
+        if event is not None:
+            found.append(Due(*(*row, *event)))
+            size += len(event[0])
+    return found
 
 
 async def next_due(tx: Transaction, endpoint_id: str, after_ms: int = -1) -> int | None:
