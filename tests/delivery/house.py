@@ -28,7 +28,9 @@ async def register(service: EmbeddedService, name: str = "a", **fields: Any) -> 
 
 
 async def update(service: EmbeddedService, endpoint_id: str, **fields: Any) -> None:
-    await endpoints.update(service.ctx, service.project, endpoint_id, UpdateEndpoint(**fields))
+    request = UpdateEndpoint(**fields)
+    await endpoints.prepare_update(service.ctx, service.project, endpoint_id, request)
+    await endpoints.update(service.ctx, service.project, endpoint_id, request)
 
 
 async def find(service: EmbeddedService, endpoint_id: str) -> Endpoint:

@@ -166,7 +166,14 @@ def test_a_meter_tells_the_rate_of_the_last_second(interval: float) -> None:
 
 @pytest.mark.parametrize(
     ("status", "asked", "held"),
-    [(429, 30.0, 30), (503, 9e9, 3600), (503, -1.0, 0), (503, None, 0), (500, 30.0, 0), (200, 9, 0)],
+    [
+        (429, 30.0, 30),
+        (503, 9e9, 3600),
+        (503, -1.0, 0),
+        (503, None, 0),
+        (500, 30.0, 0),
+        (200, 9, 0),
+    ],
 )
 def test_retry_after_of_one_that_is_overloaded_holds_everything(
     status: int, asked: float | None, held: float

@@ -136,8 +136,7 @@ def test_a_statement_searches_and_does_not_sort(
         *(
             (
                 each,
-                "ix_deliveries_unsettled "
-                "(endpoint_id=? AND status=? AND position>? AND position<?)",
+                "deliveries_unsettled (endpoint_id=? AND status=? AND position>? AND position<?)",
             )
             for each in (deliveries.GIVE_UP_OLD, deliveries.BEGIN_ANEW)
         ),

@@ -227,9 +227,7 @@ GIVE_UP_OLD = Statement(
     "deliveries.give_up_old",
     "Deliveries of a span that are pending, of events before a time, have failed.",
     update(schema.deliveries)
-    .values(
-        status=literal_column("'failed'"), next_at_ms=null(), settled_at_ms=bindparam("now_ms")
-    )
+    .values(status=literal_column("'failed'"), next_at_ms=null(), settled_at_ms=bindparam("now_ms"))
     .where(*_until_high, _d.created_at_ms < bindparam("since_ms")),
 )
 BEGIN_ANEW = Statement(
@@ -544,9 +542,7 @@ async def recover(tx: Transaction, position: int, now_ms: int) -> bool:
     return await tx.execute(RECOVER, _anew(position, now_ms, now_ms)) == 1
 
 
-async def pending_behind(
-    tx: Transaction, endpoint_id: str, position: int, limit: int
-) -> list[int]:
+async def pending_behind(tx: Transaction, endpoint_id: str, position: int, limit: int) -> list[int]:
     """Positions of an endpoint's pending deliveries behind one, in their order."""
     params = {"endpoint": endpoint_id, "low": position, "limit": limit}
     return [row[0] for row in await tx.fetch_all(PENDING_BEHIND, params)]

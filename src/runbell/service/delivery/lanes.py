@@ -253,7 +253,9 @@ class _Lane:
         self, due: Due, endpoint: Endpoint, headers: dict[str, str], at_ms: int, watch: Watch
     ) -> None:
         try:
-            posted = await self._ctx.poster.post(endpoint.url, headers, due.body)
+            posted = await self._ctx.poster.post(
+                endpoint.url, headers, due.body, endpoint.project_id
+            )
             faults.hit("delivery.posted")
             self._learn(endpoint, posted)
             outcome = self._outcome(due, endpoint, posted, at_ms)

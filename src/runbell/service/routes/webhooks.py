@@ -45,7 +45,11 @@ __all__ = ["ROUTES"]
 
 
 async def _check_url(call: Call[Any, Any]) -> None:
-    await endpoints.check_address(call.ctx, call.body.url)
+    await endpoints.check_address(call.ctx, call.project, call.body.url)
+
+
+async def _prepare_update(call: Call[UpdateEndpoint, None]) -> None:
+    await endpoints.prepare_update(call.ctx, call.project, _key(call), call.body)
 
 
 async def _create(call: Call[CreateEndpoint, None]) -> EndpointWithSecretObject:
@@ -171,7 +175,7 @@ ROUTES = (
         answer=EndpointObject,
         about="What is absent or null stays as it is. `enabled: true` sends what waited while it "
         "was disabled; a new `url` gets what is owed already, too.",
-        before=_check_url,
+        before=_prepare_update,
     ),
     Route(
         "DELETE",

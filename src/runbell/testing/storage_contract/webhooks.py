@@ -10,7 +10,7 @@ import pytest
 
 from runbell.errors import Conflict, UnknownCursor
 from runbell.storage import deliveries, endpoints, events, retention
-from runbell.storage.deliveries import Attempt, DeliveryFilter, Due
+from runbell.storage.deliveries import Attempt, Delivery, DeliveryFilter, Due
 from runbell.storage.endpoints import Endpoint, Subscription
 from runbell.storage.paging import Page
 from runbell.storage.store import Store, Transaction
@@ -260,6 +260,12 @@ class WebhookContract:
         await fail(store, two, 9_000)
         await fail(store, four, None)
 
+        async def one(number: int, to: str = "wh_1") -> Delivery:
+            key = f"evt_run_1_{number}"
+            delivery = await store.read(lambda tx: deliveries.get(tx, to, key))
+            assert delivery is not None
+            return delivery
+
         def behind(position: int, limit: int = 9) -> Any:
             return store.read(lambda tx: deliveries.pending_behind(tx, "wh_1", position, limit))
 
@@ -268,14 +274,10 @@ class WebhookContract:
         assert await behind(every[0], 2) == every[1:3]
         span = (0, every[2])
         await store.write(lambda tx: deliveries.begin_anew(tx, "wh_1", span, 1_002, 7_000))
-        found = [
-            await store.read(lambda tx, key=f"evt_run_1_{n}": deliveries.get(tx, "wh_1", key))
-            for n in (1, 2, 3, 4, 5)
-        ]
+        found = [await one(number) for number in (1, 2, 3, 4, 5)]
         assert [
             (each.status, each.failures, each.since_ms, each.next_at_ms, each.settled_at_ms)
             for each in found
-            if each is not None
         ] == [
             ("failed", 0, 1_001, None, 7_000),
             ("pending", 0, 7_000, 7_000, None),
@@ -283,13 +285,9 @@ class WebhookContract:
             ("failed", 1, 1_004, None, 2_005),
             ("pending", 0, five.since_ms, deliveries.AT_ONCE, None),
         ]
-        other = await store.read(lambda tx: deliveries.get(tx, "wh_2", "evt_run_1_3"))
-        assert other is not None
-        assert other.since_ms == 1_003
+        assert (await one(3, "wh_2")).since_ms == 1_003
         await store.write(lambda tx: deliveries.begin_anew(tx, "wh_1", span, 0, 7_000))
-        again = await store.read(lambda tx: deliveries.get(tx, "wh_1", "evt_run_1_2"))
-        assert again is not None
-        assert again.since_ms == 7_001
+        assert (await one(2)).since_ms == 7_001
 
     @on_a_store
     async def test_a_failure_does_not_undo_that_a_delivery_is_owed_anew(self, store: Store) -> None:
