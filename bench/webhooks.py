@@ -245,7 +245,7 @@ def _waiting(receiver: Arrivals, sizes: Sizes) -> Iterator[Figure]:
         "webhook_waiting_mib",
         (rss - without) * 1e6 / 2**20,
         MAX_WAITING_MIB,
-        "resident memory with so many deliveries that have failed once and wait for a retry, beyond "
+        "resident memory with so many deliveries that failed once and wait for a retry, beyond "
         "that without them; of a fresh process each, after a delivery to every endpoint",
         **detail,
     )

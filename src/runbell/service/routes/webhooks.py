@@ -174,7 +174,7 @@ ROUTES = (
         operation="updateWebhookEndpoint",
         answer=EndpointObject,
         about="What is absent or null stays as it is. `enabled: true` sends what waited while it "
-        "was disabled; a new `url` gets what is owed already, too.",
+        "was disabled, of the last 7 days; a new `url` gets what is owed already, too.",
         before=_prepare_update,
     ),
     Route(
