@@ -39,6 +39,7 @@ from runbell.service.delivery.dialling import Poster
 from runbell.service.delivery.lanes import Deliverer
 from runbell.service.executor import Executor
 from runbell.service.feeds import Feeds
+from runbell.service.hints import Hints
 from runbell.service.jobs import Handler, JobKind
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
@@ -128,6 +129,7 @@ def build(
         changes,
         Feeds(store, changes),
         Live(),
+        Hints(clock),
         backends,
         _poster(settings, clock),
         vault,
@@ -233,6 +235,7 @@ async def _serve_from(
             timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
         )
     )
+    await ctx.hints.learn(store)
     _spare_the_collector()
     ctx.backends.start()
     ctx.jobs.start(handlers(executor, deliverer))

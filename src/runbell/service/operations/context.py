@@ -10,6 +10,7 @@ from runbell.clock import Clock
 from runbell.service.backends import Backends
 from runbell.service.changes import Changes
 from runbell.service.feeds import Feeds
+from runbell.service.hints import Hints
 from runbell.service.jobs import Jobs
 from runbell.service.live import Live
 from runbell.service.metrics import Metrics
@@ -83,6 +84,7 @@ class Context:
     changes: Changes
     feeds: Feeds
     live: Live
+    hints: Hints
     backends: Backends
     poster: Poster
     vault: Vault

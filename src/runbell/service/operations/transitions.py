@@ -80,7 +80,7 @@ async def _announce(ctx: Context, tx: Transaction, record: RunRecord) -> None:
     await events.append(tx, event)
     await _owe(ctx, tx, run, event)
     tx.after_commit(lambda: ctx.changes.publish(run))
-    tx.after_commit(lambda: _record(ctx, run))
+    tx.after_commit(lambda: _record(ctx, record))
     tx.after_commit(
         lambda: ctx.live.tell(run.id, f"thread.run.{run.status}", lambda: run_object(record))
     )
@@ -98,9 +98,10 @@ async def _owe(ctx: Context, tx: Transaction, run: Run, event: Event) -> None:
             tx.after_commit(partial(ctx.changes.wake, endpoint.id))
 
 
-def _record(ctx: Context, run: Run) -> None:
-    ctx.metrics.moved(run)
-    logs.moved(run)
+def _record(ctx: Context, record: RunRecord) -> None:
+    ctx.hints.moved(record)
+    ctx.metrics.moved(record.run)
+    logs.moved(record.run)
 
 
 async def update_step(ctx: Context, tx: Transaction, step: RunStep) -> None:
