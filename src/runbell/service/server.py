@@ -32,7 +32,7 @@ from runbell.service import logs, retention
 from runbell.service.app import App
 from runbell.service.backends import Backend, Backends
 from runbell.service.backends.echo import Echo
-from runbell.service.backends.timing import Observe
+from runbell.service.backends.timing import Observer
 from runbell.service.changes import Changes
 from runbell.service.connection import Connection
 from runbell.service.delivery.dialling import Poster
@@ -112,7 +112,7 @@ def build(
 ) -> tuple[Context, Executor, Deliverer]:
     """The parts of one service, put together; its jobs are not started."""
     metrics = Metrics()
-    backends = _backends(settings, clock, metrics.model_called)
+    backends = _backends(settings, clock, metrics)
     jobs = EmbeddedJobs(
         store,
         clock,
@@ -166,14 +166,14 @@ async def _vault(settings: Settings, store: SQLiteStore) -> Vault:
     return vault
 
 
-def _backends(settings: Settings, clock: Clock, observe: Observe) -> Backends:
+def _backends(settings: Settings, clock: Clock, observer: Observer) -> Backends:
     backends: list[Backend] = [Echo(clock)]
     if settings.upstream:
         # Imported here: without a model server, its HTTP client need not be in memory.
         from runbell.service.backends.upstream import Upstream
 
-        backends += [Upstream(each, clock, observe=observe) for each in settings.upstream]
-    return Backends(backends, clock, observe)
+        backends += [Upstream(each, clock, observer=observer) for each in settings.upstream]
+    return Backends(backends, clock, observer)
 
 
 def handlers(executor: Executor, deliverer: Deliverer) -> dict[JobKind, Handler]:

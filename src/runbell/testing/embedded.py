@@ -93,7 +93,7 @@ class EmbeddedService:
     def build(self) -> None:
         """Put the parts together on what the store has, as a process does before it serves."""
         metrics = Metrics()
-        backends = Backends([self.backend, Echo(self.clock)], self.clock, metrics.model_called)
+        backends = Backends([self.backend, Echo(self.clock)], self.clock, metrics)
         self.jobs = EmbeddedJobs(
             self.store,
             self.clock,

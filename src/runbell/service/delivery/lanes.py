@@ -17,6 +17,7 @@ from runbell.pacing.deliveries import GONE, Meter, Pace, RetrySchedule, SlowDown
 from runbell.service import logs
 from runbell.service.changes import Watch
 from runbell.service.delivery.recording import Outcome, Recorder
+from runbell.service.jobs import Stopping
 from runbell.service.operations.context import Context, Posted
 from runbell.service.operations.endpoints import Keys, keys_of
 from runbell.storage import deliveries, endpoints
@@ -127,6 +128,9 @@ class Deliverer:
         """Send an endpoint what it is owed, until nothing is due and nothing under way.
 
         When the process stops, nothing more is begun; what is under way may end.
+
+        Raises:
+            Stopping: then, in the end.
         """
         rhythm = self._rhythms.setdefault(endpoint_id, _Rhythm())
         try:
@@ -134,6 +138,8 @@ class Deliverer:
         finally:
             if rhythm.pace.per_second is None and rhythm.next_at <= self.ctx.clock.monotonic():
                 self._rhythms.pop(endpoint_id, None)
+        if self.ctx.changes.closed:
+            raise Stopping
 
     async def close(self) -> None:
         """After the last handler has ended."""

@@ -16,16 +16,14 @@ from runbell import faults
 from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
-from runbell.service.jobs import Handler
+from runbell.service.jobs import Handler, Stopping
+from runbell.service.logs import having
 from runbell.storage import deliveries
 from runbell.storage.store import Store
 
 __all__ = ["OwedEndpoints"]
 
 logger = logging.getLogger(__name__)
-
-LEFT_AT_ONCE = 3
-"""How often in a row a handler may leave what is due until it has to pause."""
 
 
 class OwedEndpoints:
@@ -128,12 +126,8 @@ class OwedEndpoints:
         )
 
     async def _handle(self, handler: Handler, endpoint_id: str) -> None:
-        """Call the handler until nothing is due any more.
-
-        One that fails, or leaves what is due, is called again after a pause, longer each time.
-        What becomes due while it ends is no such case, unless it happens again and again.
-        """
-        failures = left = 0
+        """Call the handler until nothing is due any more, or it says that the process stops."""
+        failures, about = 0, having({"webhook_endpoint_id": endpoint_id})
         due_ms: int | None = None
         try:
             while self._handler is not None:
@@ -143,23 +137,22 @@ class OwedEndpoints:
                     await handler(endpoint_id)
                     due_ms = await self._store.read(lambda tx: deliveries.next_due(tx, endpoint_id))
                     failures = 0
+                except Stopping:
+                    # What is due stays so, and would be asked for again and again.
+                    break
                 except StorageUnavailable as error:
-                    logger.warning("%s waits for the database: %s", endpoint_id, error)
+                    logger.warning("deliveries wait for the database: %s", error, extra=about)
                     failures += 1
                 except Exception:
-                    logger.exception("delivering to %s failed; it is tried again", endpoint_id)
+                    logger.exception("delivering failed; it is tried again", extra=about)
                     failures += 1
-                left = left + 1 if self._is_due(due_ms) else 0
-                if not (failures or left or endpoint_id in self._again):
+                if not failures and endpoint_id not in self._again:
                     break
-                await self._pause(endpoint_id, max(failures, left - LEFT_AT_ONCE))
+                await self._pause(endpoint_id, failures)
         finally:
             del self._running[endpoint_id]
         if due_ms is not None:
             self.expect(endpoint_id, due_ms)
-
-    def _is_due(self, due_ms: int | None) -> bool:
-        return due_ms is not None and due_ms <= self._clock.now_ms()
 
     async def _pause(self, endpoint_id: str, failures: int) -> None:
         if failures and self._handler is not None:

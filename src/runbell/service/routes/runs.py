@@ -76,7 +76,7 @@ async def _create_with_thread(
 
 
 def _stream_new(follower: Follower, record: RunRecord, *first: tuple[str, Any]) -> EventStream:
-    return stream_run(follower, record.run.id, [*first, ("thread.run.created", run_object(record))])
+    return stream_run(follower, record.run, [*first, ("thread.run.created", run_object(record))])
 
 
 def _unfinished(ctx: Context, record: RunRecord) -> Answer:
@@ -184,7 +184,9 @@ async def _submit(call: Call[SubmitToolOutputs, None]) -> Answer | EventStream:
     outputs = call.body.tool_outputs
     follower = Follower() if call.body.stream else None
     record = await runs.submit_tool_outputs(call.ctx, call.project, thread, key, outputs, follower)
-    return _unfinished(call.ctx, record) if follower is None else stream_run(follower, key)
+    if follower is not None:
+        return stream_run(follower, record.run)
+    return _unfinished(call.ctx, record)
 
 
 async def _list_steps(call: Call[None, PageQuery]) -> ListPage[Any]:
