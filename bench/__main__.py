@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from bench import memory, receiving, runs, waiting, waits, webhooks
+from bench import hearing, memory, receiving, runs, waiting, waits, webhooks
 from bench.figures import Figure, machine
 from bench.server import served
 
@@ -59,6 +59,7 @@ def _measure(quick: bool) -> Iterator[Figure]:
     yield from receiving.measure(
         receiving.Sizes(4_000, 3.0, 20) if quick else receiving.Sizes(20_000, 20.0, 100)
     )
+    yield from hearing.measure(hearing.Sizes(150 if quick else 1_500))
     yield from waiting.measure(
         waiting.Sizes(10_000, 60, 3.0) if quick else waiting.Sizes(100_000, 200, 10.0)
     )
@@ -67,7 +68,7 @@ def _measure(quick: bool) -> Iterator[Figure]:
     yield from webhooks.measure(
         quickly
         if quick
-        else webhooks.Sizes(timed=3_000, burst=100, waiting=100_000, watched=20, rounds=5)
+        else webhooks.Sizes(timed=2_000, burst=100, waiting=100_000, watched=10, rounds=4)
     )
 
 

@@ -33,6 +33,7 @@ class Server:
 
     def __init__(self, service: ServedProcess) -> None:
         self._service = service
+        self.base_url, self.api_key = service.base_url, service.api_key
         self._process = psutil.Process(service.pid)
 
     def cpu_ms(self) -> float:
@@ -102,8 +103,8 @@ class Server:
 
     def _order(self, job: str, arguments: dict[str, Any]) -> str:
         order = {
-            "base_url": self._service.base_url,
-            "api_key": self._service.api_key,
+            "base_url": self.base_url,
+            "api_key": self.api_key,
             "job": job,
             "arguments": arguments,
         }

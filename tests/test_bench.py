@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import memory, runs, waits, webhooks
+from bench import hearing, memory, runs, waits, webhooks
 from bench.figures import Figure, percentile, within
 from bench.server import served
 
@@ -104,3 +104,14 @@ def test_what_webhooks_cost_is_measured() -> None:
     # Nothing comes before it is committed.
     assert figures["webhook_commit_to_arrival_p50_ms"].value > 0
     assert figures["webhook_deliveries_a_second"].value > 1
+
+
+def test_what_waiting_by_webhook_costs_is_measured() -> None:
+    figures = {each.name: each for each in hearing.measure(hearing.Sizes(runs=5))}
+    assert set(figures) == {
+        "wait_by_webhook_p50_ms",
+        "wait_by_webhook_p99_ms",
+        "calls_a_run_by_webhook",
+    }
+    # Nobody knows of an end before it is there; the feed's milliseconds are cut off.
+    assert figures["wait_by_webhook_p50_ms"].value > 0

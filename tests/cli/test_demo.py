@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from runbell.cli.ways import TUTORIAL, WAYS
 from tests.served import eventually
 
 RUNBELL = [sys.executable, "-m", "runbell"]
@@ -35,9 +37,20 @@ def test_every_run_ends_as_it_should_in_a_table_of_100_columns(tmp_path: Path) -
         [*RUNBELL, "demo"], env=env, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, ""), done
-    assert "All 5 runs ended as they should" in done.stdout
+    assert "All runs ended as they should" in done.stdout
     assert "echo answered: What is 2+2?" in done.stdout
     assert "expired 10" in done.stdout
+    # calls a run, mean and worst delay, failures and endings seen
+    rows = dict(
+        re.findall(
+            r"^(the tutorial's loop|waiter by [a-z ]+?)  +(\S.*?) *$", done.stdout, re.MULTILINE
+        )
+    )
+    assert list(rows) == list(WAYS)
+    for way, row in rows.items():
+        loop = way == TUTORIAL
+        assert row.endswith("3 of 4        7 of 9" if loop else "4 of 4        9 of 9"), rows
+    assert float(rows["waiter by webhook"].split()[0]) < 0.5
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert list(tmp_path.iterdir()) == []
 
@@ -45,8 +58,11 @@ def test_every_run_ends_as_it_should_in_a_table_of_100_columns(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ("outcome='something else'", "fails: it says 'last_error rate_limit_exceeded"),
-        ("statuses=('queued', 'expired')", "fails: it went queued → in_progress → failed, not"),
+        ("outcome='something else'", "the run that fails: it says 'last_error rate_limit_exceeded"),
+        (
+            "statuses=('queued', 'expired')",
+            "the run that fails: it went queued → in_progress → failed, not",
+        ),
     ],
 )
 def test_a_run_that_goes_otherwise_fails_the_demo_by_name(

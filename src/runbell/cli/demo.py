@@ -1,5 +1,5 @@
-"""`runbell demo`: a service of its own, five runs through the stock `openai` SDK, how they went,
-and how soon their ends were known by polling and by webhook.
+"""`runbell demo`: a service of its own, five runs through the stock `openai` SDK and how they went;
+then how soon the ends of runs are known, and for how many calls, in four ways of waiting.
 
 Each run is a `Story`: what happens, and how it has to end. A story that ends otherwise makes the
 command fail, so the demo is also the quickest way to see that an installation works.
@@ -14,16 +14,15 @@ import sys
 import textwrap
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from runbell.cli.hooks import Hooks
+from runbell.cli import ways
 from runbell.cli.served import ServedProcess
 from runbell.errors import RunbellError
-from runbell.webhooks import Secret
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -68,7 +67,6 @@ class Stage:
     def __init__(self, client: AsyncOpenAI) -> None:
         self.client = client
         self.run: Run | None = None
-        self.known_ms = 0.0
 
     async def begin(self, message: str, *, tools: Any = (), extra: Any = None) -> Run:
         """Assistant, thread, message, run: as every program for the Assistants API does it."""
@@ -83,11 +81,9 @@ class Stage:
 
     async def settle(self, run: Run) -> Run:
         """Wait as programs do today: with the SDK's own polling."""
-        run = await self.client.beta.threads.runs.poll(
+        return await self.client.beta.threads.runs.poll(
             run.id, thread_id=run.thread_id, poll_interval_ms=POLL_MS
         )
-        self.known_ms = time.time() * 1000
-        return run
 
     async def answer(self, run: Run) -> str:
         """The text of the message that the run wrote."""
@@ -194,18 +190,12 @@ class Told:
 
     Attributes:
         calls: status requests that polling has made.
-        posts: webhooks that came.
-        polled_ms: milliseconds from the run's end until polling knew of it.
-        pushed_ms: likewise until its webhook had come; None where none came.
     """
 
     story: Story
     statuses: tuple[tuple[str, int], ...]
     calls: int
     outcome: str
-    posts: int
-    polled_ms: float
-    pushed_ms: float | None
 
     @property
     def problem(self) -> str:
@@ -215,16 +205,15 @@ class Told:
             return f"it went {' → '.join(went) or 'nowhere'}, not {' → '.join(self.story.statuses)}"
         if not self.outcome.startswith(self.story.outcome):
             return f"it says {self.outcome!r}, not {self.story.outcome!r}"
-        if self.pushed_ms is None or self.posts < len(self.story.statuses):
-            return f"{self.posts} webhooks came, not {len(self.story.statuses)}"
         return ""
 
 
 def demo() -> None:
     """Start a service, await five runs with the stock openai SDK, and show how each went.
 
-    The same runs' events go to a webhook endpoint, and a second table compares: how soon was the
-    end of each run known, and how many calls did it take?
+    Then nine runs of every kind are waited for in four ways: by the loop that tutorials have, and
+    by Runbell's waiter with polling, with long polls, and with webhooks. A second table compares:
+    how soon was the end of each known, for how many calls, and what was missed?
 
     Needs no model and no key: the service keeps everything in a temporary file, and the model
     `echo`, which is built in, answers with what it was asked. The exit code is 0 when every run
@@ -240,12 +229,25 @@ def demo() -> None:
     with ServedProcess("--allow-private-webhooks") as service:
         _introduce(service)
         told = asyncio.run(_tell(service))
-    _show(console, told)
-    _compare(console, told)
-    wrong = [f"  {each.story.name}: {each.problem}" for each in told if each.problem]
+        _show(console, told)
+        _complain(
+            f"the run that {each.story.name}: {each.problem}" for each in told if each.problem
+        )
+        _explain()
+        compared = asyncio.run(ways.compare(service))
+    ways.show(console, compared)
+    _complain(f"{each.name}: {each.problem}" for each in compared if each.problem)
+    typer.echo(
+        "All runs ended as they should, and only the tutorials' loop missed some. "
+        f"It took {time.monotonic() - began:.1f} s."
+    )
+
+
+def _complain(problems: Iterable[str]) -> None:
+    """End the demo where something is wrong."""
+    wrong = "".join(f"\n  {problem}" for problem in problems)
     if wrong:
-        raise RunbellError("\n".join(["the demo did not go as it should. The run that", *wrong]))
-    typer.echo(f"All {len(told)} runs ended as they should, in {time.monotonic() - began:.1f} s.")
+        raise RunbellError(f"the demo did not go as it should:{wrong}")
 
 
 def _introduce(service: ServedProcess) -> None:
@@ -256,10 +258,20 @@ def _introduce(service: ServedProcess) -> None:
         f"Client:  the stock openai SDK {openai.__version__}; given base_url and a key, no more.",
         f"Model:   {MODEL}, built in. It answers with the text that it was sent, so the answer to",
         f'         "{QUESTION}" is "{QUESTION}"; lines such as "sleep 60" make it do things.',
-        "Webhook: an endpoint on loopback, registered with client.webhooks.create, gets the events",
-        "         of the same runs, and verifies each signature.",
     )
     typer.echo("\n".join(lines))
+
+
+def _explain() -> None:
+    mix = len(ways.MIX)
+    lines = (
+        f"Now {mix} runs of every kind, waited for in four ways at the same time. The loop of the",
+        "tutorials sleeps 0.5 s, then 1.5 times as long each time, up to 5 s, and gives up after",
+        f"{ways.GIVE_UP_SECONDS:g} s (there: 60 s), so this takes a moment. Webhooks go to a",
+        "receiver on loopback, which verifies and stores them.",
+    )
+    typer.echo("\n".join(lines))
+    typer.echo()
 
 
 async def _tell(service: ServedProcess) -> list[Told]:
@@ -274,61 +286,33 @@ async def _tell(service: ServedProcess) -> list[Told]:
 
     # Without the environment, whose proxy would not find our loopback.
     http_client = DefaultAsyncHttpxClient(event_hooks={"request": [count]}, trust_env=False)
-    async with (
-        AsyncOpenAI(
-            base_url=service.base_url, api_key=service.api_key, http_client=http_client
-        ) as client,
-        Hooks() as hooks,
-    ):
-        await _register(client, hooks)
+    async with AsyncOpenAI(
+        base_url=service.base_url, api_key=service.api_key, http_client=http_client
+    ) as client:
         stages = [Stage(client) for _ in STORIES]
         outcomes = await asyncio.gather(*map(_play, STORIES, stages))
         histories = await _histories(client)
-        await _until_pushed(hooks, histories)
-    if hooks.problems:
-        raise RunbellError(hooks.problems[0])
     return [
-        _told(story, stage, histories, hooks, calls, outcome)
+        _told(story, stage, histories, calls, outcome)
         for story, stage, outcome in zip(STORIES, stages, outcomes, strict=True)
     ]
-
-
-async def _register(client: AsyncOpenAI, hooks: Hooks) -> None:
-    # The SDK's types know OpenAI's own events alone.
-    types: Any = ["thread.run.*"]
-    endpoint = await client.webhooks.create(name="demo", url=hooks.url, event_types=types)
-    hooks.secret = Secret.parse(endpoint.signing_secret)
-
-
-async def _until_pushed(hooks: Hooks, histories: Histories) -> None:
-    """Wait for the webhooks of events that have happened; they are on their way."""
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while any(hooks.posts[run_id] < len(each) for run_id, each in histories.items()):
-        if time.monotonic() > deadline:
-            return
-        await asyncio.sleep(0.005)
 
 
 def _told(
     story: Story,
     stage: Stage,
     histories: Histories,
-    hooks: Hooks,
     calls: Counter[str],
     outcome: str,
 ) -> Told:
     run_id = stage.run.id if stage.run else ""
     history = histories.get(run_id, [])
-    began_ms, ended_ms = (history[0][1], history[-1][1]) if history else (0, 0)
-    pushed = hooks.known_ms.get(run_id)
+    began_ms = history[0][1] if history else 0
     return Told(
         story,
         tuple((status, at_ms - began_ms) for status, at_ms in history),
         calls[run_id],
         outcome,
-        hooks.posts[run_id],
-        stage.known_ms - ended_ms,
-        pushed[1] - ended_ms if pushed and history and pushed[0] == history[-1][0] else None,
     )
 
 
@@ -387,24 +371,6 @@ def _show(console: Console, told: list[Told]) -> None:
             each.story.name, _life(each.statuses, statuses_width), str(each.calls), outcome
         )
     console.print()
-    console.print(table)
-    console.print()
-
-
-def _compare(console: Console, told: list[Told]) -> None:
-    """How soon the end of each run was known, and what it took, by polling and by webhook."""
-    from rich import box
-    from rich.table import Table
-
-    terminal = console.is_terminal
-    table = Table(box=box.ROUNDED if terminal else None, pad_edge=terminal)
-    table.add_column("End known by")
-    for name in ("polling: calls", "delay", "webhook: calls", "delay", "webhooks received"):
-        table.add_column(name, justify="right")
-    for each in told:
-        pushed = "never" if each.pushed_ms is None else f"{max(0.0, each.pushed_ms):.0f} ms"
-        polled = f"{max(0.0, each.polled_ms):.0f} ms"
-        table.add_row(each.story.name, str(each.calls), polled, "0", pushed, str(each.posts))
     console.print(table)
     console.print()
 

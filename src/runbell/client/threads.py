@@ -15,7 +15,7 @@ from typing import Any
 
 from runbell.client.deeds import Order, UseTool
 from runbell.client.fleet import Fleet, Join, Landed, Leave, Mail, Told
-from runbell.client.hands import Entry, Hands, contained, run_async, run_now
+from runbell.client.hands import Entry, Hands, OutOfTime, contained, run_async, run_now
 from runbell.clock import Clock
 from runbell.errors import RunbellError
 
@@ -152,7 +152,7 @@ async def call_function(deed: UseTool, arguments: dict[str, Any], entry: Entry) 
     The threads of this driver outlive whoever waits: the entry is written when the call is over.
 
     Raises:
-        TimeoutError: it took longer than its limit. A function can't be stopped: it goes on, and
+        OutOfTime: it took longer than its limit. A function can't be stopped: it goes on, and
             nobody hears of it.
     """
     context = deed.context.copy() if deed.context else contextvars.copy_context()
@@ -183,7 +183,7 @@ async def call_function(deed: UseTool, arguments: dict[str, Any], entry: Entry) 
     try:
         value, failure = outcome.get(timeout=min(deed.limit, threading.TIMEOUT_MAX))
     except queue.Empty:
-        raise TimeoutError(f"it took longer than {deed.limit:g} s") from None
+        raise OutOfTime(deed.limit) from None
     if failure is not None:
         raise failure
     return value

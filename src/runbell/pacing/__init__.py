@@ -2,7 +2,7 @@
 
 from runbell.pacing.backoff import RetryBackoff
 from runbell.pacing.bucket import Taken, TokenBucket
-from runbell.pacing.deliveries import Pace, RetrySchedule, SlowDown, is_given_up
+from runbell.pacing.deliveries import Meter, Pace, RetrySchedule, SlowDown, is_given_up
 from runbell.pacing.fleet import WorthPacer
 from runbell.pacing.foresight import Foresight
 from runbell.pacing.pacer import FairPacer, Pacer
@@ -26,6 +26,7 @@ __all__ = [
     "Fixed",
     "Foresight",
     "Jittered",
+    "Meter",
     "Pace",
     "Pacer",
     "Policy",
