@@ -254,12 +254,14 @@ async def _serve_from(
         stopped.cancel()
         app.stop()
         server.should_exit = True
+        # At once: what is handed out from now on would be refused by those who stop.
+        stopping = asyncio.create_task(ctx.jobs.stop(settings.shutdown_grace))
         logger.info(
             "stopping: open requests, and %s, have %g s",
             await _live(ctx, "model call", RunStatus.IN_PROGRESS),
             settings.shutdown_grace,
         )
-        await asyncio.gather(serving, ctx.jobs.stop(settings.shutdown_grace))
+        await asyncio.gather(serving, stopping)
         await deliverer.close()
         await ctx.poster.close()
         await executor.hand_back()

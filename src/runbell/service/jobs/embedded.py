@@ -133,11 +133,11 @@ class EmbeddedJobs:
         return bool(self._loops) and not any(loop.done() for loop in self._loops)
 
     async def stop(self, grace: float) -> None:
+        self._owed.stop()
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._loops = []
-        self._owed.stop()
         running = [*self._running.values(), *self._owed.running]
         if running:
             _, late = await asyncio.wait(running, timeout=grace)

@@ -60,11 +60,11 @@ class Posted(Protocol):
 class Poster(Protocol):
     """Sends webhooks; `service/delivery/dialling.py` does."""
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Posted:
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, project: str) -> Posted:
         """Send `body`; whatever happens is told, and nothing is raised."""
         ...
 
-    async def check_reachable_address(self, url: str) -> None:
+    async def check_reachable_address(self, url: str, project: str) -> None:
         """Raise AddressRefused for a URL that nothing could be sent to."""
         ...
 

@@ -89,9 +89,11 @@ async def _announce(ctx: Context, tx: Transaction, record: RunRecord) -> None:
 async def _owe(ctx: Context, tx: Transaction, run: Run, event: Event) -> None:
     """Owe an event to each endpoint that wants it, as the tables say now: a cache would have to
     know of an endpoint before the transaction that registers it has been committed."""
-    for endpoint in await endpoints.listening(tx, run.project_id):
-        if wants(endpoint.subscription, run, event.type):
-            await deliveries.owe(tx, endpoint.id, event)
+    for endpoint in await endpoints.listening(tx, run.project_id, ctx.clock.now_ms()):
+        if not wants(endpoint.subscription, run, event.type):
+            continue
+        await deliveries.owe(tx, endpoint.id, event)
+        if endpoint.enabled:
             await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint.id))
             tx.after_commit(partial(ctx.changes.wake, endpoint.id))
 
