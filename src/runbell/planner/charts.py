@@ -202,6 +202,11 @@ def _cost_axes(axes: Axes, plan: Plan, low: float, high: float, top: float) -> N
         axes.set_ylim(-0.06 * max(top, 10), 1.2 * max(top, 10))
     _log(axes.xaxis)
     axes.axvline(load.runs, color="#333333", linestyle=":", linewidth=2)
+    if not load.price_per_call:
+        axes.annotate(
+            "polling costs $0: drawn one above the other", (high, 0), xytext=(-8, 46), ha="right",
+            textcoords="offset points", style="italic", color="#555555",
+        )  # fmt: skip
     free = 0.03 if load.price_per_call else 0.6
     axes.annotate(
         f"you: {_short(load.runs)}", (load.runs, free), xycoords=axes.get_xaxis_transform(),
