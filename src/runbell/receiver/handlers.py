@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import re
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from runbell.errors import ConfigurationError
 
-__all__ = ["Handler", "Handlers"]
+__all__ = ["Handler", "Handlers", "Threads"]
 
 Function = Callable[[Any], Awaitable[None] | None]
 F = TypeVar("F", bound=Callable[[Any], Any])
@@ -37,17 +38,54 @@ class Handler:
     function: Function
     is_async: bool
 
-    async def call(self, event: Any, threads: Executor | None) -> None:
+    async def call(self, event: Any, threads: Threads | None) -> None:
         """Call it: an async function here, any other in a thread of `threads` (None for here)."""
         if self.is_async or threads is None:
             found = self.function(event)
         else:
-            # The context travels along, as with `asyncio.to_thread`: loggers and tracers use it.
-            run = copy_context().run
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(threads, run, self.function, event)
+            found = await threads.call(self.function, event)
         if inspect.isawaitable(found):
             await found
+
+
+class Threads:
+    """Where functions run that are not async. Whoever wants a thread asks for a `place` first.
+
+    A function that hangs keeps its place: a thread can't be broken off.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._free = asyncio.Semaphore(most)
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="runbell-handler")
+
+    async def place(self) -> None:
+        """Return when a thread is free. It is given back by `call`, which has to come next."""
+        await self._free.acquire()
+
+    async def call(self, function: Function, event: Any) -> Any:
+        """What the function returns."""
+        loop = asyncio.get_running_loop()
+
+        def give_back(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(self._free.release)
+
+        # The context travels along, as with `asyncio.to_thread`: loggers and tracers use it.
+        running = self._pool.submit(copy_context().run, _contained, function, event)
+        running.add_done_callback(give_back)
+        return await asyncio.wrap_future(running)
+
+    def close(self) -> None:
+        """Begin nothing more; what runs ends by itself."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _contained(function: Function, event: Any) -> Any:
+    try:
+        return function(event)
+    except StopIteration as error:
+        # No future takes this one, and whoever waits for it would wait for ever.
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 class Handlers:
