@@ -246,12 +246,13 @@ class Receiver:
     async def _live(self, receive: Any, send: Any) -> None:
         """The lifespan protocol of ASGI."""
         await receive()
+        kind = "startup"
         try:
             async with self.running():
                 await send({"type": "lifespan.startup.complete"})
+                kind = "shutdown"
                 await receive()
         except Exception as error:
-            kind = "startup" if self._running is None else "shutdown"
             await send({"type": f"lifespan.{kind}.failed", "message": str(error)})
             raise
         await send({"type": "lifespan.shutdown.complete"})

@@ -298,9 +298,9 @@ class Worker:
         """Remove what is older than the inbox has to know."""
         while True:
             before_ms = self._clock.now_ms() - round(self._options.retain_days * DAY_MS)
-            removed = desk.Removed(SWEEP_ROWS, 0)
+            removed = desk.Removed()
             unheard = 0
-            while removed.events == SWEEP_ROWS:
+            while removed.full:
                 removed = await self._until_stored(
                     lambda: self._store.write(
                         lambda tx: desk.prune(tx, before_ms=before_ms, limit=SWEEP_ROWS)  # noqa: B023
