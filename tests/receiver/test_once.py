@@ -37,7 +37,8 @@ def test_an_event_outlasts_the_lease_of_a_process_that_died_in_the_block(tmp_pat
                 await house.pass_time(3_590, 30)
                 assert sent == []
                 assert house.rows("SELECT state, attempts FROM inbox_events") == [("waiting", 0)]
-                assert await house.count("events_total", outcome="set_aside") > 0
+                assert await house.count("events_total", outcome="set_aside") > 1
+                assert await house.count("lag_seconds_count") == 1
                 await house.until(lambda: house.state("wh_1") == "handled")
 
     asyncio.run(run())

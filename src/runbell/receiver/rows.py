@@ -89,6 +89,7 @@ DUE = Statement(
             _e.done,
             _e.forced,
             _e.claim,
+            _e.error,
         )
         .where(_waiting, _e.due_at_ms <= bindparam("now_ms"))
         .order_by(_e.due_at_ms, _e.position)
@@ -174,6 +175,7 @@ SET_ASIDE = Statement(
         claim=null(),
         attempts=_e.attempts - _first,
         done=bindparam("succeeded"),
+        error=bindparam("why"),
     )
     .where(*_held),
 )
@@ -213,6 +215,7 @@ class Claimed:
         attempt: 1 the first time; the fence of whoever holds it.
         done: names of handlers that have succeeded already.
         lapsed: somebody held it before, and let it lapse.
+        is_first: no handler has had it yet, as far as is known.
     """
 
     position: int
@@ -223,6 +226,7 @@ class Claimed:
     attempt: int
     done: frozenset[str]
     lapsed: bool
+    is_first: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +398,8 @@ async def set_aside(
     tx: Transaction, claimed: Claimed, holder: str, *, until_ms: int, done: frozenset[str]
 ) -> bool:
     """Handle an event later, without having failed; False where somebody else holds it by now."""
-    params = {"until_ms": until_ms, "succeeded": _written(done)}
+    why = "a side effect of it is in progress elsewhere"
+    params = {"until_ms": until_ms, "succeeded": _written(done), "why": why}
     return bool(await tx.execute(SET_ASIDE, _hold(claimed, holder) | params))
 
 
@@ -453,9 +458,8 @@ def _written(names: frozenset[str]) -> str | None:
 
 
 def _claimed(row: Row) -> Claimed:
-    (position, event_id, kind, subject, sequence, urgent, body, at_ms, attempts, done, _, held) = (
-        row
-    )
+    (position, event_id, kind, subject, sequence, urgent, body, at_ms, attempts, done, *rest) = row
+    _, held, error = rest
     return Claimed(
         position,
         event_id,
@@ -465,4 +469,5 @@ def _claimed(row: Row) -> Claimed:
         attempts + 1,
         frozenset(_names.decode(done)) if done else frozenset(),
         held is not None,
+        attempts == 0 and error is None,
     )

@@ -178,7 +178,7 @@ class Worker:
         """Call the handlers of one event that is held, and write down how that ended."""
         handlers = self._handlers.of(claimed.envelope.type)
         began_ms = self._clock.now_ms()
-        if claimed.attempt == 1:
+        if claimed.is_first:
             self._numbers.lag.observe(max(0, began_ms - claimed.received_at_ms) / 1000)
         done = set(claimed.done)
         failures: list[tuple[Handler, BaseException]] = []
