@@ -32,13 +32,14 @@ from runbell.service import logs, retention
 from runbell.service.app import App
 from runbell.service.backends import Backend, Backends
 from runbell.service.backends.echo import Echo
-from runbell.service.backends.timing import Observe
+from runbell.service.backends.timing import Observer
 from runbell.service.changes import Changes
 from runbell.service.connection import Connection
 from runbell.service.delivery.dialling import Poster
 from runbell.service.delivery.lanes import Deliverer
 from runbell.service.executor import Executor
 from runbell.service.feeds import Feeds
+from runbell.service.hints import Hints
 from runbell.service.jobs import Handler, JobKind
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
@@ -111,7 +112,7 @@ def build(
 ) -> tuple[Context, Executor, Deliverer]:
     """The parts of one service, put together; its jobs are not started."""
     metrics = Metrics()
-    backends = _backends(settings, clock, metrics.model_called)
+    backends = _backends(settings, clock, metrics)
     jobs = EmbeddedJobs(
         store,
         clock,
@@ -128,6 +129,7 @@ def build(
         changes,
         Feeds(store, changes),
         Live(),
+        Hints(clock),
         backends,
         _poster(settings, clock),
         vault,
@@ -164,14 +166,14 @@ async def _vault(settings: Settings, store: SQLiteStore) -> Vault:
     return vault
 
 
-def _backends(settings: Settings, clock: Clock, observe: Observe) -> Backends:
+def _backends(settings: Settings, clock: Clock, observer: Observer) -> Backends:
     backends: list[Backend] = [Echo(clock)]
     if settings.upstream:
         # Imported here: without a model server, its HTTP client need not be in memory.
         from runbell.service.backends.upstream import Upstream
 
-        backends += [Upstream(each, clock, observe=observe) for each in settings.upstream]
-    return Backends(backends, clock, observe)
+        backends += [Upstream(each, clock, observer=observer) for each in settings.upstream]
+    return Backends(backends, clock, observer)
 
 
 def handlers(executor: Executor, deliverer: Deliverer) -> dict[JobKind, Handler]:
@@ -233,6 +235,7 @@ async def _serve_from(
             timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
         )
     )
+    await ctx.hints.learn(store)
     _spare_the_collector()
     ctx.backends.start()
     ctx.jobs.start(handlers(executor, deliverer))
@@ -251,12 +254,14 @@ async def _serve_from(
         stopped.cancel()
         app.stop()
         server.should_exit = True
+        # At once: what is handed out from now on would be refused by those who stop.
+        stopping = asyncio.create_task(ctx.jobs.stop(settings.shutdown_grace))
         logger.info(
             "stopping: open requests, and %s, have %g s",
             await _live(ctx, "model call", RunStatus.IN_PROGRESS),
             settings.shutdown_grace,
         )
-        await asyncio.gather(serving, ctx.jobs.stop(settings.shutdown_grace))
+        await asyncio.gather(serving, stopping)
         await deliverer.close()
         await ctx.poster.close()
         await executor.hand_back()

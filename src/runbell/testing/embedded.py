@@ -29,6 +29,7 @@ from runbell.service.changes import Changes
 from runbell.service.delivery.lanes import Deliverer
 from runbell.service.executor import Executor
 from runbell.service.feeds import Feeds
+from runbell.service.hints import Hints
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
 from runbell.service.metrics import Metrics
@@ -92,7 +93,7 @@ class EmbeddedService:
     def build(self) -> None:
         """Put the parts together on what the store has, as a process does before it serves."""
         metrics = Metrics()
-        backends = Backends([self.backend, Echo(self.clock)], self.clock, metrics.model_called)
+        backends = Backends([self.backend, Echo(self.clock)], self.clock, metrics)
         self.jobs = EmbeddedJobs(
             self.store,
             self.clock,
@@ -110,6 +111,7 @@ class EmbeddedService:
             changes,
             Feeds(self.store, changes),
             Live(),
+            Hints(self.clock),
             backends,
             self.poster,
             self.vault,
