@@ -67,6 +67,8 @@ def test_waiting_for_a_thread_is_not_the_handlers_time(tmp_path: Path) -> None:
 
             @house.receiver.on("*")
             def handler(event: Any) -> None:
+                # Else one that hangs would keep a process alive that has been told to end.
+                assert threading.current_thread().daemon
                 tries.append((event.id, event.attempt))
                 if len(tries) == 1:
                     assert may_end.wait(20)

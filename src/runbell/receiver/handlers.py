@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import inspect
 import re
+import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -51,12 +51,12 @@ class Handler:
 class Threads:
     """Where functions run that are not async. Whoever wants a thread asks for a `place` first.
 
-    A function that hangs keeps its place: a thread can't be broken off.
+    A thread can't be broken off: a function that hangs keeps its place. It does not keep the
+    process, though, as one in a pool of `concurrent.futures` would: those are waited for at the exit.
     """
 
     def __init__(self, most: int) -> None:
         self._free = asyncio.Semaphore(most)
-        self._pool = ThreadPoolExecutor(most, thread_name_prefix="runbell-handler")
 
     async def place(self) -> None:
         """Return when a thread is free. It is given back by `call`, which has to come next."""
@@ -65,27 +65,37 @@ class Threads:
     async def call(self, function: Function, event: Any) -> Any:
         """What the function returns."""
         loop = asyncio.get_running_loop()
-
-        def give_back(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(self._free.release)
-
+        answer: asyncio.Future[Any] = loop.create_future()
         # The context travels along, as with `asyncio.to_thread`: loggers and tracers use it.
-        running = self._pool.submit(copy_context().run, _contained, function, event)
-        running.add_done_callback(give_back)
-        return await asyncio.wrap_future(running)
+        context = copy_context()
 
-    def close(self) -> None:
-        """Begin nothing more; what runs ends by itself."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        def run() -> None:
+            found, error = None, None
+            try:
+                found = context.run(function, event)
+            except BaseException as raised:  # noqa: BLE001 - whoever waits gets it
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(self._settle, answer, found, error)
 
+        try:
+            threading.Thread(target=run, name="runbell-handler", daemon=True).start()
+        except RuntimeError:  # the system has no more threads
+            self._free.release()
+            raise
+        return await answer
 
-def _contained(function: Function, event: Any) -> Any:
-    try:
-        return function(event)
-    except StopIteration as error:
-        # No future takes this one, and whoever waits for it would wait for ever.
-        raise RuntimeError("the handler raised StopIteration") from error
+    def _settle(self, answer: asyncio.Future[Any], found: Any, error: BaseException | None) -> None:
+        self._free.release()
+        if answer.done():
+            return
+        if isinstance(error, StopIteration):
+            # No future takes this one, and whoever waits for it would wait for ever.
+            answer.set_exception(RuntimeError("the handler raised StopIteration"))
+        elif error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(found)
 
 
 class Handlers:

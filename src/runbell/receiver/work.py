@@ -94,7 +94,6 @@ class Worker:
         with contextlib.suppress(StorageUnavailable):  # then the claims lapse
             # Also what was being claimed at that moment, of which nobody here knows.
             await self._store.write(lambda tx: rows.release(tx, self._holder, now_ms))
-        self._threads.close()
 
     async def _lasting(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do it for ever. What nobody thought of is loud, and does not end the handling."""
