@@ -132,6 +132,8 @@ def test_a_receiver_without_a_usable_secret_does_not_start() -> None:
     for secrets in ([], [""], ["  "]):
         with pytest.raises(ConfigurationError):
             Receiver(secrets=secrets)
+    with pytest.raises(ConfigurationError, match="has ended"):
+        Receiver(secrets=[(SECRET, datetime(2020, 1, 1, tzinfo=UTC))])
     with pytest.raises(ConfigurationError, match="list"):
         Receiver(secrets="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     with pytest.raises(InvalidSecret) as caught:

@@ -83,8 +83,8 @@ def function_url_handler(
         ConfigurationError: there is no secret, or no queue.
         MissingExtra: `boto3` is not installed.
     """
-    keys = Keys(secrets)
     now = clock or SystemClock()
+    keys = Keys(secrets, now.now_ms())
     if not queue_url:
         raise ConfigurationError("there is no queue: is its variable set?")
     client = sqs if sqs is not None else _boto3().client("sqs")

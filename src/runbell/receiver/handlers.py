@@ -52,7 +52,7 @@ class Threads:
     """Where functions run that are not async. Whoever wants a thread asks for a `place` first.
 
     A thread can't be broken off: a function that hangs keeps its place. It does not keep the
-    process, though, as one in a pool of `concurrent.futures` would: those are waited for at the exit.
+    process, as one in a pool of `concurrent.futures` would: those are waited for at the exit.
     """
 
     def __init__(self, most: int) -> None:

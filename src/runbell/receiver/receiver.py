@@ -92,7 +92,8 @@ class Receiver:
         self._numbers = Numbers()
         self._watch = Watch(self._path)
         self._running: _Running | None = None
-        self._door = Door(Keys(secrets), self.options, self._clock, self._numbers, self._stored)
+        keys = Keys(secrets, self._clock.now_ms())
+        self._door = Door(keys, self.options, self._clock, self._numbers, self._stored)
 
     def on(self, *types: str) -> Callable[[F], F]:
         """Decorate a function that is called for events of these types.
