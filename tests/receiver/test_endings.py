@@ -85,6 +85,8 @@ def test_waiting_for_a_thread_is_not_the_handlers_time(tmp_path: Path) -> None:
                 assert house.rows("SELECT state, error FROM inbox_events WHERE id = 'wh_2'") == [
                     ("waiting", None)
                 ]
+                # Enough for whatever else this machine does.
+                object.__setattr__(house.receiver.options, "handler_timeout", 20.0)
                 may_end.set()
                 await eventually(lambda: house.state("wh_2") == "handled")
 
