@@ -22,10 +22,12 @@ from typing import Any, NamedTuple, Protocol
 
 from runbell.client.deeds import Order, Retrieve, RetrieveMany
 from runbell.client.fleet import Fleet, Join, Landed, Mail
-from runbell.client.flow import Done, Terms, Wait, waiting
+from runbell.client.flow import waiting
+from runbell.client.learning import Learning
 from runbell.client.providers.runs import stage_of
 from runbell.client.server import Server
 from runbell.client.view import Answer, View
+from runbell.client.wait import Done, Terms, Wait
 from runbell.client.wishes import Flow
 from runbell.clock import VirtualClock
 from runbell.pacing import FairPacer, Pacer, PolicySource
@@ -55,7 +57,8 @@ class Ending(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRun:
-    """What a simulated server answers. Stamps are seconds since the epoch of the simulation."""
+    """What a simulated server answers. Stamps are seconds since the epoch of the simulation; `kind`
+    is for the policy that learns."""
 
     id: str
     status: str = "queued"
@@ -64,6 +67,7 @@ class SimulatedRun:
     expires_at: float | None = None
     thread_id: str | None = None
     calls: tuple[ToolCall, ...] = ()
+    kind: Any = ()
 
 
 class SimulatedRuns:
@@ -90,6 +94,10 @@ class SimulatedRuns:
             expires_at=item.expires_at,
             calls=item.calls,
         )
+
+    def kind_of(self, item: SimulatedRun) -> Any:
+        """As it was said when the simulation began."""
+        return item.kind
 
     def schemas(self, item: SimulatedRun) -> Mapping[str, Any]:
         """Nothing is said about the functions that the model sees."""
@@ -161,19 +169,27 @@ class Simulation:
         pacer: the budget of all waits; without one there is no limit.
         hold: the server may be asked to hold requests.
         seed: of all chance.
+        learning: makes the default policy, and learns.
 
     Attributes:
         clock: begins at 0.
     """
 
     def __init__(
-        self, world: World, pacer: Pacer | None = None, *, hold: bool = False, seed: int = 0
+        self,
+        world: World,
+        pacer: Pacer | None = None,
+        *,
+        hold: bool = False,
+        seed: int = 0,
+        learning: Learning | None = None,
     ) -> None:
         self.clock = VirtualClock(start_ms=0)
         self._world = world
         self._fleet = Fleet(self.clock, pacer or FairPacer(), Server(None))
         self._provider = SimulatedRuns(hold)
         self._rng = random.Random(seed)
+        self._learning = learning
         self._tie = itertools.count()
         self._mail: list[tuple[float, int, Mail | _Beginning]] = []
         self._endings: list[Ending] = []
@@ -196,7 +212,8 @@ class Simulation:
         """
         agreed = Terms(
             provider=self._provider,
-            policy=policy or Backoff(),
+            policy=policy or (Backoff() if self._learning is None else self._learning.policy),
+            learning=self._learning,
             clock=self.clock,
             rng=self._rng,
             timeout=timeout,
