@@ -46,6 +46,29 @@ def test_an_event_outlasts_the_lease_of_a_process_that_died_in_the_block(tmp_pat
     assert 3_600 <= sent[0] < 3_640
 
 
+def test_who_finds_somebody_in_the_block_looks_again_soon(tmp_path: Path) -> None:
+    """Most blocks are short: the event behind one does not wait for a lease."""
+
+    async def run() -> None:
+        async with housed(tmp_path / "inbox.db") as house:
+
+            @house.receiver.on("*")
+            async def bill(event: Any) -> None:
+                async with house.receiver.once("bill"):
+                    pass
+
+            async with house.receiver.running():
+                async with house.receiver.once("bill"):
+                    await house.push("wh_1", BODY)
+                    aside = "SELECT error FROM inbox_events WHERE error IS NOT NULL"
+                    await house.until(lambda: house.rows(aside))
+                began = house.clock.monotonic()
+                await house.until(lambda: house.state("wh_1") == "handled")
+                assert house.clock.monotonic() - began <= 3
+
+    asyncio.run(run())
+
+
 @on_a_receiver()
 async def test_with_in_an_async_function_is_an_error_and_not_a_standstill(house: House) -> None:
     """It would wait for its own thread."""

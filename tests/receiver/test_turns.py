@@ -17,7 +17,7 @@ moments = st.integers(0, 100)
 perhaps = st.none() | moments
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.integers(1, 9),
     st.builds(

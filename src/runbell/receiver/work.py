@@ -216,9 +216,11 @@ class Worker:
                 dead = claimed.attempt >= self._options.max_attempts
                 return "dead" if dead else "failed", await self._fail(claimed, done, handler, error)
         # Nothing has failed. Whoever is in the block ends it, or is dead and loses it.
-        ends_ms = max(error.until_ms for _, error in failures if isinstance(error, InProgress))
+        ends_ms = min(error.until_ms for _, error in failures if isinstance(error, InProgress))
         now_ms = self._clock.now_ms()
-        until_ms = max(now_ms + 1, min(ends_ms, now_ms + round(self._options.lease * 1000)))
+        # As long again as it has waited: most blocks are short, and a dead one is long dead.
+        pause = min(max(now_ms - claimed.received_at_ms, 1_000), self._options.lease * 1000)
+        until_ms = max(now_ms + 1, min(ends_ms, now_ms + round(pause)))
         logger.info("%s waits for a side effect that somebody else is about to have", claimed.id)
         aside = partial(rows.set_aside, claimed=claimed, holder=self._holder, done=done)
         return "set_aside", await self._write(lambda tx: aside(tx, until_ms=until_ms))
