@@ -17,11 +17,11 @@ import itertools
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from runbell.client.deeds import Order, Retrieve, RetrieveMany
-from runbell.client.fleet import Fleet, Join, Landed, Mail
+from runbell.client.fleet import Fleet, Join, Landed, Mail, Told
 from runbell.client.flow import waiting
 from runbell.client.learning import Learning
 from runbell.client.providers.runs import stage_of
@@ -32,7 +32,7 @@ from runbell.client.wishes import Flow
 from runbell.clock import VirtualClock
 from runbell.pacing import FairPacer, Pacer, PolicySource
 from runbell.pacing.policies import Backoff
-from runbell.runs import ToolCall
+from runbell.runs import Deliver, ToolCall
 
 __all__ = ["Ending", "Scripted", "SimulatedRun", "Simulation", "World"]
 
@@ -94,6 +94,10 @@ class SimulatedRuns:
             expires_at=item.expires_at,
             calls=item.calls,
         )
+
+    def told(self, item: SimulatedRun, event: Mapping[str, Any]) -> SimulatedRun:
+        """How the run is by this event."""
+        return replace(item, status=event["data"]["status"])
 
     def kind_of(self, item: SimulatedRun) -> Any:
         """As it was said when the simulation began."""
@@ -186,7 +190,8 @@ class Simulation:
     ) -> None:
         self.clock = VirtualClock(start_ms=0)
         self._world = world
-        self._fleet = Fleet(self.clock, pacer or FairPacer(), Server(None))
+        pacer = FairPacer() if pacer is None else pacer  # an idle one may be empty, and so false
+        self._fleet = Fleet(self.clock, pacer, Server(None), _Events())
         self._provider = SimulatedRuns(hold)
         self._rng = random.Random(seed)
         self._learning = learning
@@ -222,6 +227,11 @@ class Simulation:
         items = tuple(SimulatedRun(run) if isinstance(run, str) else run for run in runs)
         self._post(at, _Beginning(items, agreed, play))
 
+    def tell(self, at: float, event: dict[str, Any]) -> None:
+        """Have an event arrive at a moment of the simulation; waits whose terms are `pushed` hear
+        of it. It has at least `data.id` and `data.status`."""
+        self._post(at, Told(event))
+
     def run(self) -> list[Ending]:
         """Play until nobody waits any more: the endings, in order."""
         until: float | None = None
@@ -252,6 +262,16 @@ class Simulation:
     def _done(self, wait: Wait, value: Any, error: BaseException | None) -> None:
         now = self.clock.monotonic()
         self._endings.append(Ending(wait.item, error, now, now - wait.began, wait.polls))
+
+
+class _Events:
+    """An event source that needs no subscriptions: what happens is told by `Simulation.tell`."""
+
+    def subscribe(self, run_id: str, deliver: Deliver) -> None:
+        pass
+
+    def unsubscribe(self, run_id: str, deliver: Deliver) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)

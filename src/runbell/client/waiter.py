@@ -120,10 +120,10 @@ class _Waiter:
         self._providers = tuple(options.get("providers") or ())
         journal = options.get("journal")
         self._journal = None if journal is None else Journal(journal)
-        budget = options.get("calls_per_minute")
-        self._pacer: Pacer = options.get("pacer") or (
-            FairPacer() if budget is None else WorthPacer(budget)
-        )
+        pacer, budget = options.get("pacer"), options.get("calls_per_minute")
+        if pacer is None:  # an idle one is empty, and so as good as false
+            pacer = FairPacer() if budget is None else WorthPacer(budget)
+        self._pacer: Pacer = pacer
         self._learning = Learning(options.get("foresight") or Foresight(), self._journal)
         self._server = Server(_limit_of(client))
         given: dict[str, Any] = dict(options)

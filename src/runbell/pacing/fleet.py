@@ -295,8 +295,9 @@ class WorthPacer:
 
     def _best(self, now: float) -> Hashable | None:
         self._fill(now)
-        if not self._ready and self._bar > 0 and self._wishes:
-            # Calls to spare: what nobody is worth the bar for is worth less.
+        if not self._ready and self._wishes and self._first() <= now:
+            # Calls to spare: what nobody is worth the bar for is worth less. Also where the bar is
+            # down already, since the moments in the heap may be those of a higher one.
             self._lower(now)
         worths = {wait: wish.value(now) for wait, wish in self._ready.items() if wish.at <= now}
         if not worths:
