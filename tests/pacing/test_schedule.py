@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.polling.optimum import frontier, programme
-from runbell.pacing.schedule import best_checks, best_interval
+from runbell.pacing.schedule import PAUSES, best_checks, best_pause
 from runbell.pacing.survival import Curve, LogLogistic
 
 
@@ -113,6 +113,6 @@ def test_the_best_pause_for_exponential_durations_is_the_best_period():
         too_long = math.expm1(hazard * gap) - hazard * gap > hazard * price
         low, high = (low, gap) if too_long else (gap, high)
 
-    pause = best_interval(curve, 3.0, price, latency)
+    pause = PAUSES[best_pause(curve, 3.0, price, latency)]
 
     assert pause + latency == pytest.approx(gap, rel=0.12)

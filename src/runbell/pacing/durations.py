@@ -22,10 +22,13 @@ _STEP = 1.06
 _NARROWEST = 1e-3
 _OPEN = 255
 
-_EVERY = 4
-"""Whether the runs have changed is asked after every fourth of them; each asking sorts the ring."""
+_RECENT = {8: 4, 24: 8, 64: 16}
+"""Whether the latest 8 runs differ from those before them is asked after every fourth run, and so
+on: each asking sorts the ring."""
 
-_RECENT = (8, 24, 64)
+_FEWEST = 8
+"""Runs that there have to be before them."""
+
 _THRESHOLD = 2.1
 """Kolmogorov-Smirnov: old and recent runs differ where D·√(mn / (m + n)) is greater. By chance
 that happens with probability 2·exp(-2·2.1²) = 0.0003; the price of a false alarm is old
@@ -98,17 +101,20 @@ class Durations:
         self.seen += 1
         if len(self._lows) > self.capacity:
             del self._lows[0], self._widths[0]
-        return self.seen % _EVERY == 0 and self._forget()
+        asked = [count for count, every in _RECENT.items() if self.seen % every == 0]
+        return bool(asked) and self._forget(asked)
 
-    def _forget(self) -> bool:
+    def _forget(self, asked: list[int]) -> bool:
+        if len(self._lows) < asked[0] + _FEWEST:
+            return False
         middles = [
             low if width == 0 else _unpacked(low, width).middle
             for low, width in zip(self._lows, self._widths, strict=True)
         ]
         ranked = sorted(middles)
-        for count in _RECENT:
+        for count in asked:
             old = len(middles) - count
-            if old < _RECENT[0]:
+            if old < _FEWEST:
                 return False
             # All runs are old and recent ones together, which dilutes the difference.
             distance = _distance(ranked, sorted(middles[-count:])) * len(middles) / old

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any, Protocol
 
 from runbell.pacing.durations import Durations, Observation
 from runbell.pacing.queueing import Queueing
-from runbell.pacing.schedule import MOST_POINTS, Schedule, best_interval, schedule
-from runbell.pacing.survival import Curve, Estimate, Mixed, Survival, estimate, ignorance
+from runbell.pacing.schedule import MOST_POINTS, PAUSES, Schedule, best_pause, schedule
+from runbell.pacing.survival import Curve, Estimate, Survival, estimate, ignorance
 
 __all__ = ["Foresight", "ForesightPolicy", "Key", "SeenRun"]
 
@@ -25,11 +26,22 @@ _DOUBT = 0.1
 a kind's own runs are over, the others' alone say how it goes on, whatever their weight; before
 that, a greater weight buys polls at moments where runs of this kind never end."""
 
-_AGAIN = 0.2
-_AGAIN_RUNS = 64
-"""A schedule is made anew after a fifth more runs than it knows, and after 64 of them at most."""
+_AGAIN, _AGAIN_RUNS = 0.4, 64
+"""A schedule is made anew after two fifths more runs than it knows, and after 64 at most. What is
+learned from so few is worth about a hundredth of the calls, and making it costs as much as
+hundreds of decisions."""
+
+_POOL_AGAIN, _POOL_AGAIN_RUNS = 0.5, 640
+"""The same for what is known of all kinds, which counts little beside a kind's own runs."""
 
 _POOL_KINDS, _POOL_RUNS = 64, 12
+
+_FIRST_EDGE = 0.2
+_TABLED = 110
+"""Moments from 0.2 s to three hours, each a tenth later than the one before."""
+
+_PLACES = 56
+"""Up to four hours; what has been running for longer is asked about like that."""
 
 
 class SeenRun(Protocol):
@@ -131,12 +143,7 @@ class Foresight:
         kind = self._found(key)
         known = self._pool if kind is None else kind
         plan = self.schedule(key)
-        # A quarter of a second more or less makes no other pause; past that, a tenth does not.
-        place = round(10 * math.log(max(elapsed, 0.0) + 0.25))
-        if known.pause is None or known.pause[0] != place:
-            pause = best_interval(plan.curve, max(elapsed, 0.0), self.price, self.latency)
-            known.pause = (place, pause)
-        return known.pause[1]
+        return _pause(known.pauses, plan, elapsed)
 
     def schedule(self, key: Key) -> Schedule:
         """The checks of a run of this kind, counted from its start."""
@@ -228,12 +235,12 @@ class Foresight:
 class _Kind:
     """What is known of one kind of run."""
 
-    __slots__ = ("_known", "_news", "_queueing", "_schedule", "_waits", "pause", "queued", "ran")
+    __slots__ = ("_known", "_news", "_queueing", "_schedule", "_waits", "pauses", "queued", "ran")
 
     def __init__(self) -> None:
         self.ran = Durations()
         self.queued: Durations | None = None
-        self.pause: tuple[int, float] | None = None
+        self.pauses = bytearray(_PLACES)
         self._schedule: Schedule | None = None
         self._known = self._news = 0
         self._queueing: Queueing | None = None
@@ -261,7 +268,7 @@ class _Kind:
             doubt = (_DOUBT + own.escaped) / (_DOUBT + own.runs)
             self._schedule = schedule(own, known.parent(), doubt, known.price, known.latency)
             self._known, self._news = len(self.ran), 0
-            self.pause = None
+            self.pauses = bytearray(_PLACES)
         return self._schedule
 
     def queueing(self) -> Queueing | None:
@@ -284,7 +291,7 @@ class _Pool:
         self._own: Estimate | None = None
         self._schedule: Schedule | None = None
         self._survival: Survival | None = None
-        self.pause: tuple[int, float] | None = None
+        self.pauses = bytearray(_PLACES)
 
     def grew(self) -> None:
         self._news += 1
@@ -294,9 +301,7 @@ class _Pool:
         if self._own is None:
             return self._of.prior
         if self._survival is None:
-            alive = (1.0 - ended for ended in _running_total(self._own.masses))
-            pooled = Curve(self._own.edges, alive)
-            self._survival = Mixed(((0.5, pooled), (0.5, self._of.prior)))
+            self._survival = _tabled(self._own, self._of.prior)
         return self._survival
 
     def schedule(self) -> Schedule:
@@ -309,11 +314,11 @@ class _Pool:
             self._schedule = schedule(
                 own, self._of.prior, doubt, self._of.price, self._of.latency, MOST_POINTS
             )
-            self.pause = None
+            self.pauses = bytearray(_PLACES)
         return self._schedule
 
     def _learn(self) -> None:
-        if self._news > min(_AGAIN * self._known, 10 * _AGAIN_RUNS):
+        if self._news > min(_POOL_AGAIN * self._known, _POOL_AGAIN_RUNS - 1):
             seen = self._of.sample()
             self._own = estimate(seen, math.inf) if seen else None
             self._schedule = self._survival = None
@@ -321,9 +326,44 @@ class _Pool:
             self._news = 0
 
 
+def _pause(found: bytearray, plan: Schedule, elapsed: float) -> float:
+    """The best pause for a run that has been running for `elapsed` seconds.
+
+    Up to a quarter of a second, and from then on a fifth more or less, make no other pause.
+
+    Args:
+        found: what was found before for this plan: for each place one more than the index of a
+            pause, 0 for nothing. Many clients ask, each at another moment.
+    """
+    elapsed = max(elapsed, 0.0)
+    place = min(round(5 * math.log(4 * elapsed + 1)), len(found) - 1)
+    if not found[place]:
+        found[place] = 1 + best_pause(plan.curve, elapsed, plan.price, plan.latency)
+    return PAUSES[found[place] - 1]
+
+
+def _tabled(own: Estimate, prior: Survival) -> Curve:
+    """Half of what is known of all kinds and half of the prior, as a table: whoever makes a
+    schedule looks it up at every moment."""
+    low, high = own.edges[0], own.edges[-1]
+    steps = [_FIRST_EDGE * math.exp(0.1 * step) for step in range(_TABLED)]
+    ended = accumulate(own.masses, initial=0.0)
+    times = [0.0, *(at for at in steps if at < low), *own.edges, *(at for at in steps if at > high)]
+    before = bisect_left(times, low)
+    shares = [0.0] * before + list(ended)
+    shares += [1.0] * (len(times) - len(shares))
+    return Curve(
+        times,
+        [
+            0.5 * max(1.0 - share, 0.0) + 0.5 * prior.alive(time)
+            for time, share in zip(times, shares, strict=True)
+        ],
+    )
+
+
 def _of_prior(prior: Survival) -> Estimate:
     """A prior in cells: from 0.2 s to an hour of them."""
-    edges = [0.2 * math.exp(0.025 * step) for step in range(393)]
+    edges = [_FIRST_EDGE * math.exp(0.025 * step) for step in range(393)]
     masses = [prior.alive(low) - prior.alive(high) for low, high in pairwise(edges)]
     return Estimate(edges, masses, 0.0, 0.0)
 
@@ -434,11 +474,3 @@ def _loaded(rows: object) -> Iterable[Observation]:
             yield Observation.of((low, math.inf if high is None else high))
         except (TypeError, ValueError):
             continue
-
-
-def _running_total(masses: Iterable[float]) -> Iterable[float]:
-    total = 0.0
-    yield total
-    for mass in masses:
-        total += mass
-        yield total

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from runbell.pacing.survival import Curve, Estimate, Survival
 
-__all__ = ["MOST_POINTS", "Schedule", "best_checks", "best_interval", "schedule"]
+__all__ = ["MOST_POINTS", "PAUSES", "Schedule", "best_checks", "best_pause", "schedule"]
 
 POINTS = 192
 """Moments among which the checks of a kind are chosen."""
@@ -190,48 +190,62 @@ def _moments(own: Estimate, points: int) -> tuple[list[float], list[float]]:
     return times, shares
 
 
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 60.0
-_RUNG = 1.2
-_EXACT_TERMS = 128
+PAUSES = tuple(0.05 * 1.2**step for step in range(39))
+"""Seconds, up to 51: the pauses between polls that are told from each other."""
+
+_EXACT_TERMS = 24
 
 
-def best_interval(curve: Curve, elapsed: float, price: float, latency: float) -> float:
+def best_pause(curve: Curve, elapsed: float, price: float, latency: float) -> int:
     """The best pause between polls for a client that keeps to one pause until the run ends.
 
     Checks are then g = pause + latency apart, from `elapsed` on, where the run was going on. With
     K of them, the run's end is known g·E[K] - E[rest] after `elapsed`, so that delay and calls
     cost (g + price)·E[K], but for a constant; and E[K] = Σ S(elapsed + k·g)/S(elapsed), k ≥ 0.
 
+    The sum's first terms are exact. The rest is an integral (Euler and Maclaurin): as S falls, it
+    is at most half of the first term that it replaces away from the sum, 2 % of all checks.
+
     Returns:
-        Seconds, from 0.05 to 60.
+        Its index in `PAUSES`.
     """
-    pause, best, cheapest = _SHORTEST_PAUSE, _SHORTEST_PAUSE, math.inf
-    rest = _mean_rest(curve, elapsed)
+    best, cheapest = 0, math.inf
+    areas = _areas(curve)
     now = max(curve.alive(elapsed), 1e-12)
-    while pause <= _LONGEST_PAUSE:
+    over = 1e-3 * now
+    for index, pause in enumerate(PAUSES):
         gap = pause + latency
-        checks, at, left = 0.0, elapsed, 1.0
-        while left > 1e-3 and at < elapsed + _EXACT_TERMS * gap:
+        if gap + price >= cheapest:
+            break  # at least one check is made: that alone is dearer, with any longer pause too
+        checks, at, left = 0.0, elapsed, now
+        for _ in range(_EXACT_TERMS):
             checks += left
             at += gap
-            left = curve.alive(at) / now
-        if left > 1e-3:
-            # Many polls: their sum is an integral (Euler and Maclaurin).
-            checks = rest / gap + 0.5
-        cost = (gap + price) * checks
+            left = curve.alive(at)
+            if left <= over:
+                break
+        else:
+            checks += left / 2 + _area_after(curve, areas, at, left) / gap
+        cost = (gap + price) * checks / now
         if cost < cheapest:
-            best, cheapest = pause, cost
-        pause *= _RUNG
+            best, cheapest = index, cost
     return best
 
 
-def _mean_rest(curve: Curve, elapsed: float) -> float:
-    """How long a run that was going on at `elapsed` still takes in the mean, in seconds."""
-    now = max(curve.alive(elapsed), 1e-12)
-    first = bisect_right(curve.times, elapsed)
-    times = [elapsed, *curve.times[first:]]
-    alive = [now, *curve.table[first:]]
-    return sum(
+def _areas(curve: Curve) -> list[float]:
+    """For each of the curve's times, ∫ S from there to the last of them, in seconds."""
+    pieces = [
         (after - before) * (high + low) / 2
-        for (before, after), (high, low) in zip(pairwise(times), pairwise(alive), strict=True)
-    ) / now  # fmt: skip
+        for (before, after), (high, low) in zip(
+            pairwise(curve.times), pairwise(curve.table), strict=True
+        )
+    ]
+    return [*accumulate(reversed(pieces), initial=0.0)][::-1]
+
+
+def _area_after(curve: Curve, areas: list[float], at: float, alive: float) -> float:
+    """∫ S from `at`, where it is `alive`, to the end of the table."""
+    place = bisect_right(curve.times, at)
+    if place == len(areas):
+        return 0.0
+    return areas[place] + (curve.times[place] - at) * (alive + curve.table[place]) / 2
