@@ -90,6 +90,28 @@ def test_credit_that_nobody_used_is_bounded():
     assert 1 <= granted <= 5
 
 
+@pytest.mark.parametrize(("waits", "limit"), [(40, 600), (200, 6000)])
+def test_at_the_moment_that_it_names_it_always_grants_a_look(waits, limit):
+    # The bar is raised by the crowd at the beginning, and falls while runs end. Whoever drives the
+    # pacer rests until `next_at`; a `take` that gave nothing then would make it spin.
+    rng = random.Random(0)
+    pacer, shape, now, granted = WorthPacer(limit), curve(), 0.0, 0
+    for wait in range(waits):
+        pacer.expect(wait, shape, 0.0, 0.0)
+        pacer.want(wait, 1.0)
+    while (at := pacer.next_at()) is not None:
+        now = max(now, at)
+        wait = pacer.take(now)
+        assert wait is not None, f"nothing at {now}, after {granted} grants"
+        granted += 1
+        if rng.random() < 0.3:
+            pacer.forget(wait)
+        else:
+            pacer.expect(wait, shape, 0.0, now)
+            pacer.want(wait, now + 0.2)
+    assert granted > waits
+
+
 def test_nobody_is_looked_at_before_it_wants():
     pacer = WorthPacer()
     pacer.expect("wait", curve(), 0.0, 0.0)

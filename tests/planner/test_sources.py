@@ -10,6 +10,7 @@ from runbell.planner import sources
 from runbell.planner.sources import from_csv, from_database, from_journal, parse
 from runbell.runs.run import RunStatus as S
 from runbell.storage import history
+from runbell.storage.records import RunConfig
 from runbell.testing.databases import migrated_sqlite, opened
 from runbell.testing.storage_contract.runs import insert_runs, new_run
 from runbell.testing.storage_contract.stories import tell
@@ -183,12 +184,29 @@ def test_a_database_tells_what_took_how_long(tmp_path, monkeypatch):
     told = []
     trace = from_database(database(tmp_path / "runbell.db", runs), told.append)
     assert {kind: list(each) for kind, each in trace.kinds.items()} == {
-        "asst_1": [2.5, 0.25],
-        "asst_2": [4.0],
+        "asst_1, m": [2.5, 0.25],
+        "asst_2, m": [4.0],
     }
     assert (trace.left_out, trace.source) == (3, "runbell.db, 3 runs")
     assert trace.runs_per_month == pytest.approx(6 * 5)
     assert told == pytest.approx([2 / 6, 4 / 6, 1.0])
+
+
+def test_runs_of_one_assistant_by_two_models_are_two_kinds(tmp_path):
+    # A run may name a model of its own; a slow one would blur what is known of the other.
+    slow = RunConfig(model="slow", instructions='Never say "model": "quick".')
+
+    async def insert(store):
+        await insert_runs(store, new_run("1", status=S.COMPLETED, completed_at_ms=2_000))
+        run = new_run("2", status=S.COMPLETED, completed_at_ms=91_000)
+        await insert_runs(store, run, config=slow)
+
+    path = tmp_path / "runbell.db"
+    tell(lambda: opened(migrated_sqlite(path)), insert)
+    assert {kind: list(each) for kind, each in from_database(path).kinds.items()} == {
+        "asst_1, m": [1.0],
+        "asst_1, slow": [90.0],
+    }
 
 
 def test_a_database_without_ended_runs_is_no_history(tmp_path):

@@ -182,7 +182,8 @@ def _told(path: Path, file: object, progress: Progress) -> Callable[[], None]:
 
 
 def from_database(path: Path, progress: Progress = lambda share: None) -> Trace:
-    """The history of a run service: every run that ended by itself, by assistant.
+    """The history of a run service: every run that ended by itself, by its assistant
+    and its model.
 
     Raises:
         MissingExtra: the packages of the service are not installed.

@@ -7,9 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
+from msgspec import Struct
 from sqlalchemy import bindparam, func, select
 
 from runbell.storage import schema
+from runbell.storage.codec import JsonColumn
 from runbell.storage.statements import Statement, limited
 from runbell.storage.store import Transaction
 
@@ -26,11 +28,13 @@ LATEST = Statement(
 )
 DURATIONS = Statement(
     "runs.durations",
-    "When runs were created and when they ended by themselves, a page in the order of creation.",
+    "When runs of which assistant, asked to do what, were created and when they ended by "
+    "themselves, a page in the order of creation.",
     limited(
         select(
             _r.position,
             _r.assistant_id,
+            _r.config,
             _r.created_at_ms,
             func.coalesce(_r.completed_at_ms, _r.failed_at_ms, _r.incomplete_at_ms),
         )
@@ -38,6 +42,15 @@ DURATIONS = Statement(
         .order_by(_r.position)
     ),
 )
+
+
+class _Asked(Struct):
+    """Of what a run was asked to do, the only thing that is decoded here."""
+
+    model: str
+
+
+_asked = JsonColumn(_Asked)
 
 
 class History(NamedTuple):
@@ -60,7 +73,8 @@ async def read(
     durations: defaultdict[str, array[float]],
     progress: Callable[[float], None],
 ) -> History:
-    """Add the seconds from creation to end of every run that ended by itself, by its assistant.
+    """Add the seconds from creation to end of every run that ended by itself, by its kind: its
+    assistant and its model, as in `asst_1, gpt-5`.
 
     Args:
         durations: is added to.
@@ -71,14 +85,15 @@ async def read(
     after = ended = left_out = first_ms = last_ms = 0
     while True:
         page = await tx.fetch_all(DURATIONS, {"after": after, "limit": PAGE})
-        for position, assistant, created_ms, ended_ms in page:
+        for position, assistant, config, created_ms, ended_ms in page:
             after = position
             first_ms, last_ms = first_ms or created_ms, created_ms
             if ended_ms is None:
                 left_out += 1
             else:
                 ended += 1
-                durations[assistant].append(max(ended_ms - created_ms, 0) / 1000)
+                kind = f"{assistant or 'no assistant'}, {_asked.decode(config).model}"
+                durations[kind].append(max(ended_ms - created_ms, 0) / 1000)
         if len(page) < PAGE:
             return History(ended, left_out, first_ms, last_ms)
         progress(after / max(last_position, 1))

@@ -47,12 +47,12 @@ def new_run(name: str, thread: str = "", status: S = S.QUEUED, **fields: object)
     return dataclasses.replace(run, **fields)  # type: ignore[arg-type]
 
 
-async def insert_runs(store: Store, *new: Run) -> None:
-    """Store these runs."""
+async def insert_runs(store: Store, *new: Run, config: RunConfig = CONFIG) -> None:
+    """Store these runs, which were all asked to do the same."""
 
     async def work(tx: Transaction) -> None:
         for run in new:
-            await runs.insert(tx, RunRecord(run, CONFIG))
+            await runs.insert(tx, RunRecord(run, config))
 
     await store.write(work)
 
