@@ -132,7 +132,7 @@ _FLOOR = 1e-6
 _NOBODY = 1e-9
 """Runs in a cell that are rounding."""
 
-_TURNS = (8, 4, 4, 4, 4)
+_TURNS = (4, 0, 0, 4, 0)
 """A run known by an interval is moved to where the others are so many times; and in how many more
 rounds the weights of the widths are looked for then. They go on from where they were."""
 
@@ -264,21 +264,34 @@ class _Cells:
             return [1.0] * self.count, shares
         reaches = [self._reach(max(self.kernel * rung, _NARROWEST)) for rung in LADDER]
         blurs = [_blurred(counts, reach) for reach in reaches]
-        taken = [cell for cell, count in enumerate(counts) if count > _NOBODY]
-        alone = [repeats[cell] / counts[cell] for cell in taken]
-        # What a cell's runs get from kernels other than their own.
-        others = [
-            [max(blur[cell] - repeat / (2 * reach + 1), 1e-9)
-             for cell, repeat in zip(taken, alone, strict=True)]
-            for blur, reach in zip(blurs, reaches, strict=True)
-        ]  # fmt: skip
-        shares = _earned([counts[cell] for cell in taken], others, shares, rounds)
+        if rounds:
+            shares = _weighed(counts, repeats, blurs, reaches, shares, rounds)
         return _mixed(shares, blurs), shares
 
     def _reach(self, kernel: float) -> int:
         """Half the width of a box that has the kernel's variance, applied `_PASSES` times."""
         wide = math.sqrt(1 + 12 / _PASSES * (kernel / self.width) ** 2)
         return min(max(0, round((wide - 1) / 2)), self.count)
+
+
+def _weighed(
+    counts: list[float],
+    repeats: list[float],
+    blurs: list[list[float]],
+    reaches: list[int],
+    shares: list[float],
+    rounds: int,
+) -> list[float]:
+    """The weights of the kernel widths; each run is judged by the kernels of the others."""
+    taken = [cell for cell, count in enumerate(counts) if count > _NOBODY]
+    alone = [repeats[cell] / counts[cell] for cell in taken]
+    # What a cell's runs get from kernels other than their own.
+    others = [
+        [max(blur[cell] - repeat / (2 * reach + 1), 1e-9)
+         for cell, repeat in zip(taken, alone, strict=True)]
+        for blur, reach in zip(blurs, reaches, strict=True)
+    ]  # fmt: skip
+    return _earned([counts[cell] for cell in taken], others, shares, rounds)
 
 
 def _earned(
