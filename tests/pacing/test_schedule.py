@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.polling.optimum import frontier, programme
-from runbell.pacing.schedule import PAUSES, best_checks, best_pause
+from runbell.pacing.schedule import PAUSES, Schedule, best_checks, best_pause
 from runbell.pacing.survival import Curve, LogLogistic
 
 
@@ -100,6 +100,19 @@ def test_the_frontier_is_convex_and_falls():
     fewest = [best.calls_at(delay) for delay in (0.3, 0.6, 1.2, 2.4)]
     assert fewest == sorted(fewest, reverse=True)
     assert fewest[0] > 2 * fewest[-1]
+
+
+@pytest.mark.parametrize(("price", "gap"), [(0.02, 2.0), (0.5, 10.0), (0.0, 0.15)])
+def test_between_two_moments_of_the_table_cheap_calls_are_made_too(price, gap):
+    # A hazard of a hundredth: Keller's gap is √(2·price/0.01). The table has every tenth second.
+    times = [10.0 * step for step in range(80)]
+    curve = Curve(times, [math.exp(-0.01 * time) for time in times])
+    known = Schedule(curve, bytes([*range(1, 80), 79]), price, 0.15)
+    checks = [100.0]
+    while checks[-1] < 300:
+        checks.append(known.after(checks[-1]))
+    gaps = [after - before for before, after in itertools.pairwise(checks)]
+    assert gaps == pytest.approx([gap] * len(gaps), rel=0.12)
 
 
 def test_the_best_pause_for_exponential_durations_is_the_best_period():

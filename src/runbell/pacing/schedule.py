@@ -123,10 +123,25 @@ class Schedule(NamedTuple):
             if there == end:
                 break
             if times[there] >= soonest:
-                return times[there]
+                return times[there] if there > here + 1 else self._within(here, last, soonest)
             here += 1
         # Beyond what is planned: Keller's gap √(2·price/hazard), where the hazard is shape/t.
         return last + max(self.latency, math.sqrt(2 * self.price * last / _TAIL_SHAPE))
+
+    def _within(self, here: int, last: float, soonest: float) -> float:
+        """The next check where the best is the very next moment of the table.
+
+        A check before it may be better still, where calls are cheap and the table is coarse. Until
+        then a run is as likely to end at any time, so the gap is Keller's, √(2·price/hazard).
+        """
+        until = self.curve.times[here + 1]
+        alive, after = self.curve.table[here], self.curve.table[here + 1]
+        if alive <= after:
+            return until
+        mean = alive * (until - self.curve.times[here]) / (alive - after)
+        gap = max(self.latency, math.sqrt(2 * self.price * mean))
+        checks = round((until - last) / gap)
+        return until if checks <= 1 else max(soonest, last + (until - last) / checks)
 
 
 def schedule(
