@@ -36,7 +36,6 @@ from openai import (
     OpenAI,
 )
 
-
 __all__ = ["AZURE_API_VERSION", "Answer", "Api", "Served", "eventually"]
 
 T = TypeVar("T")
