@@ -20,7 +20,13 @@ from runbell.errors import Conflict, StorageUnavailable
 from runbell.storage.statements import PostgresqlText, Statement
 from runbell.storage.store import Row, Work
 
-__all__ = ["PostgresqlStore", "PostgresqlTransaction", "connect", "unavailable"]
+__all__ = [
+    "PostgresqlStore",
+    "PostgresqlTransaction",
+    "PostgresqlView",
+    "connect",
+    "unavailable",
+]
 
 T = TypeVar("T")
 Connection = Any
@@ -160,7 +166,7 @@ class PostgresqlStore:
     async def _read(self, work: Work[T]) -> T:
         with unavailable():
             async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
-                return await work(_View(connection))
+                return await work(PostgresqlView(connection))
 
     async def _write(self, work: Work[T]) -> T:
         with unavailable():
@@ -194,7 +200,7 @@ class PostgresqlStore:
         return result
 
 
-class _View:
+class PostgresqlView:
     """A connection as a `Transaction` that reads."""
 
     __slots__ = ("connection",)
@@ -216,6 +222,10 @@ class _View:
             return cast(list[Row], await self.connection.fetch(self._text(this), *args))
         async with self._cursors():
             return await self._fetch_up_to(max_bytes, self._text(this), args)
+
+    async def fetch(self, text: str, *args: Any) -> list[Row]:
+        """Execute a statement of an engine that brings its own."""
+        return cast(list[Row], await self.connection.fetch(text, *args))
 
     async def _fetch_up_to(self, max_bytes: int, text: str, args: list[Any]) -> list[Row]:
         rows: list[Row] = []
@@ -243,20 +253,22 @@ class _View:
         raise TypeError("nothing is committed by a unit of work that only reads")
 
 
-class PostgresqlTransaction(_View):
+class PostgresqlTransaction(PostgresqlView):
     """A transaction that writes.
 
     Attributes:
         callbacks: what follows the commit.
         lasts: what is still to be done in the transaction when its unit has ended.
+        carried: what parts of the service collect for that, each under a key of its own.
     """
 
-    __slots__ = ("callbacks", "lasts")
+    __slots__ = ("callbacks", "carried", "lasts")
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self.callbacks: list[Callable[[], None]] = []
         self.lasts: list[Callable[[], Awaitable[None]]] = []
+        self.carried: dict[object, Any] = {}
 
     async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
         this = statement.postgresql
@@ -280,10 +292,6 @@ class PostgresqlTransaction(_View):
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
-
-    async def fetch(self, text: str, *args: Any) -> list[Row]:
-        """Execute a statement of an engine that brings its own."""
-        return cast(list[Row], await self.connection.fetch(text, *args))
 
     @contextlib.asynccontextmanager
     async def _cursors(self) -> AsyncIterator[None]:

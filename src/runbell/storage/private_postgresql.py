@@ -1,8 +1,8 @@
 """A PostgreSQL of one's own: the server of a wheel, started and ended by this process.
 
 Nothing is installed, no port is taken, and no other user gets in: it listens on a socket in a
-folder that only we can enter. On Linux it does not outlive this process, however that ends. Elsewhere, a
-process that is killed leaves it behind, and the next start says so.
+folder that only we can enter. On Linux it does not outlive this process, however that ends.
+Elsewhere, a process that is killed leaves it behind, and the next start says so.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import asyncpg
 
-from runbell.service.jobs.pgqueuer import install
+from runbell.service.jobs.engine import install
 from runbell.storage.migrate_postgresql import upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.private_postgresql import PrivatePostgresql

@@ -44,7 +44,7 @@ async def create(
     await _announce(ctx, tx, record)
     await ctx.jobs.enqueue(tx, Job(JobKind.EXPIRE, run.id, due_ms=run.expires_at_ms))
     if not run.waits_turn:
-        await ctx.jobs.enqueue(tx, Job(JobKind.RUN, run.id, model=record.config.model))
+        await ctx.jobs.enqueue(tx, _turn(record))
 
 
 async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change) -> RunRecord:
@@ -65,10 +65,11 @@ async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change)
     after = RunRecord(moved, record.config)
     await _announce(ctx, tx, after)
     if moved.status is RunStatus.QUEUED:
-        await ctx.jobs.enqueue(tx, Job(JobKind.RUN, moved.id, model=record.config.model))
+        await ctx.jobs.enqueue(tx, _turn(after))
     elif moved.status is RunStatus.CANCELLING:
         due_ms = moved.updated_at_ms + round(ctx.settings.cancel_grace * 1000)
-        await ctx.jobs.enqueue(tx, Job(JobKind.FINISH_CANCEL, moved.id, due_ms=due_ms))
+        job = Job(JobKind.FINISH_CANCEL, moved.id, due_ms=due_ms, turn=moved.sequence)
+        await ctx.jobs.enqueue(tx, job)
     elif moved.status.is_terminal and not run.waits_turn:
         await _pass_turn(ctx, tx, moved.thread_id)
     return after
@@ -150,5 +151,10 @@ async def _pass_turn(ctx: Context, tx: Transaction, thread_id: str) -> None:
             tx, msgspec.structs.replace(message, created_at_ms=now_ms, completed_at_ms=now_ms)
         )
     await runs.take_turn(tx, waiting.run.id)
-    job = Job(JobKind.RUN, waiting.run.id, model=waiting.config.model)
-    await ctx.jobs.enqueue(tx, job)
+    await ctx.jobs.enqueue(tx, _turn(waiting))
+
+
+def _turn(record: RunRecord) -> Job:
+    """A worker is to take the run up. Its number is that of the event that has queued it."""
+    run = record.run
+    return Job(JobKind.RUN, run.id, model=record.config.model, turn=run.sequence)

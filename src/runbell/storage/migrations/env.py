@@ -1,5 +1,5 @@
-"""Run by Alembic for `runbell.storage`: on the connection that `migrate` has opened, or to write down
-the statements that bring a PostgreSQL database forward."""
+"""Run by Alembic for `runbell.storage`: on the connection that `migrate` has opened, or to write
+down the statements that bring a PostgreSQL database forward."""
 
 from alembic import context
 
