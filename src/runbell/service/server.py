@@ -18,10 +18,9 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import uvicorn
 
@@ -33,14 +32,13 @@ from runbell.service.app import App
 from runbell.service.backends import Backend, Backends
 from runbell.service.backends.echo import Echo
 from runbell.service.backends.timing import Observe
-from runbell.service.changes import Changes
 from runbell.service.connection import Connection
+from runbell.service.databases import Database, open_database
 from runbell.service.delivery.dialling import Poster
 from runbell.service.delivery.lanes import Deliverer
 from runbell.service.executor import Executor
 from runbell.service.feeds import Feeds
 from runbell.service.jobs import Handler, JobKind
-from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
 from runbell.service.metrics import Metrics
 from runbell.service.operations import backlog
@@ -51,14 +49,11 @@ from runbell.service.operations.access import (
     new_key,
 )
 from runbell.service.operations.context import Context
-from runbell.service.settings import Settings, mistaken_variables, sqlite_path
+from runbell.service.settings import Settings, mistaken_variables
 from runbell.service.vault import Vault, load_or_make_key
 from runbell.storage import endpoints, projects
-from runbell.storage.lock import InstallationLock
-from runbell.storage.migrate import upgrade_sqlite
-from runbell.storage.sqlite import SQLiteStore
 
-__all__ = ["build", "handlers", "open_store", "run"]
+__all__ = ["build", "handlers", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,48 +80,19 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> None:
         runner.run(_serve(settings, say))
 
 
-@contextlib.asynccontextmanager
-async def open_store(path: Path, *, create: bool = True) -> AsyncIterator[SQLiteStore]:
-    """The store in a SQLite file, its schema up to date; closed at the end.
-
-    Args:
-        create: make the file where there is none.
-
-    Raises:
-        ConfigurationError: the file can't be used.
-        StorageUnavailable: it is locked.
-    """
-    if not create and not path.exists():  # noqa: ASYNC240 - one look, before anything is served
-        raise ConfigurationError(f"there is no database at {path}: name it with --database")
-    upgrade_sqlite(path, InstallationLock(path))
-    store = await SQLiteStore.open(path)
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
 def build(
-    settings: Settings, store: SQLiteStore, clock: Clock, vault: Vault
+    settings: Settings, database: Database, clock: Clock, vault: Vault
 ) -> tuple[Context, Executor, Deliverer]:
     """The parts of one service, put together; its jobs are not started."""
-    metrics = Metrics()
+    metrics, store = Metrics(), database.store
     backends = _backends(settings, clock, metrics.model_called)
-    jobs = EmbeddedJobs(
-        store,
-        clock,
-        backends,
-        concurrency=settings.max_concurrent_runs,
-        cancel_grace=settings.cancel_grace,
-    )
-    changes = Changes()
     ctx = Context(
         settings,
         clock,
         store,
-        jobs,
-        changes,
-        Feeds(store, changes),
+        database.jobs(clock, backends, settings),
+        database.changes,
+        Feeds(store, database.changes),
         Live(),
         backends,
         _poster(settings, clock),
@@ -148,13 +114,13 @@ def _poster(settings: Settings, clock: Clock) -> Poster:
     )
 
 
-async def _vault(settings: Settings, store: SQLiteStore) -> Vault:
+async def _vault(settings: Settings, database: Database) -> Vault:
     """What secrets are encrypted with. A new key is made only where nothing is encrypted yet."""
-    sealed = await store.read(endpoints.some_sealed)
+    sealed = await database.store.read(endpoints.some_sealed)
     key = load_or_make_key(
         given=settings.encryption_key,
         key_file=settings.key_file,
-        beside=sqlite_path(settings.database),
+        beside=database.file,
         create=sealed is None,
     )
     vault = Vault(key)
@@ -185,40 +151,27 @@ def handlers(executor: Executor, deliverer: Deliverer) -> dict[JobKind, Handler]
 
 
 async def _serve(settings: Settings, say: Callable[[str], None]) -> None:
-    path = sqlite_path(settings.database)
-    lock = InstallationLock(path)
-    if not lock.acquire():
-        raise ConfigurationError(
-            f"{path} is in use by another runbell service (process {lock.holder()}): "
-            "stop that one, or name another file with --database"
-        )
-    with contextlib.ExitStack() as stack:
-        stack.callback(lock.release)
+    async with open_database(settings) as database:
         listener, loopback = _bind(settings.host, settings.port)
-        stack.callback(listener.close)
-        _raise_file_limit()
-        upgrade_sqlite(path, lock)
-        store = await SQLiteStore.open(path)
-        try:
-            await _serve_from(settings, store, listener, loopback=loopback, say=say)
-        finally:
-            await store.close()
+        with contextlib.closing(listener):
+            _raise_file_limit()
+            await _serve_from(settings, database, listener, loopback=loopback, say=say)
 
 
 async def _serve_from(
     settings: Settings,
-    store: SQLiteStore,
+    database: Database,
     listener: socket.socket,
     *,
     loopback: bool,
     say: Callable[[str], None],
 ) -> None:
-    vault = await _vault(settings, store)
-    ctx, executor, deliverer = build(settings, store, SystemClock(), vault)
-    project = await ensure_project(store, ctx.clock, DEFAULT_PROJECT)
+    vault = await _vault(settings, database)
+    ctx, executor, deliverer = build(settings, database, SystemClock(), vault)
+    project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
     url = _url(listener)
-    about_keys = await _about_keys(ctx, url, loopback=loopback)
-    app = App(ctx, Access(store, settings.api_key, project.id))
+    about_keys = await _about_keys(ctx, database, url, loopback=loopback)
+    app = App(ctx, Access(ctx.store, settings.api_key, project.id))
     server = _Server(
         uvicorn.Config(
             app,
@@ -235,12 +188,13 @@ async def _serve_from(
     )
     _spare_the_collector()
     ctx.backends.start()
+    await database.join(ctx.clock, ctx.feeds, executor.look_again)
     ctx.jobs.start(handlers(executor, deliverer))
     stop = asyncio.Event()
     with _signals(stop), _background(retention.sweep(ctx), ctx.metrics.watch_loop()):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await server.listening(serving)
-        logger.info("everything is kept in %s", store.path.resolve())
+        logger.info("everything is kept in %s", database.name)
         if settings.retain_days:
             logger.info("what ended more than %g days ago is removed", settings.retain_days)
         say(f"runbell: listening on {url}")
@@ -290,7 +244,7 @@ class _Server(uvicorn.Server):
             raise ConfigurationError("the server ended before it had begun")
 
 
-async def _about_keys(ctx: Context, url: str, *, loopback: bool) -> list[str]:
+async def _about_keys(ctx: Context, database: Database, url: str, *, loopback: bool) -> list[str]:
     """What to say about keys. Where there is none, one is made: shown once on a terminal, else left
     in a file; beyond loopback, it has to be one that somebody chose."""
     chosen = ctx.settings.api_key
@@ -305,13 +259,13 @@ async def _about_keys(ctx: Context, url: str, *, loopback: bool) -> list[str]:
     if not loopback and not any(key.origin == "keys" for key in keys):
         raise ConfigurationError(
             f"{ctx.settings.host} can be reached from other machines: set RUNBELL_API_KEY, or make "
-            f"a key with: runbell keys create --database {ctx.settings.database}"
+            f"a key with: runbell keys create --database {database.url}"
         )
-    path = sqlite_path(ctx.settings.database).resolve()
+    path = database.file or Path("runbell").resolve()  # noqa: ASYNC240 - asks no disk
     if keys:
         are = "1 API key is" if len(keys) == 1 else f"{len(keys)} API keys are"
-        database = shlex.quote(f"sqlite:///{quote(str(path))}")
-        return [f"runbell: {are} open; for another: runbell keys create --database {database}"]
+        named = shlex.quote(database.url)
+        return [f"runbell: {are} open; for another: runbell keys create --database {named}"]
     project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
     key, row = new_key(ctx.clock, project, "serve")
     shown = "runbell: this is your API key; it is not shown again"

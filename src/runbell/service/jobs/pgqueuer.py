@@ -286,6 +286,9 @@ class PgQueuerJobs:
         Raises:
             RetryRequested: it is to be handed out again, later or, where this process stops, now.
         """
+        if self._stopping:
+            # It was asked for before that.
+            raise RetryRequested(timedelta(0), "its worker stops")
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -356,8 +359,10 @@ class PgQueuerJobs:
             try:
                 await self._handlers[JobKind.RUN](run_id)
             finally:
+                was_full = not self._has_room(lane)
                 self._busy[lane] -= 1
-                self._have_room()
+                if was_full:
+                    self._have_room()
         finally:
             del self._turns[run_id]
             ended.set()

@@ -5,7 +5,6 @@ Every operation that moves a run goes through `move`; nothing else writes a stat
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 import msgspec
@@ -80,7 +79,7 @@ async def _announce(ctx: Context, tx: Transaction, record: RunRecord) -> None:
     event = event_of(run, ctx.new_id("evt"))
     await events.append(tx, event)
     await _owe(ctx, tx, run, event)
-    tx.after_commit(lambda: ctx.changes.publish(run))
+    ctx.changes.announce(tx, run)
     tx.after_commit(lambda: _record(ctx, run))
     tx.after_commit(
         lambda: ctx.live.tell(run.id, f"thread.run.{run.status}", lambda: run_object(record))
@@ -94,7 +93,7 @@ async def _owe(ctx: Context, tx: Transaction, run: Run, event: Event) -> None:
         if wants(endpoint.subscription, run, event.type):
             await deliveries.owe(tx, endpoint.id, event)
             await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint.id))
-            tx.after_commit(partial(ctx.changes.wake, endpoint.id))
+            ctx.changes.announce_wake(tx, endpoint.id)
 
 
 def _record(ctx: Context, run: Run) -> None:
