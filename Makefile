@@ -32,7 +32,7 @@ demo: setup ## Start the service and await five runs with the stock openai SDK
 	@$(BIN)/runbell demo
 
 test: setup ## Run the tests
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 test-sdks: setup $(SDKS:%=.venv-sdk-%/.installed) ## Run the scenarios with every SDK that matters
 	@$(BIN)/python -m tests.sdks $(SDKS)

@@ -68,7 +68,7 @@ def _measure(quick: bool) -> Iterator[Figure]:
     yield from webhooks.measure(
         quickly
         if quick
-        else webhooks.Sizes(timed=3_000, burst=100, waiting=100_000, watched=20, rounds=5)
+        else webhooks.Sizes(timed=2_000, burst=100, waiting=100_000, watched=10, rounds=4)
     )
 
 

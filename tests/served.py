@@ -36,6 +36,8 @@ from openai import (
     OpenAI,
 )
 
+from runbell.testing.databases import migrated_sqlite
+
 __all__ = ["AZURE_API_VERSION", "Answer", "Api", "Served", "eventually"]
 
 T = TypeVar("T")
@@ -129,6 +131,8 @@ class Served:
         command: what to start instead of `python -m runbell`.
         key: the value of RUNBELL_API_KEY; None starts without one.
         watch: is called with every answer that a client of this object gets, and may raise.
+        new_database: have the first start make the database, as users see it. Otherwise it finds
+            one with today's schema and no rows, which saves each start a quarter of a second.
     """
 
     def __init__(
@@ -140,8 +144,10 @@ class Served:
         command: Sequence[str] = RUNBELL,
         key: str | None = "",
         watch: Watch | None = None,
+        new_database: bool = False,
     ) -> None:
         self.directory = directory
+        self._new_database = new_database
         self.args = tuple(args)
         self.command = tuple(command)
         self.key = f"sk-test-{secrets.token_hex(16)}" if key == "" else key
@@ -191,6 +197,8 @@ class Served:
         """Start the process and wait until it says that it listens."""
         assert self._process is None, "started already"
         self.starts += 1
+        if self.starts == 1 and not self._new_database and not self.database_path.exists():
+            migrated_sqlite(self.database_path).chmod(0o600)
         serve = ["serve", "--port", str(port), "--database", self.database, *self.args]
         self._process = self._spawn([*self.command, *serve])
         self.root = eventually(self._listening, "the service listens", START_LIMIT_S)

@@ -125,15 +125,27 @@ def test_a_record_names_the_run_that_a_request_made_or_asked_for(tmp_path: Path)
         client = served.client()
         assistant = client.beta.assistants.create(model="echo")
         run = until(client, ask(client, assistant, "hello"), "completed")
-        client.beta.threads.create_and_run(assistant_id=assistant.id)
+        # What is answered from the first answer is told like the first answer.
+        keyed = {"Idempotency-Key": "once"}
+        again = [
+            client.beta.threads.create_and_run(assistant_id=assistant.id, extra_headers=keyed)
+            for _ in range(2)
+        ]
+        keyed = {"Idempotency-Key": "streamed"}
+        for _ in range(2):
+            stream = client.beta.threads.create_and_run(
+                assistant_id=assistant.id, stream=True, extra_headers=keyed
+            )
+            assert list(stream)[-1].event == "thread.run.completed"
         served.request("GET", "/healthz")
         served.request("GET", "/metrics")
 
         def records() -> list[dict[str, Any]] | None:
             found = [json.loads(line) for line in served.stderr().splitlines()]
             found = [each for each in found if each["logger"] == "runbell.requests"]
-            return found if found and found[-1]["route"] == "/v1/threads/runs" else None
+            return found if [each["route"] for each in found].count(both) == 4 else None
 
+        both = "/v1/threads/runs"
         found = eventually(records, "all requests are logged")
     by_route = {record["route"]: record for record in found}
     made = by_route["/v1/threads/{thread_id}/runs"]
@@ -141,8 +153,11 @@ def test_a_record_names_the_run_that_a_request_made_or_asked_for(tmp_path: Path)
     read = by_route["/v1/threads/{thread_id}/runs/{run_id}"]
     assert (read["run_id"], read["thread_id"]) == (run.id, run.thread_id)
     assert by_route["/v1/threads"]["thread_id"] == run.thread_id
-    assert by_route["/v1/threads/runs"]["run_id"].startswith("run_")
-    assert {record["project_id"] for record in found} == {made["project_id"]}
+    made = [(each["run_id"], each["thread_id"]) for each in found if each["route"] == both]
+    assert made[:2] == [(each.id, each.thread_id) for each in again]
+    assert made[2] == made[3] != made[0]
+    assert made[2][0].startswith("run_")
+    assert {record["project_id"] for record in found} == {read["project_id"]}
     # Probes are for debugging alone.
     assert not {"/healthz", "/metrics"} & set(by_route)
 

@@ -17,6 +17,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+import runbell
 from runbell.clock import VirtualClock
 from runbell.runs import EVENT_TYPES
 from runbell.service.metrics import Metrics
@@ -99,7 +100,10 @@ def test_the_numbers_follow_what_runs_and_requests_do(fresh: Served) -> None:
         "expired": 0,
     }
     for outcome in ("answered", "failed", "incomplete", "tool_calls"):
-        assert value(after, "runbell_model_call_seconds_count", outcome=outcome) == 1
+        assert (
+            value(after, "runbell_model_call_seconds_count", upstream="built-in", outcome=outcome)
+            == 1
+        )
     requests = "runbell_http_requests_total"
     assert value(after, requests, method="POST", route=RUNS, status="200") == 5
     assert value(after, requests, method="GET", route=RUN, status="404") == 1
@@ -112,13 +116,17 @@ def test_the_numbers_follow_what_runs_and_requests_do(fresh: Served) -> None:
         after, "runbell_group_commit_units_count"
     )
     assert value(after, "runbell_database_readable") == 1
+    assert value(after, "runbell_build_info", version=runbell.__version__) == 1
     assert value(after, "process_resident_memory_bytes") > 1e7
 
     client.beta.threads.runs.cancel(working.id, thread_id=working.thread_id)
     until(client, working, "cancelled")
     later = scrape(fresh)
     assert value(later, "runbell_runs", status="in_progress") == 0
-    assert value(later, "runbell_model_call_seconds_count", outcome="interrupted") == 1
+    assert (
+        value(later, "runbell_model_call_seconds_count", upstream="built-in", outcome="interrupted")
+        == 1
+    )
     modified = client.beta.threads.runs.update(
         waiting.id, thread_id=waiting.thread_id, metadata={"a": "b"}
     )
@@ -347,6 +355,22 @@ async def _nothing(tx: object) -> None:
 
 async def _divide(tx: object) -> None:
     raise ZeroDivisionError
+
+
+def test_model_servers_are_told_apart() -> None:
+    metrics = Metrics()
+    metrics.model_called("127.0.0.1:8000", "failed", 0.1)
+    metrics.model_tried_again("127.0.0.1:8000")
+    metrics.model_called("127.0.0.1:8000", "answered", 0.1)
+    metrics.model_called("[::1]:8000", "answered", 0.1)
+    found = numbers(metrics.page("", None).body.decode())
+    calls = "runbell_model_call_seconds_count"
+    one, two = "127.0.0.1:8000", "[::1]:8000"
+    assert value(found, calls, upstream=one, outcome="failed") == 1
+    assert value(found, calls, upstream=one, outcome="answered") == 1
+    assert value(found, calls, upstream=two, outcome="answered") == 1
+    assert value(found, "runbell_model_call_retries_total", upstream=one) == 1
+    assert ("runbell_model_call_retries_total", frozenset({("upstream", two)})) not in found
 
 
 def test_services_in_one_process_do_not_share_numbers() -> None:

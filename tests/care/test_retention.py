@@ -282,7 +282,9 @@ async def test_a_crash_in_the_middle_leaves_what_the_next_sweep_removes(
     service.clock.advance(2 * HOUR)
     now_ms = service.clock.now_ms()
     for limit in (1, 1, 1, 1):
-        await service.store.write(lambda tx, limit=limit: rows.remove(tx, [run], now_ms, limit))
+        await service.store.write(
+            lambda tx, limit=limit: rows.remove(tx, [run], now_ms, limit, now_ms=now_ms)
+        )
         await in_order(service)
     assert await kept(service, thread) == set()
     assert len(await service.feed()) == 1

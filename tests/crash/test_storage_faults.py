@@ -80,7 +80,7 @@ def ready(served: Served) -> int:
 
 def waits(served: Served, who: str) -> bool:
     """The service has said that this waits for the database."""
-    return bool(re.search(rf"{who}.* waits? for the database", served.stderr()))
+    return bool(re.search(rf" waits? for the database.*{who}", served.stderr()))
 
 
 def check_refusal(answer: Answer) -> None:

@@ -28,7 +28,9 @@ async def register(service: EmbeddedService, name: str = "a", **fields: Any) -> 
 
 
 async def update(service: EmbeddedService, endpoint_id: str, **fields: Any) -> None:
-    await endpoints.update(service.ctx, service.project, endpoint_id, UpdateEndpoint(**fields))
+    request = UpdateEndpoint(**fields)
+    await endpoints.prepare_update(service.ctx, service.project, endpoint_id, request)
+    await endpoints.update(service.ctx, service.project, endpoint_id, request)
 
 
 async def find(service: EmbeddedService, endpoint_id: str) -> Endpoint:
@@ -56,7 +58,12 @@ async def seen(
 
 
 async def owe_many(
-    service: EmbeddedService, endpoint_id: str, count: int, *, run: str = "run_many"
+    service: EmbeddedService,
+    endpoint_id: str,
+    count: int,
+    *,
+    run: str = "run_many",
+    body: bytes = b"{}",
 ) -> None:
     """Owe an endpoint many events of one run, as if they had happened while nobody delivered."""
     now_ms = service.clock.now_ms()
@@ -71,7 +78,7 @@ async def owe_many(
                     number + 1,
                     "thread.run.queued",
                     now_ms,
-                    b"{}",
+                    body,
                 )
                 await events.append(tx, event)
                 await deliveries.owe(tx, endpoint_id, event)

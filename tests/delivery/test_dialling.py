@@ -19,6 +19,7 @@ from runbell.clock import VirtualClock
 from runbell.errors import AddressRefused
 from runbell.service.delivery import dialling
 from runbell.service.delivery.dialling import EXCERPT_BYTES, READ_BYTES, Posted, Poster
+from runbell.service.delivery.lookups import KEPT_SECONDS, LOOKUPS, LOOKUPS_EACH
 from runbell.testing.certificates import Kind, tls
 from runbell.testing.receivers import (
     Answer,
@@ -268,7 +269,7 @@ def test_a_name_whose_servers_do_not_answer_delays_no_other(receiver: Receiver) 
     async def run(poster: Poster) -> None:
         slow = [
             asyncio.ensure_future(poster.post(f"http://slow-{n}.example.com/", HEADERS, BODY))
-            for n in range(100)
+            for n in range(LOOKUPS_EACH - 1)
         ]
         await asyncio.sleep(0)
         assert (await poster.post(url, HEADERS, BODY)).succeeded
@@ -278,6 +279,56 @@ def test_a_name_whose_servers_do_not_answer_delays_no_other(receiver: Receiver) 
             await each
 
     with_poster(run, lookup=lookup)
+
+
+def test_lookups_of_one_project_delay_no_other_project(receiver: Receiver) -> None:
+    """However many names it has, and be it of the same name: each has places of its own."""
+    let_go = threading.Event()
+    asked: list[str] = []
+    name = "shared.example.com"
+    url = receiver.url.replace("127.0.0.1", name)
+
+    def lookup(host: str, port: int) -> list[Any]:
+        asked.append(host)
+        if asked.count(name) < 2:
+            let_go.wait(20)
+        return leads_to("127.0.0.1")(host, port)
+
+    async def run(poster: Poster) -> None:
+        hosts = [name, *(f"slow-{n}.example.com" for n in range(2 * LOOKUPS))]
+        slow = [
+            asyncio.ensure_future(poster.post(f"http://{host}/", HEADERS, BODY, "theirs"))
+            for host in hosts
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0)
+        assert (await poster.post(url, HEADERS, BODY, "ours")).succeeded
+        assert len(asked) == LOOKUPS_EACH + 1
+        let_go.set()
+        for each in slow:
+            each.cancel()
+
+    with_poster(run, lookup=lookup)
+
+
+def test_an_address_is_kept_for_some_seconds(receiver: Receiver) -> None:
+    """A receiver that hangs up after each answer costs no lookup each; one that moves is found."""
+    asked: list[str] = []
+    clock = VirtualClock()
+    url = receiver.url.replace("127.0.0.1", "hooks.example.com")
+    receiver.will(*[status(200, headers=[("Connection", "close")])] * 3)
+
+    def lookup(host: str, port: int) -> list[Any]:
+        asked.append(host)
+        return leads_to("127.0.0.1")(host, port)
+
+    async def run(poster: Poster) -> None:
+        for seconds, lookups in ((0, 1), (KEPT_SECONDS - 1, 1), (2, 2)):
+            clock.advance(seconds)
+            assert (await poster.post(url, HEADERS, BODY)).succeeded
+            assert len(asked) == lookups
+
+    with_poster(run, lookup=lookup, clock=clock)
 
 
 def test_a_process_that_ends_waits_for_no_lookup() -> None:
@@ -509,11 +560,13 @@ def test_an_address_is_looked_at_again_when_its_socket_is_made(
 def test_a_name_that_means_something_else_by_now(receiver: Receiver) -> None:
     """Rebinding: public when it was registered, loopback when it is dialled."""
     answers = [leads_to("8.8.8.8"), leads_to("127.0.0.1")]
+    clock = VirtualClock()
     made = tls("good", "hooks.example.com")
     with Receiver(tls=made.server, host="hooks.example.com") as secure:
 
         async def run(poster: Poster) -> Posted:
             await poster.check_reachable_address(secure.url)
+            clock.advance(KEPT_SECONDS)
             return await poster.post(secure.url, HEADERS, BODY)
 
         result = with_poster(
@@ -521,6 +574,7 @@ def test_a_name_that_means_something_else_by_now(receiver: Receiver) -> None:
             allow_private=False,
             tls=made.client,
             lookup=lambda host, port: answers.pop(0)(host, port),
+            clock=clock,
         )
         assert result.blocked
         assert secure.connections == 0

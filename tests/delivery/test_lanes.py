@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,41 @@ async def test_what_failed_is_not_in_the_way_of_what_is_new(service: EmbeddedSer
     assert {delivery.status for delivery, _ in await seen(service, endpoint)} == {"succeeded"}
 
 
+@on_a_service(webhook_concurrency=8)
+async def test_retries_that_are_slow_leave_places_for_what_is_new(
+    service: EmbeddedService,
+) -> None:
+    """More of them than there are places, and none is answered: first attempts begin at once."""
+    endpoint, _ = await register(service)
+    await owe_many(service, endpoint, 40)
+    service.poster.answer = lambda _: answered(500)
+    await update(service, endpoint, name="b")
+    await service.settle()
+    service.poster.answer = lambda _: None
+    await jump(service, 6)
+    slow = service.poster.sent[40:]
+    assert len(slow) == 6
+    service.poster.answer = lambda post: None if post.id.startswith("evt_0") else answered(200)
+    run_id = await run_once(service)
+    assert types(service.poster.sent[46:]) == ["created", "in_progress", "completed"]
+    assert len(await seen(service, endpoint, run_id=run_id, status="succeeded")) == 3
+
+
+@on_a_service(webhook_concurrency=100)
+async def test_large_bodies_that_are_under_way_hide_nothing_that_is_new(
+    service: EmbeddedService,
+) -> None:
+    """However many places a lane has: what it holds already is not read again."""
+    endpoint, _ = await register(service)
+    service.poster.answer = lambda _: None
+    await owe_many(service, endpoint, 60, body=b" " * 20_000)
+    await update(service, endpoint, name="b")
+    await service.settle()
+    assert len(service.poster.sent) == 60
+    await run_once(service)
+    assert types(service.poster.sent[60:]) == ["created", "in_progress", "completed"]
+
+
 # Again.
 
 
@@ -288,14 +324,16 @@ async def test_no_answer_is_recorded_and_tried_again(service: EmbeddedService) -
 
 @on_a_service()
 async def test_410_disables_and_enabling_sends_what_waited(service: EmbeddedService) -> None:
-    """At once; the reason says why, later events are not owed, and ids stay."""
+    """At once; the reason says why, and until when later events are kept; ids and order stay."""
     endpoint, _ = await register(service)
     service.poster.answer = lambda _: answered(410)
     await run_once(service)
     first = ids(service.poster.sent)
     disabled = await find(service, endpoint)
     assert not disabled.enabled
-    assert "410" in (disabled.disabled_reason or "")
+    reason = disabled.disabled_reason or ""
+    assert "410" in reason
+    assert _day(service, 7) in reason
     await run_once(service)
     await jump(service, DAY)
     assert ids(service.poster.sent) == first
@@ -305,14 +343,60 @@ async def test_410_disables_and_enabling_sends_what_waited(service: EmbeddedServ
     every = await seen(service, endpoint)
     again = ids(service.poster.sent[len(first) :])
     assert sorted(again) == sorted(delivery.id for delivery, _ in every)
-    assert set(first) <= set(again)
+    assert len(again) == 6
+    new = [delivery.id for delivery, _ in every[3:]]
+    assert [each for each in again if each in new] == new
     assert {delivery.status for delivery, _ in every} == {"succeeded"}
     enabled = await find(service, endpoint)
-    assert (enabled.enabled, enabled.disabled_reason, enabled.failing_since_ms) == (
-        True,
-        None,
-        None,
-    )
+    assert (enabled.enabled, enabled.disabled_reason) == (True, None)
+    assert enabled.failing_since_ms is enabled.owed_until_ms is None
+
+
+def _day(service: EmbeddedService, days: int) -> str:
+    at = datetime.fromtimestamp(service.clock.now_ms() / 1000 + days * DAY, UTC)
+    return f"until {at:%Y-%m-%d %H:%M} UTC"
+
+
+@on_a_service()
+async def test_events_are_kept_for_seven_days(service: EmbeddedService) -> None:
+    """For an endpoint that the service has disabled; for one whose owner has, they are not. Who
+    comes back later gets what is not older than that, and sees what has failed."""
+    endpoint, _ = await register(service, event_types=("thread.run.completed",))
+    service.poster.answer = lambda _: answered(410)
+    await run_once(service)
+    for _ in range(9):
+        await jump(service, DAY - 60)
+        await run_once(service)
+        service.clock.advance(60)
+    assert len(await seen(service, endpoint)) == 1 + 7
+    service.poster.sent.clear()
+    service.poster.answer = lambda _: answered(200)
+    await update(service, endpoint, enabled=True)
+    await service.settle()
+    statuses = [delivery.status for delivery, _ in await seen(service, endpoint)]
+    assert statuses == ["failed"] * 3 + ["succeeded"] * 5
+    assert len(service.poster.sent) == 5
+    await update(service, endpoint, enabled=False)
+    await run_once(service)
+    assert len(await seen(service, endpoint)) == 8
+
+
+@on_a_service()
+async def test_what_waited_for_days_is_tried_for_three_more(service: EmbeddedService) -> None:
+    """A receiver that has just come back may stumble: its first failure is not its last."""
+    endpoint, _ = await register(service, event_types=("thread.run.completed",))
+    service.poster.answer = lambda _: answered(500)
+    await run_once(service)
+    await update(service, endpoint, enabled=False)
+    await jump(service, 4 * DAY)
+    await update(service, endpoint, enabled=True)
+    await service.settle()
+    ((delivery, attempts),) = await seen(service, endpoint)
+    assert (delivery.status, delivery.failures, len(attempts)) == ("pending", 1, 2)
+    await jump(service, 6)
+    await jump(service, 66)
+    await jump(service, 2 * DAY)
+    assert len((await seen(service, endpoint))[0][1]) == 5
 
 
 @on_a_service()
@@ -585,6 +669,53 @@ async def test_an_overloaded_endpoint_is_sent_to_more_slowly_and_then_faster(
     assert await sent_in(10) > 3 * slow
 
 
+@on_a_service()
+async def test_an_endpoint_is_slowed_down_from_the_rate_that_it_had(
+    service: EmbeddedService,
+) -> None:
+    """Not from one that it might have had: half of what it got in the last second, and less."""
+    endpoint, _ = await register(service, enabled=False, rate_limit=8)
+    await owe_many(service, endpoint, 600)
+    await update(service, endpoint, enabled=True)
+    await service.advance(10)
+    await update(service, endpoint, rate_limit=0)
+    service.poster.answer = lambda _: answered(429)
+    before = len(service.poster.sent)
+    await service.settle()
+    burst = len(service.poster.sent) - before
+    await service.advance(1)
+    assert len(service.poster.sent) - before - burst <= max(8, burst)
+
+
+@on_a_service()
+async def test_retry_after_holds_all_that_goes_to_the_endpoint(service: EmbeddedService) -> None:
+    """For what it asks, an hour at the most; nothing is lost, and a change of the endpoint ends
+    it. Of another endpoint it says nothing, and neither does a 500."""
+    held, _ = await register(service, "held", event_types=("thread.run.completed",))
+    await register(service, "free", event_types=("thread.run.completed",))
+    answers = {"held": answered(503, retry_after=600), "free": answered(500, retry_after=600)}
+    service.poster.answer = lambda post: answers[post.url[8:12]]
+
+    async def sent_in(seconds: float) -> list[str]:
+        before = len(service.poster.sent)
+        await run_once(service)
+        await service.advance(seconds)
+        return [post.url[8:12] for post in service.poster.sent[before:]]
+
+    assert sorted(await sent_in(0)) == ["free", "held"]
+    assert await sent_in(540) == ["free"]
+    answers["held"] = answered(503, retry_after=7 * DAY)
+    assert (await sent_in(140)).count("held") == 1
+    assert "held" not in await sent_in(0.9 * HOUR)
+    assert (await sent_in(0.3 * HOUR)).count("held") == 1
+    answers["held"] = answered(200)
+    await update(service, held, name="mended")
+    await service.advance(0)
+    assert service.poster.sent[-1].url[8:12] == "held"
+    await jump(service, 8 * HOUR)
+    assert {delivery.status for delivery, _ in await seen(service, held)} == {"succeeded"}
+
+
 # What an operator does.
 
 
@@ -802,8 +933,8 @@ def test_a_retry_that_becomes_due_during_a_look_is_not_late(
         await run_once(service)
         service.poster.answer = lambda _: None
 
-        async def slowly(*args: Any) -> Any:
-            found = await look(*args)
+        async def slowly(*args: Any, **kwargs: Any) -> Any:
+            found = await look(*args, **kwargs)
             if not found:
                 service.clock.advance(10)
             return found
@@ -854,6 +985,23 @@ async def test_a_service_that_stops_begins_nothing_more(service: EmbeddedService
     await stopping
     statuses = [delivery.status for delivery, _ in await seen(service, endpoint)]
     assert statuses == ["succeeded", "succeeded", "pending"]
+
+
+@on_a_service()
+async def test_nothing_spins_while_a_service_stops(service: EmbeddedService) -> None:
+    """Lanes refuse to begin anything, and what is due stays so: nobody asks the tables again and
+    again, and whoever pauses is not waited for."""
+    endpoint, _ = await register(service, enabled=False)
+    await owe_many(service, endpoint, 3)
+    service.ctx.changes.close()
+    before = service.store.calls
+    await update(service, endpoint, enabled=True)
+    await service.settle()
+    assert service.store.calls - before < 20
+    stopping = asyncio.create_task(service.jobs.stop(60))
+    await service.settle()
+    assert stopping.done()
+    assert service.poster.sent == []
 
 
 @on_a_service()

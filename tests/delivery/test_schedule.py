@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runbell.pacing import Pace, RetrySchedule, SlowDown, is_given_up, wait_seconds
+from runbell.pacing import Meter, Pace, RetrySchedule, SlowDown, is_given_up, wait_seconds
 from runbell.pacing.deliveries import DISABLE_AFTER_MS
 
 OWED = 1_800_000_000_000
@@ -111,44 +111,74 @@ RULE = SlowDown()
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_an_overloaded_endpoint_is_slowed_down(status: int) -> None:
-    assert RULE.after(Pace(), status, 10.0, limit=40.0) == Pace(20.0, 10.0)
-    assert RULE.after(Pace(), status, 10.0) == Pace(50.0, 10.0)
-    assert RULE.after(Pace(8.0, 0.0), status, 10.0) == Pace(4.0, 10.0)
+    """From the rate that it had; and from what was planned, where that is less."""
+    assert RULE.after(Pace(), status, 10.0, 40.0) == Pace(20.0, 10.0, 40.0)
+    slowed = Pace(8.0, 0.0, 40.0)
+    assert RULE.after(slowed, status, 10.0, 40.0) == Pace(4.0, 10.0, 40.0)
+    assert RULE.after(slowed, status, 10.0, 2.0) == Pace(1.0, 10.0, 40.0)
 
 
 @pytest.mark.parametrize("status", [None, 200, 204, 302, 400, 404, 410, 500])
 def test_other_answers_slow_nothing_down(status: int | None) -> None:
-    assert RULE.after(Pace(), status, 10.0) == Pace()
-    slowed = RULE.after(Pace(8.0, 0.0), status, 10.0).per_second
+    assert RULE.after(Pace(), status, 10.0, 40.0) == Pace()
+    slowed = RULE.after(Pace(8.0, 0.0, 40.0), status, 10.0, 40.0).per_second
     assert slowed == (10.0 if status in (200, 204) else 8.0)
 
 
 def test_many_answers_of_one_moment_count_once() -> None:
     pace = Pace()
     for _ in range(50):
-        pace = RULE.after(pace, 429, 10.0)
-    assert pace == Pace(50.0, 10.0)
+        pace = RULE.after(pace, 429, 10.0, 100.0)
+    assert pace == Pace(50.0, 10.0, 100.0)
     for _ in range(50):
-        pace = RULE.after(pace, 200, 10.5)
-    assert pace == Pace(50.0, 10.0)
+        pace = RULE.after(pace, 200, 10.5, 50.0)
+    assert pace == Pace(50.0, 10.0, 100.0)
 
 
 def test_the_slowest_is_still_something() -> None:
     pace = Pace()
     for second in range(100):
-        pace = RULE.after(pace, 503, float(second * 2))
+        pace = RULE.after(pace, 503, float(second * 2), 100.0)
     assert pace.per_second == 0.1
     assert pace.interval == pytest.approx(10.0)
 
 
 def test_an_endpoint_that_recovers_is_as_fast_as_before() -> None:
-    pace, second = Pace(0.1, 0.0), 0.0
+    pace, second = Pace(0.1, 0.0, 50.0), 0.0
     while pace.per_second is not None:
         second += max(1.0, pace.interval)
-        pace = RULE.after(pace, 200, second, limit=50.0)
+        pace = RULE.after(pace, 200, second, pace.per_second)
         assert pace.per_second is None or pace.per_second < 50.0
     assert second < 300
     assert pace.interval == 0.0
+
+
+@pytest.mark.parametrize("interval", [0.01, 0.1, 0.4])
+def test_a_meter_tells_the_rate_of_the_last_second(interval: float) -> None:
+    meter = Meter()
+    for number in range(round(5 / interval)):
+        now = number * interval
+        if now > 1:
+            assert meter.per_second(now) == pytest.approx(1 / interval, abs=1.01)
+        meter.began(now)
+    assert meter.per_second(7.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "held"),
+    [
+        (429, 30.0, 30),
+        (503, 9e9, 3600),
+        (503, -1.0, 0),
+        (503, None, 0),
+        (500, 30.0, 0),
+        (200, 9, 0),
+    ],
+)
+def test_retry_after_of_one_that_is_overloaded_holds_everything(
+    status: int, asked: float | None, held: float
+) -> None:
+    assert RULE.hold(status, asked) == held
 
 
 # Giving up.

@@ -7,6 +7,8 @@ same file, and the client sends the same request with the same key.
 from __future__ import annotations
 
 import http.client
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,18 @@ POINTS = {
 }
 
 
-def dying(point: str, hit: int) -> tuple[str, ...]:
-    return (
-        *(sys.executable, "-m", "runbell.testing.faulty"),
-        *("--kill-at", str(Kill(point, hit)), "--"),
-    )
+def dying(kill: Kill) -> tuple[str, ...]:
+    """A service that dies there when it is asked something after SIGUSR1."""
+    program = (sys.executable, "-m", "runbell.testing.faulty")
+    return (*program, "--on-signal", "--kill-at", str(kill), "--")
+
+
+def die(service: Served, kill: Kill) -> None:
+    """See it die of what it was just asked, and start it for good."""
+    service.wait_dead()
+    assert kill.last_words in service.stderr()
+    service.command = RUNBELL
+    service.start()
 
 
 def post(api: Api, path: str, body: Any, key: str) -> Answer | None:
@@ -47,25 +56,13 @@ def post(api: Api, path: str, body: Any, key: str) -> Answer | None:
 @pytest.mark.parametrize("point", POINTS)
 def test_a_run_is_created_once(tmp_path: Path, point: str, stream: bool) -> None:
     """One thread, one run, one history; the second request is answered by the first's run."""
-    with Served(tmp_path) as service:
+    kill = Kill(point)
+    with Served(tmp_path, command=dying(kill)) as service:
         assistant = service.api().post("/v1/assistants", {"model": "echo"}).ok()["id"]
         body: Any = {"assistant_id": assistant, "thread": {"messages": HELLO}, "stream": stream}
-        service.stop()
-        # The start writes as well, so that the request's own hit is found by trying.
-        for hit in range(1, 20):
-            service.command = dying(point, hit)
-            try:
-                service.start()
-            except AssertionError:
-                continue
-            answer = post(service.api(), "/v1/threads/runs", body, "a")
-            if answer is None:
-                break
-            pytest.fail(f"{point}:{hit} was not on the request's way")
-        service.wait_dead()
-        assert Kill(point, hit).last_words in service.stderr()
-        service.command = RUNBELL
-        service.start()
+        os.kill(service.pid, signal.SIGUSR1)
+        assert post(service.api(), "/v1/threads/runs", body, "a") is None
+        die(service, kill)
         again = post(service.api(), "/v1/threads/runs", body, "a")
         assert again is not None
         assert again.status == 200, again
@@ -105,7 +102,8 @@ def _check_one_run(service: Served, again: Answer, third: Answer, *, stream: boo
 def test_outputs_are_given_once(tmp_path: Path, point: str) -> None:
     """A tool may have done something that cannot be done twice: its outputs are in, or they are
     not, and the same request says so either way."""
-    with Served(tmp_path) as service:
+    kill = Kill(point)
+    with Served(tmp_path, command=dying(kill)) as service:
         api = service.api()
         tool = {"type": "function", "function": {"name": "f"}}
         made = api.post("/v1/assistants", {"model": "echo", "tools": [tool]}).ok()
@@ -121,18 +119,9 @@ def test_outputs_are_given_once(tmp_path: Path, point: str) -> None:
             "submit_tool_outputs"
         ]["tool_calls"]
         body = {"tool_outputs": [{"tool_call_id": call["id"], "output": "rain"}]}
-        service.stop()
-        for hit in range(1, 20):
-            service.command = dying(point, hit)
-            try:
-                service.start()
-            except AssertionError:
-                continue
-            break
-        assert post(service.api(), f"{path}/submit_tool_outputs", body, "a") is None
-        service.wait_dead()
-        service.command = RUNBELL
-        service.start()
+        os.kill(service.pid, signal.SIGUSR1)
+        assert post(api, f"{path}/submit_tool_outputs", body, "a") is None
+        die(service, kill)
         api = service.api()
         replies = [post(api, f"{path}/submit_tool_outputs", body, "a") for _ in range(2)]
         assert [reply is not None and reply.status for reply in replies] == [200, 200]

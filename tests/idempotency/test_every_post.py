@@ -322,7 +322,7 @@ def test_a_server_that_says_nothing_yet_is_no_error_with_a_key(
     where, body = begun(api, path, "m", stream)
     answer = api.post(where, body, headers={"Idempotency-Key": new_name()})
     assert (answer.status, answer.error["code"]) == (400, "model_not_found")
-    assert "did not say yet which models it has" in answer.error["message"]
+    assert "has not said yet which models it has" in answer.error["message"]
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 
-from runbell.service.openapi import document
-from runbell.service.openapi.document import STREAM_EVENTS
+from runbell.service.openapi.document import STREAM_EVENTS, document
 from tests.served import Answer
 
 __all__ = ["conforms", "frames", "matches", "operation_of"]

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from runbell.service.openapi import document
+from runbell.service.openapi.document import document
 from runbell.service.openapi.examples import IDS, examples
 from runbell.service.wire.parameters import IDEMPOTENCY_KEY
 from tests.openapi.conformance import conforms

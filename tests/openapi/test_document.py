@@ -7,7 +7,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from runbell.errors import RequestRefused
-from runbell.service.openapi import document
+from runbell.service.openapi.document import document
 from runbell.service.openapi.examples import examples
 from runbell.service.routes import ROUTES
 from runbell.service.wire.annotations import EXTENSION, UNSUPPORTED_MARK

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from runbell.service.openapi import PATHS, document
+from runbell.service.openapi import PATHS
+from runbell.service.openapi.document import document
 from tests.served import Api, Served
 
 VOID = {"meta", "link", "br"}

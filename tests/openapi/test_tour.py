@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runbell.service.openapi import document
+from runbell.service.openapi.document import document
 from runbell.service.openapi.examples import REFUSALS, examples
 from tests.openapi.conformance import conforms, frames, operation_of
 from tests.served import Answer, Api, Served, eventually

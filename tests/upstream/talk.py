@@ -111,6 +111,8 @@ def request(
         max_prompt_tokens=max_prompt_tokens,
         max_completion_tokens=max_completion_tokens,
         run_id="run_1",
+        thread_id="thread_1",
+        project_id="proj_1",
         expires_at_ms=expires_at_ms,
     )
 
@@ -168,20 +170,30 @@ class Talk:
 
     Attributes:
         clock: moves when the test moves it.
+        name: of the server, as it stands in logs and metrics.
         observed: how each call ended, and its seconds.
+        tried_again: how many of them were tries behind the first one.
     """
 
     def __init__(self, server: ModelServer, **settings: Any) -> None:
         self.server = server
         self.clock = VirtualClock()
         self.observed: list[tuple[str, float]] = []
+        self.tried_again = 0
         fields = {"url": server.url, "first_answer": FIRST_ANSWER, **settings}
-        self.upstream = Upstream(
-            UpstreamSettings(**fields), self.clock, random.Random(0), self._observe
-        )
+        made = UpstreamSettings(**fields)
+        self.name = made.name
+        self.upstream = Upstream(made, self.clock, random.Random(0), self)
 
-    def _observe(self, outcome: str, seconds: float) -> None:
+    # What an observer does.
+
+    def model_called(self, upstream: str, outcome: str, seconds: float) -> None:
+        assert upstream == self.name
         self.observed.append((outcome, seconds))
+
+    def model_tried_again(self, upstream: str) -> None:
+        assert upstream == self.name
+        self.tried_again += 1
 
     async def said(self, asked: ModelRequest | None = None) -> Said:
         """The whole answer of one turn."""

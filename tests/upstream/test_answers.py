@@ -240,7 +240,7 @@ def test_an_end_without_any_sign_of_it_is_a_broken_answer() -> None:
 
 def test_a_web_page_is_no_answer() -> None:
     error = failure_of(b"<html></html>", content_type="text/html; charset=utf-8")
-    assert "does its URL end in /v1?" in error.message
+    assert error.message == "The model server answered with a web page."
 
 
 def test_an_event_without_end_is_not_collected_for_ever() -> None:

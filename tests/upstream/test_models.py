@@ -15,6 +15,7 @@ from runbell.errors import ModelError
 from runbell.service.backends import Backends, RemoteBackend
 from runbell.service.backends.echo import Echo
 from runbell.service.backends.upstream import Upstream
+from runbell.service.operations.refusals import model_not_served
 from runbell.service.upstreams import UpstreamSettings
 from tests.upstream.model_server import ModelServer, Pause, document, refuse, silent
 from tests.upstream.talk import Said, request, soon
@@ -166,6 +167,49 @@ def test_lists_in_other_shapes(body: Any, names: set[str]) -> None:
             assert not made.backends.undecided
 
     asyncio.run(told())
+
+
+@pytest.mark.parametrize("reply", [refuse(404, b"404 page not found"), document({"error": "?"})])
+def test_a_base_url_without_a_version_is_doubted(
+    reply: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def told() -> str:
+        async with ModelServer() as server:
+            server.models = reply
+            for url in (server.url, server.url.removesuffix("/v1")):
+                upstream = Upstream(UpstreamSettings(url), VirtualClock())
+                await upstream.look_up()
+                await upstream.close()
+            return server.url
+
+    url = asyncio.run(told())
+    right, wrong = caplog.messages
+    assert "/v1:" not in right
+    assert wrong.endswith(f". A base URL mostly ends in /v1: try {url}.")
+    assert caplog.records[1].fields["upstream"] == url[7:-3]
+
+
+@story((), ())
+async def test_servers_that_have_not_said_what_they_have_are_counted(made: House) -> None:
+    said = []
+    for _ in range(3):
+        undecided = made.backends.undecided
+        said.append(model_not_served("x", made.backends.models(), undecided).message)
+        made.servers[0].models, made.servers[1].models = ("a",), refuse(503, {})
+        if len(said) == 2:
+            made.servers[1].models = ("b",)
+        made.clock.advance(5)
+        await made.backends.refresh()
+    two, one, none = (each.partition("is not served here. ")[2] for each in said)
+    assert two.startswith(
+        "2 model servers have not said yet which models they have (the log says why); "
+        "one of them may serve this one. Served: echo. "
+    )
+    assert one.startswith(
+        "One model server has not said yet which models it has (the log says why); "
+        "it may serve this one. Served: a, echo. "
+    )
+    assert none.startswith("Served: a, b, echo. ")
 
 
 # Servers that are away.
@@ -409,7 +453,7 @@ async def test_models_are_news_once(made: House) -> None:
     records: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("runbell.service.backends.upstream.backend")
+    logger = logging.getLogger("runbell.models")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

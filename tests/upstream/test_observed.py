@@ -34,6 +34,7 @@ async def test_each_try_is_a_call_and_the_pauses_are_none(talk: Talk) -> None:
     await talk.skip()
     await turn
     assert talk.observed == [("failed", 0), ("failed", 0), ("answered", 0)]
+    assert talk.tried_again == 2
 
 
 @on_a_server(concurrency=1)
@@ -91,10 +92,18 @@ async def test_what_never_became_a_call_is_none(talk: Talk) -> None:
 def test_a_backend_that_does_not_count_is_counted() -> None:
     """What is built in has no tries: each turn is a call."""
 
-    async def story() -> list[str]:
-        observed: list[str] = []
+    class Observer:
+        def model_called(self, upstream: str, outcome: str, seconds: float) -> None:
+            observed.append((upstream, outcome))
+
+        def model_tried_again(self, upstream: str) -> None:
+            raise AssertionError
+
+    observed: list[tuple[str, str]] = []
+
+    async def story() -> None:
         scripted = ScriptedBackend()
-        backends = Backends([scripted], VirtualClock(), lambda how, _: observed.append(how))
+        backends = Backends([scripted], VirtualClock(), Observer())
 
         async def answer() -> None:
             async with aclosing(backends.answer(request(model="scripted"))) as pieces:
@@ -112,6 +121,6 @@ def test_a_backend_that_does_not_count_is_counted() -> None:
                 scripted.turn.fail()
                 with pytest.raises(ModelError):
                     await turn
-        return observed
 
-    assert asyncio.run(story()) == ["answered", "failed"]
+    asyncio.run(story())
+    assert observed == [("built-in", "answered"), ("built-in", "failed")]

@@ -51,6 +51,19 @@ def test_an_option_belongs_to_the_upstream_before_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("http://127.0.0.1:11434/v1", "127.0.0.1:11434"),
+        ("https://API.example.com/v1", "api.example.com:443"),
+        ("http://models", "models:80"),
+        ("http://[::1]:8000/x", "[::1]:8000"),
+    ],
+)
+def test_a_server_has_a_name(url: str, name: str) -> None:
+    assert UpstreamSettings(url).name == name
+
+
+@pytest.mark.parametrize(
     "text",
     [
         f"{URL} --model-map 'a b=x y' --upstream https://b",

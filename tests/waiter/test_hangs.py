@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import sys
 import threading
@@ -184,6 +185,40 @@ def test_whatever_a_function_raises_is_told_to_the_model(function, limit, asynch
     assert found.status == "completed"
     (output,) = sent
     assert b"error" in output
+
+
+async def runs_out():
+    raise TimeoutError("the shop did not answer")
+
+
+def runs_out_too():
+    raise TimeoutError("the shop did not answer")
+
+
+@pytest.mark.parametrize("function", [runs_out, runs_out_too])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_timeout_of_a_function_is_not_that_of_its_limit(function, asynchronous):
+    sent = []
+
+    def serve(request):
+        if request.method == "POST":
+            sent.append(json.loads(request.read())["tool_outputs"][0]["output"])
+        return wants_one_call(request)
+
+    options = {"tools": {"f": function}, "policy": QUICK, "tool_timeout": 30.0}
+
+    async def story():
+        async with runbell.AsyncWaiter(async_client(serve), **options) as waiter:
+            await asyncio.wait_for(waiter.wait(run()), LIMIT)
+
+    if asynchronous:
+        asyncio.run(story())
+    else:
+        with runbell.Waiter(client(serve), **options) as waiter:
+            ended(waiter.wait, run())
+    assert [json.loads(each) for each in sent] == [
+        {"error": "TimeoutError: the shop did not answer"}
+    ]
 
 
 def test_such_an_error_can_be_raised_by_choice():

@@ -15,6 +15,8 @@ EXTRA_OF_PACKAGE = {
     "rich": "cli",
     "aiohttp": "serve",
     "alembic": "serve",
+    "asyncpg": "postgresql",
+    "pgqueuer": "postgresql",
     "cryptography": "serve",
     "msgspec": "serve",
     "prometheus_client": "serve",

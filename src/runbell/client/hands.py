@@ -7,11 +7,12 @@ threads driver nothing here ever suspends, so a coroutine runs to its end when i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -32,7 +33,7 @@ from runbell.client.trouble import date_seconds
 from runbell.client.view import Answer
 from runbell.errors import BadAnswer, ConfigurationError, RunbellError
 
-__all__ = ["CallFunction", "Contained", "Hands", "ToolOutcome", "contained"]
+__all__ = ["CallFunction", "Contained", "Hands", "OutOfTime", "ToolOutcome", "contained"]
 
 log = logging.getLogger("runbell")
 
@@ -41,10 +42,18 @@ class CallFunction(Protocol):
     """How a driver calls somebody's function, which may take its time.
 
     Raises:
-        TimeoutError: it took longer than `limit` seconds.
+        OutOfTime: it took longer than the deed's limit. A `TimeoutError` of any other kind is what
+            the function raised itself.
     """
 
     async def __call__(self, deed: UseTool, arguments: dict[str, Any]) -> Any: ...
+
+
+class OutOfTime(TimeoutError):
+    """Somebody's function took longer than the seconds that it was given."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"it took longer than {seconds:g} s")
 
 
 class Contained(RunbellError):
@@ -194,8 +203,8 @@ class Hands:
             return ToolOutcome(output_of(result), time.monotonic() - began)
         except BadArguments as error:
             words = f"bad arguments: {error}"
-        except TimeoutError as error:
-            words = str(error) or "it took too long"
+        except OutOfTime as error:
+            words = str(error)
             raised = error
         except Exception as error:  # noqa: BLE001 - anything that a user's function may raise
             shown = error.__cause__ if isinstance(error, Contained) else error
@@ -257,11 +266,32 @@ def run_now(coroutine: Any) -> Any:
     raise ConfigurationError("a synchronous waiter needs a synchronous client")
 
 
+@contextlib.asynccontextmanager
+async def in_time(limit: float | None) -> AsyncIterator[None]:
+    """Cancel what takes longer than this many seconds.
+
+    Raises:
+        OutOfTime: it did. A `TimeoutError` from within stays what it is.
+    """
+    scope = asyncio.timeout(limit)
+    try:
+        async with scope:
+            yield
+    except TimeoutError as error:
+        if limit is None or not scope.expired():
+            raise
+        raise OutOfTime(limit) from error
+
+
 def run_async(function: Callable[..., Any], arguments: dict[str, Any], limit: float | None) -> Any:
-    """Call an asynchronous function from a thread without an event loop."""
+    """Call an asynchronous function from a thread without an event loop.
+
+    Raises:
+        OutOfTime: it took longer than `limit` seconds.
+    """
 
     async def call() -> Any:
-        async with asyncio.timeout(limit):
+        async with in_time(limit):
             return await function(**arguments)
 
     return asyncio.run(call())

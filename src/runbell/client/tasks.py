@@ -12,7 +12,7 @@ from typing import Any
 
 from runbell.client.deeds import Order, UseTool
 from runbell.client.fleet import Fleet, Landed, Leave, Mail, Told
-from runbell.client.hands import Hands, contained
+from runbell.client.hands import Hands, contained, in_time
 from runbell.clock import Clock
 from runbell.errors import RunbellError
 
@@ -149,7 +149,7 @@ async def call_function(deed: UseTool, arguments: dict[str, Any]) -> Any:
     whoever waits.
 
     Raises:
-        TimeoutError: it took longer than its limit. A function in a thread can't be stopped: it
+        OutOfTime: it took longer than its limit. A function in a thread can't be stopped: it
             goes on, and nobody hears of it.
     """
     context = deed.context.copy() if deed.context else contextvars.copy_context()
@@ -168,12 +168,8 @@ async def call_function(deed: UseTool, arguments: dict[str, Any]) -> Any:
             raise found from found.__cause__
 
     try:
-        async with asyncio.timeout(deed.limit):
+        async with in_time(deed.limit):
             return await asyncio.get_running_loop().create_task(call(), context=context.copy())
-    except TimeoutError as error:
-        if deed.limit is None:
-            raise
-        raise TimeoutError(f"it took longer than {deed.limit:g} s") from error
     except asyncio.CancelledError as error:
         if _has_to_end(error):
             raise

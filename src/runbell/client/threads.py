@@ -15,7 +15,7 @@ from typing import Any
 
 from runbell.client.deeds import Order, UseTool
 from runbell.client.fleet import Fleet, Join, Landed, Leave, Mail, Told
-from runbell.client.hands import Hands, contained, run_async, run_now
+from runbell.client.hands import Hands, OutOfTime, contained, run_async, run_now
 from runbell.clock import Clock
 from runbell.errors import RunbellError
 
@@ -150,7 +150,7 @@ async def call_function(deed: UseTool, arguments: dict[str, Any]) -> Any:
     """Call a tool in this thread, or where it has a time limit in one that can be left alone.
 
     Raises:
-        TimeoutError: it took longer than its limit. A function can't be stopped: it goes on, and
+        OutOfTime: it took longer than its limit. A function can't be stopped: it goes on, and
             nobody hears of it.
     """
     context = deed.context.copy() if deed.context else contextvars.copy_context()
@@ -181,7 +181,7 @@ async def call_function(deed: UseTool, arguments: dict[str, Any]) -> Any:
     try:
         value, failure = outcome.get(timeout=min(deed.limit, threading.TIMEOUT_MAX))
     except queue.Empty:
-        raise TimeoutError(f"it took longer than {deed.limit:g} s") from None
+        raise OutOfTime(deed.limit) from None
     if failure is not None:
         raise failure
     return value

@@ -2,7 +2,7 @@
 
 from runbell.pacing.backoff import RetryBackoff
 from runbell.pacing.bucket import Taken, TokenBucket
-from runbell.pacing.deliveries import Pace, RetrySchedule, SlowDown, is_given_up
+from runbell.pacing.deliveries import Meter, Pace, RetrySchedule, SlowDown, is_given_up
 from runbell.pacing.pacer import FairPacer, Pacer
 from runbell.pacing.policies import (
     Advised,
@@ -23,6 +23,7 @@ __all__ = [
     "FairPacer",
     "Fixed",
     "Jittered",
+    "Meter",
     "Pace",
     "Pacer",
     "Policy",

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["DISABLE_AFTER_MS", "GONE", "Pace", "RetrySchedule", "SlowDown", "is_given_up"]
+__all__ = ["DISABLE_AFTER_MS", "GONE", "Meter", "Pace", "RetrySchedule", "SlowDown", "is_given_up"]
 
 SECOND, MINUTE, HOUR = 1.0, 60.0, 3600.0
 
@@ -78,6 +78,33 @@ class RetrySchedule:
         return min(now_ms + round(delay * 1000), max(end_ms, now_ms))
 
 
+class Meter:
+    """How many attempts a second an endpoint was sent of late: those of the last second, as far as
+    two counts know, of this full second and of the one before."""
+
+    __slots__ = ("_before", "_count", "_second")
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._count = self._before = 0
+
+    def began(self, now: float) -> None:
+        """An attempt has begun, at a moment of a clock that never goes back."""
+        self._turn_to(now)
+        self._count += 1
+
+    def per_second(self, now: float) -> float:
+        """The rate; 1 at least, as whoever asks has an answer in hand."""
+        self._turn_to(now)
+        return max(1.0, self._count + self._before * (1.0 - now % 1.0))
+
+    def _turn_to(self, now: float) -> None:
+        second = int(now)
+        if second != self._second:
+            self._before = self._count if second == self._second + 1 else 0
+            self._second, self._count = second, 0
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How fast one endpoint is sent to, as far as its own answers decide.
@@ -85,10 +112,12 @@ class Pace:
     Attributes:
         per_second: attempts a second; None for as many as its limit allows.
         since: when that was decided, in seconds of a clock that never goes back.
+        before: the rate that was too much for it, from which it was slowed down.
     """
 
     per_second: float | None = None
     since: float = 0.0
+    before: float = 0.0
 
     @property
     def interval(self) -> float:
@@ -100,46 +129,56 @@ class Pace:
 class SlowDown:
     """The rule by which an endpoint that is overloaded is sent to more slowly, and then faster.
 
-    As in congestion control: the rate is cut when the endpoint says that it is too much, and grows
-    while it is content. It changes once in `settle` seconds at the most, since answers that are
-    under way all tell of the same overload. Rates are attempts a second.
+    As in congestion control: the rate that it had is cut when the endpoint says that it is too
+    much, and grows while it is content, until it is what it was. It changes once in `settle`
+    seconds at the most, since answers that are under way all tell of the same overload. Rates are
+    attempts a second.
 
     Attributes:
         statuses: the answers that say so: too many requests, and those of an overloaded proxy.
-        start: the rate that an endpoint without a limit is taken to have had.
         floor: the slowest that it gets.
         cut: by what the rate is multiplied then.
         growth: by what it is multiplied when an attempt succeeds.
         settle: seconds.
+        longest_hold: seconds for which a Retry-After stops everything that goes to an endpoint, at
+            the most. Shorter than what it asks of one delivery, since a mistake in one answer would
+            keep every event back.
     """
 
     statuses: frozenset[int] = frozenset({429, 502, 503, 504})
-    start: float = 100.0
     floor: float = 0.1
     cut: float = 0.5
     growth: float = 1.25
     settle: float = 1.0
+    longest_hold: float = HOUR
 
-    def after(self, pace: Pace, status: int | None, now: float, limit: float | None = None) -> Pace:
+    def after(self, pace: Pace, status: int | None, now: float, observed: float) -> Pace:
         """The pace after an attempt.
 
         Args:
             status: of the answer; None where there was none, which says nothing of the load.
             now: the moment, in seconds of the clock that `pace.since` is read from.
-            limit: the endpoint's own rate limit, if it has one.
+            observed: the rate that the endpoint was sent to of late.
         """
         overloaded = status in self.statuses
         content = status is not None and 200 <= status < 300
         if pace.per_second is None:
             if not overloaded:
                 return pace
-            return Pace(max(self.floor, (limit or self.start) * self.cut), now)
+            return Pace(max(self.floor, observed * self.cut), now, observed)
         if not (overloaded or content) or now - pace.since < self.settle:
             return pace
         if overloaded:
-            return Pace(max(self.floor, pace.per_second * self.cut), now)
+            slower = min(pace.per_second, observed) * self.cut
+            return Pace(max(self.floor, slower), now, pace.before)
         faster = pace.per_second * self.growth
-        return Pace(None, now) if faster >= (limit or self.start) else Pace(faster, now)
+        return Pace(None, now) if faster >= pace.before else Pace(faster, now, pace.before)
+
+    def hold(self, status: int | None, retry_after: float | None) -> float:
+        """For how many seconds nothing is sent to an endpoint, after such an answer."""
+        if status not in self.statuses or retry_after is None:
+            return 0.0
+        return min(max(retry_after, 0.0), self.longest_hold)
 
 
 def is_given_up(

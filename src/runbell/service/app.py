@@ -120,10 +120,10 @@ class App:
         except RequestRefused as refused:
             result = _refusal(refused)
         except StorageUnavailable as error:
-            logger.warning("%s: %s", request_id, error)
+            logger.warning("%s", error, extra=_about(exchange))
             result = _refusal(_unavailable())
         except Exception:
-            logger.exception("%s %s %s failed", request_id, exchange.method, exchange.route)
+            logger.exception("a request failed", extra=_about(exchange))
             result = _refusal(_server_error(request_id))
         seconds = time.perf_counter() - started
         milliseconds = round(seconds * 1000)
@@ -135,7 +135,7 @@ class App:
         if isinstance(result, EventStream):
             try:
                 with self._ctx.metrics.streams_held.track_inprogress():
-                    await _send_stream(result, request_id, headers, receive, send)
+                    await _send_stream(result, exchange, headers, receive, send)
             finally:
                 streamed = time.perf_counter() - started - seconds
                 self._record(exchange, 200, seconds, streamed)
@@ -325,7 +325,7 @@ async def _send_answer(result: Answer, headers: list[tuple[bytes, bytes]], send:
 
 async def _send_stream(
     stream: EventStream,
-    request_id: str,
+    exchange: logs.Exchange,
     headers: list[tuple[bytes, bytes]],
     receive: Receive,
     send: Send,
@@ -350,13 +350,25 @@ async def _send_stream(
                 async for frame in frames:
                     await send({"type": "http.response.body", "body": frame, "more_body": True})
         except StorageUnavailable as error:
-            logger.warning("%s: the stream was ended: %s", request_id, error)
+            logger.warning("a stream was ended: %s", error, extra=_about(exchange))
         except Exception:
-            logger.exception("%s: the stream was ended", request_id)
+            logger.exception("a stream was ended", extra=_about(exchange))
         await send({"type": "http.response.body", "body": b""})
     finally:
         watching.cancel()
         stream.close()
+
+
+def _about(exchange: logs.Exchange) -> dict[str, Any]:
+    """The `extra` of a record about a request."""
+    return logs.having(
+        {
+            "method": exchange.method,
+            "route": exchange.route,
+            "request_id": exchange.request_id,
+            "project_id": exchange.project,
+        }
+    )
 
 
 async def _left(receive: Receive) -> None:

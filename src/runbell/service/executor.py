@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import count
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from runbell import faults
 from runbell.errors import ModelError, StorageUnavailable
@@ -17,6 +17,7 @@ from runbell.pacing import RetryBackoff
 from runbell.runs import Run, RunStatus
 from runbell.service.changes import Moved
 from runbell.service.draft import Draft
+from runbell.service.logs import having
 from runbell.service.operations import runs, turns
 from runbell.service.operations.context import Context
 from runbell.service.operations.turns import (
@@ -110,7 +111,7 @@ class Executor:
             try:
                 await turns.hand_back(self._ctx, turn)
             except StorageUnavailable as error:
-                logger.warning("%s could not be handed back: %s", turn.run.id, error)
+                logger.warning("a run could not be handed back: %s", error, extra=_about(turn.run))
         self._given_up = []
 
     async def _call_model(self, turn: Turn, hold: _Hold) -> Outcome:
@@ -138,7 +139,8 @@ class Executor:
         if isinstance(error, ModelError):
             return Failed(error, draft.said)
         # A backend's own mistake ends this run, rather than the run being tried for ever.
-        logger.error("the backend of %s failed", turn.request.config.model, exc_info=error)
+        model = turn.request.config.model
+        logger.error("the backend of %s failed", model, exc_info=error, extra=_about(turn.run))
         unexpected = ModelError("server_error", "The model's backend failed unexpectedly.")
         return Failed(unexpected, draft.said)
 
@@ -159,7 +161,7 @@ class Executor:
             if isinstance(outcome, Failed):
                 raise
             # What can't be stored now will not be storable later: no second answer is paid.
-            logger.exception("%s: its outcome cannot be stored", turn.run.id)
+            logger.exception("a run's outcome cannot be stored", extra=_about(turn.run))
             error = ModelError("server_error", "The model's answer could not be stored.")
             failed = Failed(error, Draft(self._ctx, turn.run).said)
             await self._stored(turn.run, lambda: turns.settle(self._ctx, turn, failed))
@@ -172,7 +174,7 @@ class Executor:
             except StorageUnavailable as error:
                 if self._ctx.clock.now_ms() >= run.expires_at_ms:
                     raise
-                logger.warning("%s waits for the database: %s", run.id, error)
+                logger.warning("a run waits for the database: %s", error, extra=_about(run))
             await self._ctx.clock.sleep(self._backoff.delay(failures, self._rng))
         raise AssertionError("unreachable")
 
@@ -191,3 +193,8 @@ class Executor:
         ending = run.status.is_terminal or run.status is RunStatus.CANCELLING
         if ending or (hold.attempt is not None and run.attempt != hold.attempt):
             hold.stop()
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """The `extra` of a record about this run."""
+    return having({"run_id": run.id, "thread_id": run.thread_id, "project_id": run.project_id})

@@ -30,6 +30,7 @@ __all__ = [
     "attempted",
     "configure",
     "endpoint_disabled",
+    "having",
     "moved",
 ]
 
@@ -112,6 +113,7 @@ def answered(
     else:
         # A stream, or a part of a run.
         run_id = getattr(exchange.made, "run_id", None) or run_id
+        thread_id = getattr(exchange.made, "thread_id", None) or thread_id
     # Taken from a path, they are what a client chose to write.
     if thread_id is not None and _ID.fullmatch(thread_id):
         fields["thread_id"] = thread_id
@@ -184,6 +186,11 @@ def endpoint_disabled(endpoint_id: str, reason: str) -> None:
     """Log that nothing is sent to an endpoint any more; `reason` is a sentence of ours."""
     fields = {"webhook_endpoint_id": endpoint_id, "reason": reason}
     _emit(_deliveries, logging.WARNING, "disabled", fields)
+
+
+def having(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The `extra` of a record that any logger makes: its fields, without those that are None."""
+    return {"fields": {name: value for name, value in fields.items() if value is not None}}
 
 
 def _emit(logger: logging.Logger, level: int, message: str, fields: dict[str, Any]) -> None:

@@ -13,11 +13,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from runbell import __version__
 from runbell.runs import EVENT_TYPES, Run, event_type
 
 __all__ = ["ATTEMPT_OUTCOMES", "UNMATCHED", "Backlog", "Due", "Metrics", "Page"]
@@ -79,6 +87,8 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
+        build = Info("runbell_build", "The Runbell that serves.", registry=registry)
+        build.info({"version": __version__})
         self._runs = Gauge(
             "runbell_runs",
             "Runs that have not ended, by status.",
@@ -94,9 +104,15 @@ class Metrics:
         self._moved = {kind: self._transitions.labels(kind) for kind in EVENT_TYPES}
         self._model_call = Histogram(
             "runbell_model_call_seconds",
-            "Duration of model calls, each try for itself, by how they ended.",
-            ["outcome"],
+            "Duration of model calls, each try for itself, by whom they asked and how they ended.",
+            ["upstream", "outcome"],
             buckets=_MODEL_CALL,
+            registry=registry,
+        )
+        self._model_retries = Counter(
+            "runbell_model_call_retries",
+            "Model calls that were tries behind the first one, by whom they asked.",
+            ["upstream"],
             registry=registry,
         )
         self.waits_held = Gauge(
@@ -207,9 +223,17 @@ class Metrics:
         if delay is not None:
             self._delivered.observe(max(0.0, delay))
 
-    def model_called(self, outcome: str, seconds: float) -> None:
-        """A model call, or a try of one, is over."""
-        self._model_call.labels(outcome).observe(seconds)
+    def model_called(self, upstream: str, outcome: str, seconds: float) -> None:
+        """A model call, or a try of one, is over.
+
+        Args:
+            upstream: the name of the model server, from the settings alone.
+        """
+        self._model_call.labels(upstream, outcome).observe(seconds)
+
+    def model_tried_again(self, upstream: str) -> None:
+        """A model call that failed begins anew."""
+        self._model_retries.labels(upstream).inc()
 
     def committed(self, units: int, seconds: float) -> None:
         """The writer has committed a group of units; called on its thread."""

@@ -15,6 +15,8 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any, TypeVar
 
+import msgspec
+
 from runbell.errors import RequestRefused, StorageUnavailable
 from runbell.service.routes.routing import Answer, Call, EventStream, Route, answer
 from runbell.service.routes.streaming import replay_run
@@ -138,8 +140,24 @@ def _plain(body: bytes) -> bytes:
 async def _replay(call: Call[Any, Any], first: FirstAnswer) -> Answer | EventStream:
     headers = {**first.headers, **REPLAYED}
     if first.run_id is None:
-        return Answer(first.status, first.body, headers)
+        return Answer(first.status, first.body, headers, made=_told(first.body))
     return replace(await replay_run(call.ctx, call.project, first.run_id), headers=headers)
+
+
+class _Told(msgspec.Struct):
+    """What the log tells of an answer that is there as bytes alone."""
+
+    object: str | None = None
+    id: str | None = None
+    thread_id: str | None = None
+    run_id: str | None = None
+
+
+def _told(body: bytes) -> _Told | None:
+    try:
+        return msgspec.json.decode(body, type=_Told)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _repeats() -> RequestRefused:

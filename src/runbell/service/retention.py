@@ -109,4 +109,7 @@ async def _events_behind(ctx: Context, position: int) -> list[retention.Old]:
 
 
 async def _remove(ctx: Context, run_ids: list[str], before_ms: int) -> int:
-    return await ctx.store.write(lambda tx: retention.remove(tx, run_ids, before_ms, ROWS))
+    now_ms = ctx.clock.now_ms()
+    return await ctx.store.write(
+        lambda tx: retention.remove(tx, run_ids, before_ms, ROWS, now_ms=now_ms)
+    )

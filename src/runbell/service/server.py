@@ -31,13 +31,14 @@ from runbell.service import logs, retention
 from runbell.service.app import App
 from runbell.service.backends import Backend, Backends
 from runbell.service.backends.echo import Echo
-from runbell.service.backends.timing import Observe
+from runbell.service.backends.timing import Observer
 from runbell.service.connection import Connection
 from runbell.service.databases import Database, open_database
 from runbell.service.delivery.dialling import Poster
 from runbell.service.delivery.lanes import Deliverer
 from runbell.service.executor import Executor
 from runbell.service.feeds import Feeds
+from runbell.service.hints import Hints
 from runbell.service.jobs import Handler, JobKind
 from runbell.service.live import Live
 from runbell.service.metrics import Metrics
@@ -53,7 +54,7 @@ from runbell.service.settings import Settings, mistaken_variables
 from runbell.service.vault import Vault, load_or_make_key
 from runbell.storage import endpoints, projects
 
-__all__ = ["build", "handlers", "run"]
+__all__ = ["build", "handlers", "run", "work"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +74,27 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> None:
     Raises:
         ConfigurationError: the service cannot start; says why, and what to do.
     """
+    _live(settings, _serve(settings, say))
+
+
+def work(settings: Settings, say: Callable[[str], None] = print) -> None:
+    """Execute runs and deliver webhooks until SIGTERM or SIGINT, and take no requests.
+
+    Args:
+        say: shows a line to whoever started the process.
+
+    Raises:
+        ConfigurationError: the worker cannot start; says why, and what to do.
+    """
+    _live(settings, _work(settings, say))
+
+
+def _live(settings: Settings, life: Coroutine[Any, Any, None]) -> None:
     logs.configure(settings.log_level, settings.log_format)
     for name, meant in mistaken_variables(os.environ).items():
         logger.warning("%s is no setting: is %s meant?", name, meant)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings, say))
+        runner.run(life)
 
 
 def build(
@@ -85,7 +102,7 @@ def build(
 ) -> tuple[Context, Executor, Deliverer]:
     """The parts of one service, put together; its jobs are not started."""
     metrics, store = Metrics(), database.store
-    backends = _backends(settings, clock, metrics.model_called)
+    backends = _backends(settings, clock, metrics)
     ctx = Context(
         settings,
         clock,
@@ -94,6 +111,7 @@ def build(
         database.changes,
         Feeds(store, database.changes),
         Live(),
+        Hints(clock),
         backends,
         _poster(settings, clock),
         vault,
@@ -130,14 +148,14 @@ async def _vault(settings: Settings, database: Database) -> Vault:
     return vault
 
 
-def _backends(settings: Settings, clock: Clock, observe: Observe) -> Backends:
+def _backends(settings: Settings, clock: Clock, observer: Observer) -> Backends:
     backends: list[Backend] = [Echo(clock)]
     if settings.upstream:
         # Imported here: without a model server, its HTTP client need not be in memory.
         from runbell.service.backends.upstream import Upstream
 
-        backends += [Upstream(each, clock, observe=observe) for each in settings.upstream]
-    return Backends(backends, clock, observe)
+        backends += [Upstream(each, clock, observer=observer) for each in settings.upstream]
+    return Backends(backends, clock, observer)
 
 
 def handlers(executor: Executor, deliverer: Deliverer) -> dict[JobKind, Handler]:
@@ -148,6 +166,36 @@ def handlers(executor: Executor, deliverer: Deliverer) -> dict[JobKind, Handler]
         JobKind.FINISH_CANCEL: executor.finish_cancel,
         JobKind.DELIVER: deliverer.deliver,
     }
+
+
+async def _work(settings: Settings, say: Callable[[str], None]) -> None:
+    async with open_database(settings) as database:
+        if not database.shared:
+            raise ConfigurationError(
+                f"{database.name} has one process, which serves too: a worker needs a database for "
+                "several, such as --database postgresql://USER@HOST/DATABASE"
+            )
+        vault = await _vault(settings, database)
+        ctx, executor, deliverer = build(settings, database, SystemClock(), vault)
+        _spare_the_collector()
+        ctx.backends.start()
+        await database.join(ctx.clock, ctx.feeds, executor.look_again)
+        ctx.jobs.start(handlers(executor, deliverer))
+        stop = asyncio.Event()
+        with _signals(stop), _background(ctx.metrics.watch_loop()):
+            say(f"runbell: working for {database.name}")
+            await stop.wait()
+            ctx.changes.close()
+            await ctx.jobs.stop(settings.shutdown_grace)
+            await _let_go(ctx, executor, deliverer)
+
+
+async def _let_go(ctx: Context, executor: Executor, deliverer: Deliverer) -> None:
+    """After the last job: end what is left, and say in the tables what was given up."""
+    await deliverer.close()
+    await ctx.poster.close()
+    await executor.hand_back()
+    await ctx.backends.close()
 
 
 async def _serve(settings: Settings, say: Callable[[str], None]) -> None:
@@ -186,6 +234,7 @@ async def _serve_from(
             timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
         )
     )
+    await ctx.hints.learn(ctx.store)
     _spare_the_collector()
     ctx.backends.start()
     await database.join(ctx.clock, ctx.feeds, executor.look_again)
@@ -205,21 +254,20 @@ async def _serve_from(
         stopped.cancel()
         app.stop()
         server.should_exit = True
+        # At once: what is handed out from now on would be refused by those who stop.
+        stopping = asyncio.create_task(ctx.jobs.stop(settings.shutdown_grace))
         logger.info(
             "stopping: open requests, and %s, have %g s",
-            await _live(ctx, "model call", RunStatus.IN_PROGRESS),
+            await _going_on(ctx, "model call", RunStatus.IN_PROGRESS),
             settings.shutdown_grace,
         )
-        await asyncio.gather(serving, ctx.jobs.stop(settings.shutdown_grace))
-        await deliverer.close()
-        await ctx.poster.close()
-        await executor.hand_back()
-        await ctx.backends.close()
-        going_on = await _live(ctx, "run", RunStatus.QUEUED, RunStatus.IN_PROGRESS)
+        await asyncio.gather(serving, stopping)
+        await _let_go(ctx, executor, deliverer)
+        going_on = await _going_on(ctx, "run", RunStatus.QUEUED, RunStatus.IN_PROGRESS)
         logger.info("stopped; to go on at the next start: %s", going_on)
 
 
-async def _live(ctx: Context, name: str, *statuses: RunStatus) -> str:
+async def _going_on(ctx: Context, name: str, *statuses: RunStatus) -> str:
     """How many runs have one of these statuses, in words, by another name."""
     found = await backlog.look(ctx)
     if found is None:

@@ -47,6 +47,19 @@ class UpstreamSettings:
     total: float = 0.0
     concurrency: int = 0
 
+    @property
+    def name(self) -> str:
+        """Its host and port, for logs and metrics: `127.0.0.1:11434`."""
+        parts = urlsplit(self.url)
+        host = parts.hostname or ""
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def is_versioned(self) -> bool:
+        """The path of its URL names a version of the API, as almost all base URLs do."""
+        return re.search(r"/v\d", urlsplit(self.url).path) is not None
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamOption:

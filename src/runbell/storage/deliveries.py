@@ -6,10 +6,11 @@ in front of every retry, so that first attempts begin in the order in which even
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import bindparam, func, literal_column, select, text
+from sqlalchemy import bindparam, case, func, literal_column, null, select, text, update
 
 from runbell.runs import Event
 from runbell.storage import schema
@@ -26,6 +27,7 @@ __all__ = [
     "Due",
     "Undelivered",
     "attempts_of",
+    "begin_anew",
     "due",
     "due_by_endpoint",
     "failed_since",
@@ -33,6 +35,7 @@ __all__ = [
     "next_due",
     "owe",
     "page",
+    "pending_behind",
     "record",
     "recover",
     "send_again",
@@ -45,7 +48,8 @@ AT_ONCE = 0
 """When a delivery that was not tried yet is due."""
 
 MAX_BYTES = 1_000_000
-"""Bodies that one look for what is due brings along."""
+"""Bodies of each kind that one look for what is due brings along: it ends with the one that
+reaches this."""
 
 _d = schema.deliveries.c
 _a = schema.attempts.c
@@ -59,7 +63,6 @@ GET = Statement(
     "deliveries.get", "One delivery.", select(schema.deliveries).where(*_one), locks=True
 )
 
-_with_event = schema.deliveries.join(schema.events, _e.id == _d.id)
 _DUE_COLUMNS = (
     _d.position,
     _d.id,
@@ -70,14 +73,12 @@ _DUE_COLUMNS = (
     _d.failures,
     _d.since_ms,
     _d.next_at_ms,
-    _e.body,
 )
 NEW = Statement(
     "deliveries.new",
     "What an endpoint is owed and was not sent yet, in the order in which it was committed.",
     limited(
         select(*_DUE_COLUMNS)
-        .select_from(_with_event)
         .where(
             _d.endpoint_id == bindparam("endpoint"),
             _pending,
@@ -91,7 +92,6 @@ RETRIES = Statement(
     "What is to be sent to an endpoint again, the longest due first.",
     limited(
         select(*_DUE_COLUMNS)
-        .select_from(_with_event)
         .where(
             _d.endpoint_id == bindparam("endpoint"),
             _pending,
@@ -100,6 +100,9 @@ RETRIES = Statement(
         )
         .order_by(_d.next_at_ms, _d.position)
     ),
+)
+BODY = Statement(
+    "events.body", "The bytes of an event.", select(_e.body).where(_e.id == bindparam("key"))
 )
 NEXT_DUE = Statement(
     "deliveries.next_due",
@@ -208,6 +211,43 @@ FAILED_SINCE = Statement(
         )
         .order_by(_d.position)
     ),
+)
+_span = (
+    _d.endpoint_id == bindparam("endpoint"),
+    _pending,
+    # In the words of the partial index.
+    text("deliveries.status <> 'succeeded'"),
+    _d.position > bindparam("low"),
+)
+PENDING_BEHIND = Statement(
+    "deliveries.pending_behind",
+    "Deliveries to an endpoint behind a position that are pending.",
+    limited(select(_d.position).where(*_span).order_by(_d.position)),
+)
+_until_high = (*_span, _d.position <= bindparam("high"))
+GIVE_UP_OLD = Statement(
+    "deliveries.give_up_old",
+    "Deliveries of a span that are pending, of events before a time, have failed.",
+    update(schema.deliveries)
+    .values(status=literal_column("'failed'"), next_at_ms=null(), settled_at_ms=bindparam("now_ms"))
+    .where(*_until_high, _d.created_at_ms < bindparam("since_ms")),
+)
+BEGIN_ANEW = Statement(
+    "deliveries.begin_anew",
+    "Owe the deliveries of a span anew that are pending; the new ones stay in front.",
+    update(schema.deliveries)
+    .values(
+        failures=literal_column("0"),
+        since_ms=case(
+            (_d.since_ms >= bindparam("now_ms"), _d.since_ms + literal_column("1")),
+            else_=bindparam("now_ms"),
+        ),
+        next_at_ms=case(
+            (_d.next_at_ms == literal_column(str(AT_ONCE)), literal_column(str(AT_ONCE))),
+            else_=bindparam("now_ms"),
+        ),
+    )
+    .where(*_until_high),
 )
 _of_endpoint = _d.endpoint_id == bindparam("endpoint")
 _created = (
@@ -360,18 +400,47 @@ async def get(tx: Transaction, endpoint_id: str, event_id: str) -> Delivery | No
     return _delivery(row) if row is not None else None
 
 
-async def due(tx: Transaction, endpoint_id: str, now_ms: int, limit: int) -> list[Due]:
+async def due(
+    tx: Transaction,
+    endpoint_id: str,
+    now_ms: int,
+    limit: int,
+    *,
+    besides: Collection[int] = (),
+    retries: bool = True,
+) -> list[Due]:
     """What is to be sent to an endpoint now: new ones in their order, and a share of retries.
 
     Args:
         limit: how many of each of the two kinds at the most, so that neither waits for ever
             behind the other.
+        besides: positions of those that the caller has already. However many they are, and however
+            large, they stand in front of nothing.
+        retries: those, too.
     """
-    retries = await tx.fetch_all(
-        RETRIES, {"endpoint": endpoint_id, "now_ms": now_ms, "limit": limit}, MAX_BYTES
-    )
-    new = await tx.fetch_all(NEW, {"endpoint": endpoint_id, "limit": limit}, MAX_BYTES)
-    return [Due(*row) for row in (*new, *retries)]
+    params = {"endpoint": endpoint_id, "limit": limit + len(besides)}
+    found = await tx.fetch_all(NEW, params)
+    new = await _with_bodies(tx, found, besides, limit)
+    if not retries:
+        return new
+    found = await tx.fetch_all(RETRIES, {**params, "now_ms": now_ms})
+    return new + await _with_bodies(tx, found, besides, limit)
+
+
+async def _with_bodies(
+    tx: Transaction, rows: list[Row], besides: Collection[int], limit: int
+) -> list[Due]:
+    wanted = [row for row in rows if row[0] not in besides][:limit]
+    found: list[Due] = []
+    size = 0
+    for row in wanted:
+        if size >= MAX_BYTES:
+            break
+        event = await tx.fetch_one(BODY, {"key": row[1]})
+        if event is not None:
+            found.append(Due(*(*row, *event)))
+            size += len(event[0])
+    return found
 
 
 async def next_due(tx: Transaction, endpoint_id: str, after_ms: int = -1) -> int | None:
@@ -473,6 +542,27 @@ async def send_again(tx: Transaction, delivery: Delivery, now_ms: int) -> None:
 async def recover(tx: Transaction, position: int, now_ms: int) -> bool:
     """Owe a delivery anew that has failed; False where it has not, or not any more."""
     return await tx.execute(RECOVER, _anew(position, now_ms, now_ms)) == 1
+
+
+async def pending_behind(tx: Transaction, endpoint_id: str, position: int, limit: int) -> list[int]:
+    """Positions of an endpoint's pending deliveries behind one, in their order."""
+    params = {"endpoint": endpoint_id, "low": position, "limit": limit}
+    return [row[0] for row in await tx.fetch_all(PENDING_BEHIND, params)]
+
+
+async def begin_anew(
+    tx: Transaction, endpoint_id: str, span: tuple[int, int], since_ms: int, now_ms: int
+) -> None:
+    """Owe what is pending anew, from the beginning of the schedule; give up what is too old.
+
+    Args:
+        span: positions: behind the first, up to the second.
+        since_ms: events before this time are too old.
+    """
+    low, high = span
+    which = {"endpoint": endpoint_id, "low": low, "high": high, "now_ms": now_ms}
+    await tx.execute(GIVE_UP_OLD, {**which, "since_ms": since_ms})
+    await tx.execute(BEGIN_ANEW, which)
 
 
 def _anew(position: int, since_ms: int, next_at_ms: int) -> dict[str, Any]:

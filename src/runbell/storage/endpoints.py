@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import bindparam, delete, func, select, text
+from sqlalchemy import bindparam, delete, func, or_, select, text
 
 from runbell.storage import schema
 from runbell.storage.codec import JsonColumn, to_json
@@ -63,8 +63,13 @@ COUNT = Statement(
 )
 LISTENING = Statement(
     "webhook_endpoints.listening",
-    "What the project's enabled endpoints want.",
-    select(_w.id, _w.subscription).where(_w.project_id == bindparam("project"), text("enabled")),
+    "What the project's endpoints want to which events are owed.",
+    select(_w.id, _w.subscription, _w.enabled).where(
+        _w.project_id == bindparam("project"),
+        # In the words of the partial index.
+        text(f"({schema.LISTENING})"),
+        or_(text("enabled"), _w.owed_until_ms > bindparam("now_ms")),
+    ),
 )
 UPDATE = Statement(
     "webhook_endpoints.update",
@@ -85,12 +90,13 @@ UPDATE = Statement(
         "enabled",
         "disabled_reason",
         "failing_since_ms",
+        "owed_until_ms",
     ).where(*_own),
 )
 DISABLE = Statement(
     "webhook_endpoints.disable",
     "Send nothing more to an endpoint, and say why, if its owner has not changed it since.",
-    update_row(schema.webhook_endpoints, "enabled", "disabled_reason").where(
+    update_row(schema.webhook_endpoints, "enabled", "disabled_reason", "owed_until_ms").where(
         *_as_it_was, text("enabled")
     ),
 )
@@ -158,6 +164,8 @@ class Endpoint:
         old_secret_until_ms: until when the last of them does.
         disabled_reason: why it is not enabled, a sentence.
         failing_since_ms: its first failure since it last answered well; None while it does.
+        owed_until_ms: until when events go on to be owed to it though it is disabled; None where
+            they are as long as it is enabled.
     """
 
     project_id: str
@@ -177,6 +185,7 @@ class Endpoint:
     enabled: bool = True
     disabled_reason: str | None = None
     failing_since_ms: int | None = None
+    owed_until_ms: int | None = None
 
     def __repr__(self) -> str:
         # Many URLs hold a key.
@@ -185,10 +194,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """An enabled endpoint and what it wants."""
+    """An endpoint to which events are owed, and what it wants.
+
+    Attributes:
+        enabled: they are sent, too.
+    """
 
     id: str
     subscription: Subscription
+    enabled: bool
 
 
 _subscription = JsonColumn(Subscription)
@@ -218,10 +232,10 @@ async def count(tx: Transaction, project: str) -> int:
     return int(row[0]) if row is not None else 0
 
 
-async def listening(tx: Transaction, project: str) -> list[Listening]:
-    """The project's enabled endpoints, as this transaction sees them."""
-    rows = await tx.fetch_all(LISTENING, {"project": project})
-    return [Listening(row[0], _wanted(row[1])) for row in rows]
+async def listening(tx: Transaction, project: str, now_ms: int) -> list[Listening]:
+    """The project's endpoints to which events are owed, as this transaction sees them."""
+    rows = await tx.fetch_all(LISTENING, {"project": project, "now_ms": now_ms})
+    return [Listening(row[0], _wanted(row[1]), bool(row[2])) for row in rows]
 
 
 async def update(tx: Transaction, endpoint: Endpoint) -> None:
@@ -230,14 +244,22 @@ async def update(tx: Transaction, endpoint: Endpoint) -> None:
     await tx.execute(UPDATE, {**params, "project": endpoint.project_id, "key": endpoint.id})
 
 
-async def disable(tx: Transaction, endpoint_id: str, updated_at_ms: int, reason: str) -> bool:
+async def disable(
+    tx: Transaction, endpoint_id: str, updated_at_ms: int, reason: str, owed_until_ms: int
+) -> bool:
     """Send nothing more to an endpoint; False where it is not enabled anyway.
 
     Args:
         updated_at_ms: of the endpoint that was seen: to one that was changed since, it says
             nothing. So it is for the next two.
+        owed_until_ms: until when events go on to be owed to it, for when it is enabled again.
     """
-    params = {**_seen(endpoint_id, updated_at_ms), "enabled": False, "disabled_reason": reason}
+    params = {
+        **_seen(endpoint_id, updated_at_ms),
+        "enabled": False,
+        "disabled_reason": reason,
+        "owed_until_ms": owed_until_ms,
+    }
     return await tx.execute(DISABLE, params) == 1
 
 
@@ -317,6 +339,7 @@ def _params(endpoint: Endpoint) -> dict[str, Any]:
         "enabled": endpoint.enabled,
         "disabled_reason": endpoint.disabled_reason,
         "failing_since_ms": endpoint.failing_since_ms,
+        "owed_until_ms": endpoint.owed_until_ms,
     }
 
 
@@ -339,6 +362,7 @@ def _endpoint(row: Row) -> Endpoint:
         enabled,
         disabled_reason,
         failing_since_ms,
+        owed_until_ms,
     ) = row
     return Endpoint(
         project_id=project_id,
@@ -358,4 +382,5 @@ def _endpoint(row: Row) -> Endpoint:
         enabled=bool(enabled),
         disabled_reason=disabled_reason,
         failing_since_ms=failing_since_ms,
+        owed_until_ms=owed_until_ms,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, literal_column, select, text
+from sqlalchemy import bindparam, delete, literal_column, or_, select, text
 
 from runbell.runs import RunStatus
 from runbell.storage import runs, schema
@@ -69,12 +69,14 @@ DELETE_EVENTS = Statement(
 )
 STILL_OWED = Statement(
     "deliveries.still_owed",
-    "Whether an event of the run is owed to an endpoint that is enabled.",
+    "Whether an event of the run is owed to an endpoint that is enabled, or may soon be again.",
     limited(
         select(_d.position)
         .select_from(schema.deliveries.join(schema.webhook_endpoints, _w.id == _d.endpoint_id))
         .where(
-            _d.run_id == bindparam("run"), _d.status == literal_column("'pending'"), text("enabled")
+            _d.run_id == bindparam("run"),
+            _d.status == literal_column("'pending'"),
+            or_(text("enabled"), _w.owed_until_ms > bindparam("now_ms")),
         )
     ),
 )
@@ -128,13 +130,15 @@ async def events_behind(tx: Transaction, position: int, limit: int) -> list[Old]
     return [Old(*row) for row in rows]
 
 
-async def remove(tx: Transaction, run_ids: Sequence[str], before_ms: int, limit: int) -> int:
+async def remove(
+    tx: Transaction, run_ids: Sequence[str], before_ms: int, limit: int, *, now_ms: int
+) -> int:
     """Remove of these runs what may go: steps, the run itself, deliveries, events, in this order.
 
     A run may go when it ended before a time, no run of its thread is live, and no event of it is
-    owed to an endpoint that is enabled; one whose thread was
-    deleted, when its last event is older. What is left of a run that has more rows than `limit` are
-    the last of its events: they are found again.
+    owed to an endpoint that is enabled, or for which events are kept; one whose thread was deleted,
+    when its last event is older. What is left of a run that has more rows than `limit` are the last
+    of its events: they are found again.
 
     Args:
         before_ms: that time, in milliseconds since the epoch.
@@ -147,17 +151,18 @@ async def remove(tx: Transaction, run_ids: Sequence[str], before_ms: int, limit:
     for run_id in run_ids:
         if removed >= limit:
             break
-        if await _may_go(tx, run_id, before_ms):
+        if await _may_go(tx, run_id, before_ms, now_ms):
             removed += await _remove(tx, run_id, limit - removed)
     return removed
 
 
-async def _may_go(tx: Transaction, run_id: str, before_ms: int) -> bool:
+async def _may_go(tx: Transaction, run_id: str, before_ms: int, now_ms: int) -> bool:
     latest = await tx.fetch_one(LATEST, {"run": run_id, "limit": 1})
     if latest is None or latest[0] >= before_ms:
         return False
-    # Its body would be gone. An endpoint that is disabled does not count: it may stay so for ever.
-    if await tx.fetch_one(STILL_OWED, {"run": run_id, "limit": 1}) is not None:
+    # Its body would be gone. An endpoint that is disabled counts for so long as events are kept for
+    # it: it may stay so for ever.
+    if await tx.fetch_one(STILL_OWED, {"run": run_id, "now_ms": now_ms, "limit": 1}) is not None:
         return False
     row = await tx.fetch_one(RUN, {"run": run_id})
     if row is None:

@@ -144,6 +144,11 @@ EXPIRING = Statement(
     "Runs that have not ended, in the order in which their time is over.",
     limited(select(_r.id, _r.expires_at_ms).where(_live).order_by(_r.expires_at_ms, _r.position)),
 )
+LATEST = Statement(
+    "runs.latest",
+    "The runs that were created last, of all projects, latest first.",
+    limited(_ROW.order_by(_r.position.desc())),
+)
 CANCELLING = Statement(
     "runs.cancelling",
     "Runs whose cancel has begun, oldest first.",
@@ -345,6 +350,11 @@ async def many(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunRec
             if record.run.project_id == project:
                 found[record.run.id] = record
     return [found[run_id] for run_id in dict.fromkeys(ids) if run_id in found]
+
+
+async def latest(tx: Transaction, limit: int) -> list[RunRecord]:
+    """The runs that were created last, of all projects, latest first."""
+    return [_record(row) for row in await tx.fetch_all(LATEST, {"limit": limit})]
 
 
 async def statuses(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunStatus]:

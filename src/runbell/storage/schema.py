@@ -31,6 +31,7 @@ from sqlalchemy import (
 
 __all__ = [
     "ACTIVE",
+    "LISTENING",
     "LIVE",
     "PENDING",
     "UNSETTLED",
@@ -71,6 +72,9 @@ ACTIVE = f"{LIVE} AND NOT waits_turn"
 
 PENDING = "status = 'pending'"
 """A delivery that is still owed."""
+
+LISTENING = "enabled OR owed_until_ms IS NOT NULL"
+"""An endpoint to which events may be owed."""
 
 UNSETTLED = "status <> 'succeeded'"
 """A delivery that somebody may want to look at: the few among the many that went well."""
@@ -316,12 +320,13 @@ webhook_endpoints = Table(
     Column("enabled", Boolean, nullable=False),
     Column("disabled_reason", Text),
     Column("failing_since_ms", BigInteger),
+    Column("owed_until_ms", BigInteger),
     Index(None, "project_id", "position"),
     Index(
-        "ix_webhook_endpoints_enabled",
+        "ix_webhook_endpoints_listening",
         "project_id",
-        sqlite_where=text("enabled"),
-        postgresql_where=text("enabled"),
+        sqlite_where=text(LISTENING),
+        postgresql_where=text(LISTENING),
     ),
 )
 

@@ -29,6 +29,7 @@ from runbell.service.changes import Changes
 from runbell.service.delivery.lanes import Deliverer
 from runbell.service.executor import Executor
 from runbell.service.feeds import Feeds
+from runbell.service.hints import Hints
 from runbell.service.jobs import Jobs, Lanes
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
@@ -115,7 +116,7 @@ class EmbeddedService:
     def build(self) -> None:
         """Put the parts together on what the store has, as a process does before it serves."""
         metrics = Metrics()
-        backends = Backends([self.backend, Echo(self.clock)], self.clock, metrics.model_called)
+        backends = Backends([self.backend, Echo(self.clock)], self.clock, metrics)
         self.jobs = self.engine(self.store, self.clock, backends, self.settings)
         changes = Changes()
         self.ctx = Context(
@@ -126,6 +127,7 @@ class EmbeddedService:
             changes,
             Feeds(self.store, changes),
             Live(),
+            Hints(self.clock),
             backends,
             self.poster,
             self.vault,

@@ -57,14 +57,14 @@ class ScriptedPoster:
         self.sent: list[Post] = []
         self.answer: Callable[[Post], Posted | None] = lambda _: answered(200)
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Posted:
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, project: str) -> Posted:
         """Take a POST."""
         post = Post(url, dict(headers), body, asyncio.get_running_loop().create_future())
         self.sent.append(post)
         given = self.answer(post)
         return given if given is not None else await post.answer
 
-    async def check_reachable_address(self, url: str) -> None:
+    async def check_reachable_address(self, url: str, project: str) -> None:
         """By the text of the URL alone."""
         check_url(url)
 

@@ -31,7 +31,7 @@ class ModelRequest:
             among `messages` too, and its calls, each with its output.
         max_prompt_tokens: what is left of the run's limit; None without one.
         max_completion_tokens: likewise.
-        run_id: whose turn it is, for logs.
+        run_id, thread_id, project_id: whose turn it is, for logs.
         expires_at_ms: when the run's time is over, in milliseconds since the epoch; None for never.
     """
 
@@ -41,7 +41,15 @@ class ModelRequest:
     max_prompt_tokens: int | None
     max_completion_tokens: int | None
     run_id: str = ""
+    thread_id: str = ""
+    project_id: str = ""
     expires_at_ms: int | None = None
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Whose turn it is, as the fields of a log record."""
+        named = {"run_id": self.run_id, "thread_id": self.thread_id, "project_id": self.project_id}
+        return {name: value for name, value in named.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

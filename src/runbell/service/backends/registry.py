@@ -11,12 +11,12 @@ from typing import Final
 from runbell.clock import Clock, SystemClock
 from runbell.errors import ModelError
 from runbell.service.backends.base import Backend, ModelRequest, Piece, RemoteBackend
-from runbell.service.backends.timing import Observe, timed
+from runbell.service.backends.timing import BUILT_IN, Observer, timed
 from runbell.service.upstreams import ANY
 
 __all__ = ["Backends"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("runbell.models")
 
 WATCH_SECONDS: Final = 30.0
 """How often the servers are asked which models they have, when nobody else wants to know."""
@@ -50,19 +50,19 @@ class Backends:
 
     Args:
         clock: for the pauses between looks, and for what runs wait for.
-        observe: is told of each call of a backend that does not count its calls itself.
+        observer: is told of each call of a backend that does not count its calls itself.
     """
 
     def __init__(
         self,
         backends: Sequence[Backend],
         clock: Clock | None = None,
-        observe: Observe | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._backends = tuple(backends)
         self._remote = [each for each in backends if isinstance(each, RemoteBackend)]
         self._clock = clock or SystemClock()
-        self._observe = observe
+        self._observer = observer
         self._serving: dict[str, Backend] = {}
         self._rest: RemoteBackend | None = None
         self._lanes = {
@@ -103,9 +103,9 @@ class Backends:
         return self._serving.get(model) or self._rest
 
     @property
-    def undecided(self) -> bool:
-        """Some server could not say yet which models it has: any may be among them."""
-        return not all(remote.heard for remote in self._remote)
+    def undecided(self) -> int:
+        """Servers that could not say yet which models they have: any may be among them."""
+        return sum(not remote.heard for remote in self._remote)
 
     # The lanes.
 
@@ -209,8 +209,8 @@ class Backends:
         if backend is None:
             raise ModelError("server_error", f"The model '{model}' is not served any more.")
         pieces = backend.answer(request)
-        if self._observe is not None and backend not in self._remote:
-            pieces = timed(pieces, self._clock, self._observe)
+        if self._observer is not None and backend not in self._remote:
+            pieces = timed(pieces, self._clock, self._observer, BUILT_IN)
         async with aclosing(pieces):
             async for piece in pieces:
                 yield piece

@@ -8,12 +8,10 @@ is dialled. Nothing of the answer but its status, one header and its first bytes
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +25,7 @@ from runbell import __version__
 from runbell.clock import Clock, SystemClock
 from runbell.errors import AddressRefused
 from runbell.pacing import wait_seconds
+from runbell.service.delivery.lookups import AddressInfo, Lookup, Lookups
 from runbell.webhooks import check_url, is_public
 
 __all__ = ["EXCERPT_BYTES", "READ_BYTES", "Lookup", "Posted", "Poster"]
@@ -43,15 +42,8 @@ BUFFER_BYTES: Final = 16_384
 KEEP_ALIVE_SECONDS: Final = 15.0
 """How long an idle connection is kept; fewer than most servers do, so that it is we who close."""
 
-LOOKUPS: Final = 128
-"""At the same time: one whose servers do not answer takes long, and must not delay the others."""
-
 LOOKUP_SECONDS: Final = 5.0
 CACHED_URLS: Final = 4_096
-
-AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
-Lookup = Callable[[str, int], Sequence[AddressInfo]]
-"""What `socket.getaddrinfo` does: the addresses of a name; OSError where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +81,10 @@ class _Blocked(OSError):
 class _Dial:
     """What is known of one POST's way to its connection."""
 
-    __slots__ = ("blocked", "fresh")
+    __slots__ = ("blocked", "fresh", "project")
 
-    def __init__(self) -> None:
+    def __init__(self, project: str) -> None:
+        self.project = project
         self.blocked = False
         self.fresh = False
 
@@ -131,12 +124,16 @@ class Poster:
         self._answer_timeout = answer_timeout
         self._whole_timeout = whole_timeout
         self._clock = clock or SystemClock()
-        self._resolver = _Resolver(lookup or _system_lookup, allow_private=allow_private)
+        self._resolver = _Resolver(
+            lookup or _system_lookup, self._clock, allow_private=allow_private
+        )
         self._tls = tls
         self._url = lru_cache(CACHED_URLS)(self._checked_url)
         self._sessions: tuple[aiohttp.ClientSession, aiohttp.ClientSession] | None = None
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Posted:
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, project: str = ""
+    ) -> Posted:
         """Send `body` to `url`; whatever happens there is told, and nothing is raised.
 
         A connection that was kept may have been closed by the receiver just now: then the same is
@@ -146,9 +143,11 @@ class Poster:
 
         Args:
             headers: all of them but `Host`, `Content-Length` and `User-Agent`.
+            project: whose endpoint it is. Lookups of names that take long delay those of the same
+                project alone.
         """
         began = self._clock.monotonic()
-        dial = _Dial()
+        dial = _Dial(project)
         _dial.set(dial)
         status = retry_after = error = excerpt = None
         try:
@@ -173,7 +172,7 @@ class Poster:
         first = None if excerpt is None else bytes(excerpt)
         return Posted(status, error, duration_ms, retry_after, first, dial.blocked)
 
-    async def check_reachable_address(self, url: str) -> None:
+    async def check_reachable_address(self, url: str, project: str = "") -> None:
         """Refuse a URL that webhooks could not be sent to anyway; for when it is registered.
 
         A name that cannot be resolved is accepted: it may be about to be set up. Whenever it is
@@ -185,6 +184,7 @@ class Poster:
         target = check_url(url, allow_private=self._allow_private)
         if target.address is not None or self._allow_private:
             return
+        _dial.set(_Dial(project))
         try:
             async with asyncio.timeout(LOOKUP_SECONDS):
                 await self._resolver.resolve(target.host, target.port)
@@ -232,6 +232,8 @@ class Poster:
             limit=0,
             limit_per_host=0,
             resolver=self._resolver,
+            # Theirs makes one project wait for the lookup of another one.
+            use_dns_cache=False,
             socket_factory=self._socket,
             ssl=self._tls or True,
             **keeping,
@@ -277,15 +279,14 @@ class _Resolver(AbstractResolver):
     Any, not the first: which of them is dialled in the end is up to the weather.
     """
 
-    def __init__(self, lookup: Lookup, *, allow_private: bool) -> None:
-        self._lookup = lookup
+    def __init__(self, lookup: Lookup, clock: Clock, *, allow_private: bool) -> None:
+        self._lookups = Lookups(lookup, clock)
         self._allow_private = allow_private
-        self._places = asyncio.Semaphore(LOOKUPS)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        infos = await self._looked_up(host, port)
+        infos = await self._lookups.find(_dial.get().project, host, port)
         addresses = list(dict.fromkeys((info[0], str(info[4][0])) for info in infos))
         if not addresses:
             raise OSError("no address")
@@ -304,47 +305,7 @@ class _Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is open."""
-
-    async def _looked_up(self, host: str, port: int) -> Sequence[AddressInfo]:
-        """What the lookup says, from a thread of its own.
-
-        The threads of an executor would be waited for when the process ends, for as long as the
-        servers of a name do not answer.
-        """
-        loop = asyncio.get_running_loop()
-        found: asyncio.Future[Sequence[AddressInfo]] = loop.create_future()
-
-        def look() -> None:
-            outcome: Sequence[AddressInfo] | Exception
-            try:
-                outcome = self._lookup(host, port)
-            except Exception as error:  # noqa: BLE001 - raised where it is waited for
-                outcome = error
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(self._found, found, outcome)
-
-        await self._places.acquire()
-        try:
-            threading.Thread(target=look, name="runbell-lookup", daemon=True).start()
-        except RuntimeError:
-            self._places.release()
-            raise OSError("no thread for a lookup") from None
-        return await found
-
-    def _found(
-        self,
-        found: asyncio.Future[Sequence[AddressInfo]],
-        outcome: Sequence[AddressInfo] | Exception,
-    ) -> None:
-        # Only now: whoever gave up waiting has not ended the thread.
-        self._places.release()
-        if found.done():
-            return
-        if isinstance(outcome, Exception):
-            found.set_exception(outcome)
-        else:
-            found.set_result(outcome)
+        self._lookups.close()
 
 
 def _system_lookup(host: str, port: int) -> Sequence[AddressInfo]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from itertools import chain, zip_longest
+from itertools import chain
 
 from runbell import faults
-from runbell.pacing.deliveries import GONE, Pace, RetrySchedule, SlowDown
+from runbell.pacing.deliveries import GONE, Meter, Pace, RetrySchedule, SlowDown
 from runbell.service import logs
 from runbell.service.changes import Watch
 from runbell.service.delivery.recording import Outcome, Recorder
+from runbell.service.jobs import Stopping
 from runbell.service.operations.context import Context, Posted
 from runbell.service.operations.endpoints import Keys, keys_of
 from runbell.storage import deliveries, endpoints
@@ -38,22 +39,76 @@ JITTER = 0.1
 class _Rhythm:
     """When the next attempt to an endpoint may begin; kept while its lane comes and goes."""
 
-    __slots__ = ("next_at", "pace", "url")
+    __slots__ = ("meter", "next_at", "pace", "updated_at_ms")
 
     def __init__(self) -> None:
-        self.turn_to(None)
+        self.updated_at_ms = 0
+        self._begin()
 
-    def turn_to(self, url: str | None) -> None:
-        """What another URL could bear says nothing of this one."""
-        self.url = url
+    def _begin(self) -> None:
         self.pace = Pace()
+        self.meter = Meter()
         self.next_at = float("-inf")
+
+    def of(self, endpoint: Endpoint) -> None:
+        """What the endpoint could bear before its owner changed it says nothing of it now."""
+        if endpoint.updated_at_ms != self.updated_at_ms:
+            self.updated_at_ms = endpoint.updated_at_ms
+            self._begin()
 
     def began(self, now: float, limit: int | None, rng: random.Random) -> None:
         """An attempt begins."""
+        self.meter.began(now)
         rates = [rate for rate in (limit, self.pace.per_second) if rate]
         interval = 1.0 / min(rates) if rates else 0.0
         self.next_at = now + interval * (1 + JITTER * rng.random())
+
+    def answered(self, rule: SlowDown, posted: Posted, now: float, rng: random.Random) -> None:
+        """An attempt has ended."""
+        self.pace = rule.after(self.pace, posted.status, now, self.meter.per_second(now))
+        hold = rule.hold(posted.status, posted.retry_after)
+        if hold:
+            self.next_at = max(self.next_at, now + hold * (1 + JITTER * rng.random()))
+
+
+class _Waiting:
+    """What a lane has taken from the tables: new deliveries, and retries.
+
+    Attributes:
+        new: not tried yet, in their order.
+        retries: the longest due first.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self.new: deque[Due] = deque()
+        self.retries: deque[Due] = deque()
+        self._new_was_last = False
+        # The others are for first attempts: what fails slowly holds up nothing that is new.
+        self._retry_places = max(1, concurrency - max(1, concurrency // 4))
+        self._retrying: set[int] = set()
+
+    def positions(self) -> set[int]:
+        return {due.position for due in chain(self.new, self.retries)}
+
+    def may_take(self) -> bool:
+        """There is one that may begin, where there is a place."""
+        return bool(self.new) or self._may_retry()
+
+    def _may_retry(self) -> bool:
+        return bool(self.retries) and len(self._retrying) < self._retry_places
+
+    def take(self) -> Due:
+        """The next one; in turns, so that neither kind waits for the end of the other."""
+        self._new_was_last = not (self._may_retry() and (self._new_was_last or not self.new))
+        if self._new_was_last:
+            return self.new.popleft()
+        due = self.retries.popleft()
+        self._retrying.add(due.position)
+        return due
+
+    def ended(self, due: Due) -> None:
+        """An attempt has ended."""
+        self._retrying.discard(due.position)
 
 
 class Deliverer:
@@ -73,6 +128,9 @@ class Deliverer:
         """Send an endpoint what it is owed, until nothing is due and nothing under way.
 
         When the process stops, nothing more is begun; what is under way may end.
+
+        Raises:
+            Stopping: then, in the end.
         """
         rhythm = self._rhythms.setdefault(endpoint_id, _Rhythm())
         try:
@@ -80,6 +138,8 @@ class Deliverer:
         finally:
             if rhythm.pace.per_second is None and rhythm.next_at <= self.ctx.clock.monotonic():
                 self._rhythms.pop(endpoint_id, None)
+        if self.ctx.changes.closed:
+            raise Stopping
 
     async def close(self) -> None:
         """After the last handler has ended."""
@@ -94,7 +154,7 @@ class _Lane:
         self._ctx = deliverer.ctx
         self._endpoint_id = endpoint_id
         self._rhythm = rhythm
-        self._queue: deque[Due] = deque()
+        self._waiting = _Waiting(deliverer.ctx.settings.webhook_concurrency)
         self._under_way: dict[int, asyncio.Task[None]] = {}
         self._defect: BaseException | None = None
         self._keys: tuple[Endpoint, Keys] | None = None
@@ -130,38 +190,45 @@ class _Lane:
             Seconds until another one may, unless something happens before; None where there is
             nothing more to do.
         """
+        looked = False
         while self._defect is None:
             if len(self._under_way) >= self._ctx.settings.webhook_concurrency:
                 return LOOK_SECONDS
-            if not self._queue:
+            if not (self._waiting.new or looked) or not self._waiting.may_take():
                 # One moment for both looks: nothing becomes due between them.
                 now_ms = self._ctx.clock.now_ms()
                 await self._fetch(now_ms)
-                if not self._queue:
+                looked = True
+                if not self._waiting.may_take():
                     return await self._until_due(now_ms) if self._under_way else None
             # Looked at for each attempt: what was changed, disabled or deleted counts at once.
             endpoint = await self._ctx.store.read(lambda tx: endpoints.find(tx, self._endpoint_id))
             if endpoint is None or not endpoint.enabled:
                 return None
-            if endpoint.url != self._rhythm.url:
-                self._rhythm.turn_to(endpoint.url)
+            self._rhythm.of(endpoint)
             pause = self._rhythm.next_at - self._ctx.clock.monotonic()
             if pause > 0:
                 return pause
-            self._begin(self._queue.popleft(), endpoint, watch)
+            self._begin(self._waiting.take(), endpoint, watch)
         return None
 
     async def _fetch(self, now_ms: int) -> None:
-        limit = BATCH + len(self._under_way)
+        """Look for what is new, and for retries where there is none left."""
+        waiting = self._waiting
+        besides = waiting.positions() | self._under_way.keys()
         found = await self._ctx.store.read(
-            lambda tx: deliveries.due(tx, self._endpoint_id, now_ms, limit)
+            lambda tx: deliveries.due(
+                tx,
+                self._endpoint_id,
+                now_ms,
+                BATCH,
+                besides=besides,
+                retries=not waiting.retries,
+            )
         )
-        rest = [due for due in found if due.position not in self._under_way]
-        new = [due for due in rest if due.next_at_ms == AT_ONCE]
-        retries = [due for due in rest if due.next_at_ms != AT_ONCE]
-        # In turns, so that neither kind waits for the end of the other.
-        mixed = chain.from_iterable(zip_longest(new, retries))
-        self._queue.extend(due for due in mixed if due is not None)
+        # While that was read, an attempt may have ended; none has begun.
+        waiting.new.extend(due for due in found if due.next_at_ms == AT_ONCE)
+        waiting.retries.extend(due for due in found if due.next_at_ms != AT_ONCE)
 
     async def _until_due(self, now_ms: int) -> float:
         due_ms = await self._ctx.store.read(
@@ -192,7 +259,9 @@ class _Lane:
         self, due: Due, endpoint: Endpoint, headers: dict[str, str], at_ms: int, watch: Watch
     ) -> None:
         try:
-            posted = await self._ctx.poster.post(endpoint.url, headers, due.body)
+            posted = await self._ctx.poster.post(
+                endpoint.url, headers, due.body, endpoint.project_id
+            )
             faults.hit("delivery.posted")
             self._learn(endpoint, posted)
             outcome = self._outcome(due, endpoint, posted, at_ms)
@@ -202,13 +271,15 @@ class _Lane:
             self._defect = error
         finally:
             self._under_way.pop(due.position, None)
+            self._waiting.ended(due)
             watch.wake()
 
     def _learn(self, endpoint: Endpoint, posted: Posted) -> None:
-        """How fast to go on; a URL that was changed meanwhile has no say in it."""
-        if endpoint.url == self._rhythm.url:
-            self._rhythm.pace = self._deliverer.slow_down.after(
-                self._rhythm.pace, posted.status, self._ctx.clock.monotonic(), endpoint.rate_limit
+        """How fast to go on; an endpoint that was changed meanwhile is asked anew."""
+        if endpoint.updated_at_ms == self._rhythm.updated_at_ms:
+            deliverer = self._deliverer
+            self._rhythm.answered(
+                deliverer.slow_down, posted, self._ctx.clock.monotonic(), deliverer.rng
             )
 
     def _outcome(self, due: Due, endpoint: Endpoint, posted: Posted, at_ms: int) -> Outcome:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import count
 
 from runbell import faults
@@ -19,6 +20,7 @@ from runbell.pacing.deliveries import is_given_up
 from runbell.service import logs
 from runbell.service.jobs import Job, JobKind
 from runbell.service.operations.context import Context
+from runbell.service.operations.deliveries import RECOVERY_MS
 from runbell.storage import deliveries, endpoints
 from runbell.storage.deliveries import Attempt, DeliveryStatus, Due
 from runbell.storage.store import Transaction
@@ -31,6 +33,7 @@ MOST_AT_ONCE = 256
 """Results in one unit of work: bounds how long others wait for the writer."""
 
 GONE_REASON = "It answered 410: it is not there any more."
+DEAD_REASON = "It failed for 5 days without one success."
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,19 @@ class Recorder:
             endpoint = await endpoints.find(tx, endpoint_id)
             since_ms = endpoint.failing_since_ms if endpoint is not None else None
             if reason is None and is_given_up(since_ms, seen.failed_at_ms):
-                reason = "It failed for 5 days without one success."
-        if reason is not None and await endpoints.disable(tx, endpoint_id, updated_at_ms, reason):
-            tx.after_commit(lambda: logs.endpoint_disabled(endpoint_id, reason))
+                reason = DEAD_REASON
+        if reason is not None:
+            await self._disable(tx, endpoint_id, updated_at_ms, reason)
+
+    async def _disable(
+        self, tx: Transaction, endpoint_id: str, updated_at_ms: int, reason: str
+    ) -> None:
+        """Send it nothing more; but one answer may be a mistake, so that nothing is lost yet."""
+        until_ms = self._ctx.clock.now_ms() + RECOVERY_MS
+        said = f"{reason} Its events are kept until {_date(until_ms)}, for when it is enabled."
+        if await endpoints.disable(tx, endpoint_id, updated_at_ms, said, until_ms):
+            tx.after_commit(lambda: logs.endpoint_disabled(endpoint_id, said))
+
+
+def _date(at_ms: int) -> str:
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from runbell.storage.store import Transaction
 
-__all__ = ["Handler", "Job", "JobKind", "Jobs", "Lane", "Lanes"]
+__all__ = ["Handler", "Job", "JobKind", "Jobs", "Lane", "Lanes", "Stopping"]
 
 
 class JobKind(StrEnum):
@@ -48,6 +48,10 @@ class Job:
 
 Handler = Callable[[str], Awaitable[None]]
 """Does a job, given its key. It may be called twice for one job: it looks at the row first."""
+
+
+class Stopping(Exception):
+    """Raised by a handler: the process stops, and what it leaves is found at the next start."""
 
 
 class Lane(Protocol):

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 from runbell import faults
 from runbell.clock import Clock
@@ -23,6 +24,7 @@ from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
 from runbell.service.jobs.owed import OwedEndpoints
+from runbell.service.logs import having
 from runbell.storage import runs, workable
 from runbell.storage.store import Store, Transaction
 from runbell.storage.workable import Workable
@@ -131,11 +133,11 @@ class EmbeddedJobs:
         return bool(self._loops) and not any(loop.done() for loop in self._loops)
 
     async def stop(self, grace: float) -> None:
+        self._owed.stop()
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._loops = []
-        self._owed.stop()
         running = [*self._running.values(), *self._owed.running]
         if running:
             _, late = await asyncio.wait(running, timeout=grace)
@@ -160,7 +162,7 @@ class EmbeddedJobs:
         line.waiting.append((run_id, model))
         self._remembered.add(run_id)
         if not lane.takes(0):
-            logger.info("%s waits for a server that has %r", run_id, model)
+            logger.info("a run waits for a server that has %r", model, extra=_about(run_id))
 
     def _sort_again(self) -> None:
         self._moved = True
@@ -285,9 +287,9 @@ class EmbeddedJobs:
                     await handler(run_id)
                     return
                 except StorageUnavailable as error:
-                    logger.warning("%s waits for the database: %s", run_id, error)
+                    logger.warning("a run waits for the database: %s", error, extra=_about(run_id))
                 except Exception:
-                    logger.exception("executing %s failed; it is tried again", run_id)
+                    logger.exception("executing failed; it is tried again", extra=_about(run_id))
                     defects += 1
                     if defects == MAX_FAILURES:
                         return
@@ -339,7 +341,9 @@ class EmbeddedJobs:
             if isinstance(result, StorageUnavailable):
                 away = result
             elif isinstance(result, Exception):
-                logger.error("%s of %s failed; it is tried again", kind, run_id, exc_info=result)
+                logger.error(
+                    "%s failed; it is tried again", kind, exc_info=result, extra=_about(run_id)
+                )
                 self._hold_back(run_id)
             else:
                 self._held_back.pop(run_id, None)
@@ -369,3 +373,8 @@ class EmbeddedJobs:
         self._look_at_all = True
         self._ready_wake.set()
         self._owed.look_again()
+
+
+def _about(run_id: str) -> dict[str, Any]:
+    """The `extra` of a record about a run of which no more is known here."""
+    return having({"run_id": run_id})

@@ -16,7 +16,8 @@ from runbell import faults
 from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
-from runbell.service.jobs import Handler
+from runbell.service.jobs import Handler, Stopping
+from runbell.service.logs import having
 from runbell.storage import deliveries
 from runbell.storage.store import Store
 
@@ -37,6 +38,7 @@ class OwedEndpoints:
         self._rng = rng
         self._handler: Handler | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._pausing: set[str] = set()
         self._again: set[str] = set()
         self._due: dict[str, int] = {}
         self._order: list[tuple[int, str]] = []
@@ -54,8 +56,11 @@ class OwedEndpoints:
         self.look_again()
 
     def stop(self) -> None:
-        """Hand out nothing more."""
+        """Hand out nothing more. Handlers that are at work may end; what pauses is not called
+        again."""
         self._handler = None
+        for endpoint_id in self._pausing:
+            self._running[endpoint_id].cancel()
 
     def look_again(self) -> None:
         """Ask the tables who is owed something."""
@@ -121,25 +126,38 @@ class OwedEndpoints:
         )
 
     async def _handle(self, handler: Handler, endpoint_id: str) -> None:
-        failures = 0
+        """Call the handler until nothing is due any more, or it says that the process stops."""
+        failures, about = 0, having({"webhook_endpoint_id": endpoint_id})
+        due_ms: int | None = None
         try:
-            while True:
+            while self._handler is not None:
                 self._again.discard(endpoint_id)
+                due_ms = None
                 try:
                     await handler(endpoint_id)
                     due_ms = await self._store.read(lambda tx: deliveries.next_due(tx, endpoint_id))
                     failures = 0
+                except Stopping:
+                    # What is due stays so, and would be asked for again and again.
+                    break
                 except StorageUnavailable as error:
-                    logger.warning("%s waits for the database: %s", endpoint_id, error)
+                    logger.warning("deliveries wait for the database: %s", error, extra=about)
                     failures += 1
                 except Exception:
-                    logger.exception("delivering to %s failed; it is tried again", endpoint_id)
+                    logger.exception("delivering failed; it is tried again", extra=about)
                     failures += 1
-                if failures:
-                    await self._clock.sleep(self._backoff.delay(failures, self._rng))
-                elif endpoint_id not in self._again:
+                if not failures and endpoint_id not in self._again:
                     break
+                await self._pause(endpoint_id, failures)
         finally:
             del self._running[endpoint_id]
         if due_ms is not None:
             self.expect(endpoint_id, due_ms)
+
+    async def _pause(self, endpoint_id: str, failures: int) -> None:
+        if failures and self._handler is not None:
+            self._pausing.add(endpoint_id)
+            try:
+                await self._clock.sleep(self._backoff.delay(failures, self._rng))
+            finally:
+                self._pausing.discard(endpoint_id)

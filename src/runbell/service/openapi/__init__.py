@@ -4,7 +4,6 @@ Nothing here is said a second time: the document is made from the table of route
 `wire`, the page from the document.
 """
 
-from runbell.service.openapi.document import document
 from runbell.service.openapi.published import PATHS, published
 
-__all__ = ["PATHS", "document", "published"]
+__all__ = ["PATHS", "published"]

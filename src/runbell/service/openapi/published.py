@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from functools import cache
 
-from runbell.service.openapi.document import document
-from runbell.service.openapi.page import CONTENT_POLICY, page
 from runbell.service.routes.routing import Answer
 from runbell.service.wire.preferences import entity_tag, knows
 
@@ -14,12 +12,6 @@ __all__ = ["PATHS", "published"]
 
 PATHS = ("/openapi.json", "/docs")
 """Where they are."""
-
-_PAGE_HEADERS = {
-    "content-security-policy": CONTENT_POLICY,
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
 
 
 def published(path: str, if_none_match: str) -> Answer:
@@ -32,9 +24,17 @@ def published(path: str, if_none_match: str) -> Answer:
 
 @cache
 def _whole(path: str) -> Answer:
-    """Made when it is first asked for: most processes never are."""
+    """Made when it is first asked for: most processes never are, and start sooner without."""
+    from runbell.service.openapi.document import document
+    from runbell.service.openapi.page import CONTENT_POLICY, page
+
     if path == "/docs":
-        body, headers = page(document()).encode(), _PAGE_HEADERS
+        body = page(document()).encode()
+        headers = {
+            "content-security-policy": CONTENT_POLICY,
+            "referrer-policy": "no-referrer",
+            "x-content-type-options": "nosniff",
+        }
         content_type = "text/html; charset=utf-8"
     else:
         body = json.dumps(document(), ensure_ascii=False, separators=(",", ":")).encode()

@@ -10,6 +10,7 @@ from runbell.clock import Clock
 from runbell.service.backends import Backends
 from runbell.service.changes import Changes
 from runbell.service.feeds import Feeds
+from runbell.service.hints import Hints
 from runbell.service.jobs import Jobs
 from runbell.service.live import Live
 from runbell.service.metrics import Metrics
@@ -59,11 +60,11 @@ class Posted(Protocol):
 class Poster(Protocol):
     """Sends webhooks; `service/delivery/dialling.py` does."""
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Posted:
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, project: str) -> Posted:
         """Send `body`; whatever happens is told, and nothing is raised."""
         ...
 
-    async def check_reachable_address(self, url: str) -> None:
+    async def check_reachable_address(self, url: str, project: str) -> None:
         """Raise AddressRefused for a URL that nothing could be sent to."""
         ...
 
@@ -83,6 +84,7 @@ class Context:
     changes: Changes
     feeds: Feeds
     live: Live
+    hints: Hints
     backends: Backends
     poster: Poster
     vault: Vault

@@ -16,7 +16,7 @@ from runbell.storage.deliveries import Attempt, Delivery, DeliveryFilter
 from runbell.storage.paging import Page
 from runbell.storage.store import Transaction
 
-__all__ = ["RECOVERY_MS", "list_page", "recover", "resend", "retrieve"]
+__all__ = ["RECOVERY_MS", "begin_anew", "list_page", "recover", "resend", "retrieve"]
 
 RECOVERY_MS = 7 * 24 * 3_600_000
 """How far back a recovery reaches. With the 72 hours of retries behind it, receivers have to know
@@ -106,6 +106,30 @@ async def recover(ctx: Context, project: str, endpoint_id: str, since: int | Non
         recovered += await ctx.store.write(partial(work, found=found))
         low = found[-1]
     return recovered
+
+
+async def begin_anew(ctx: Context, project: str, endpoint_id: str) -> None:
+    """Before an endpoint is enabled: what is pending is owed anew, as if it had never failed.
+
+    Otherwise an event that is older than the patience would be tried once, by a receiver that has
+    just come back. What is older than a recovery reaches has failed: receivers may have forgotten
+    its id.
+    """
+    now_ms = ctx.clock.now_ms()
+
+    async def look(tx: Transaction, low: int) -> list[int]:
+        endpoint = await endpoints.get(tx, project, endpoint_id)
+        if endpoint is None or endpoint.enabled:
+            return []
+        return await deliveries.pending_behind(tx, endpoint_id, low, RECOVERED_AT_ONCE)
+
+    async def work(tx: Transaction, span: tuple[int, int]) -> None:
+        await deliveries.begin_anew(tx, endpoint_id, span, now_ms - RECOVERY_MS, now_ms)
+
+    low = 0
+    while found := await ctx.store.scan(partial(look, low=low)):
+        await ctx.store.write(partial(work, span=(low, found[-1])))
+        low = found[-1]
 
 
 async def _check_endpoint(tx: Transaction, project: str, endpoint_id: str) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from runbell.errors import AddressRefused, RequestRefused, UnknownCursor
 from runbell.runs import Event
 from runbell.service.jobs import Job, JobKind
-from runbell.service.operations import refusals, samples
+from runbell.service.operations import deliveries, refusals, samples
 from runbell.service.operations.context import Context, Posted
 from runbell.service.wire import refusals as wire_refusals
 from runbell.service.wire.webhooks import CreateEndpoint, EndpointFields, UpdateEndpoint
@@ -30,6 +30,7 @@ __all__ = [
     "delete",
     "keys_of",
     "list_page",
+    "prepare_update",
     "retrieve",
     "rotate_secret",
     "test",
@@ -79,7 +80,7 @@ def keys_of(ctx: Context, endpoint: Endpoint, now_ms: int) -> Keys:
     return Keys(tuple(secrets), _headers(ctx, endpoint))
 
 
-async def check_address(ctx: Context, url: str | None) -> None:
+async def check_address(ctx: Context, project: str, url: str | None) -> None:
     """Refuse a URL that leads where webhooks must not go. Its name is resolved, so that this
     belongs in front of a transaction; whoever dials it looks again.
 
@@ -89,9 +90,24 @@ async def check_address(ctx: Context, url: str | None) -> None:
     if url is None:
         return
     try:
-        await ctx.poster.check_reachable_address(url)
+        await ctx.poster.check_reachable_address(url, project)
     except AddressRefused as error:
         raise _refused(error) from None
+
+
+async def prepare_update(
+    ctx: Context, project: str, endpoint_id: str, request: UpdateEndpoint
+) -> None:
+    """What belongs in front of the transaction of an update: a look at the URL's address; and
+    before an endpoint is enabled, what waited for it begins anew, in as many transactions as that
+    takes.
+
+    Raises:
+        RequestRefused: (400) the address says what to change.
+    """
+    await check_address(ctx, project, request.url)
+    if request.enabled:
+        await deliveries.begin_anew(ctx, project, endpoint_id)
 
 
 async def create(
@@ -136,7 +152,8 @@ async def retrieve(
 async def update(
     ctx: Context, project: str, endpoint_id: str, request: UpdateEndpoint
 ) -> tuple[Endpoint, Mapping[str, str]]:
-    """Change what the request names. What is owed already goes where the endpoint is then."""
+    """Change what the request names, behind `prepare_update`. What is owed already goes where the
+    endpoint is then."""
 
     async def work(tx: Transaction) -> tuple[Endpoint, Mapping[str, str]]:
         before = await _get(tx, project, endpoint_id)
@@ -210,7 +227,7 @@ async def test(ctx: Context, project: str, endpoint_id: str, kind: str) -> int:
     now_ms = ctx.clock.now_ms()
     event: Event = samples.event(kind, ctx.new_id, now_ms)
     headers = keys_of(ctx, endpoint, now_ms).sign(event.id, now_ms, event.body)
-    posted: Posted = await ctx.poster.post(endpoint.url, headers, event.body)
+    posted: Posted = await ctx.poster.post(endpoint.url, headers, event.body, project)
     if posted.status is None:
         raise refusals.unreachable(posted.error or "There was no answer.")
     return posted.status
@@ -271,7 +288,12 @@ def _switched(endpoint: Endpoint, enabled: bool | None) -> dict[str, Any]:
     if enabled is None or enabled == endpoint.enabled:
         return {}
     if enabled:
-        return {"enabled": True, "disabled_reason": None, "failing_since_ms": None}
+        return {
+            "enabled": True,
+            "disabled_reason": None,
+            "failing_since_ms": None,
+            "owed_until_ms": None,
+        }
     return {"enabled": False, "disabled_reason": DISABLED_BY_OWNER}
 
 

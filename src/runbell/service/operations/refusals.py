@@ -115,11 +115,27 @@ def choice_without_tools() -> RequestRefused:
     )
 
 
-def model_not_served(model: str, served: Sequence[str], undecided: bool) -> RequestRefused:
-    hint = "A model server that did not say yet which models it has may have it. "
+def model_not_served(model: str, served: Sequence[str], undecided: int) -> RequestRefused:
+    """
+    Args:
+        undecided: model servers of which nobody knows yet which models they have.
+    """
+    match undecided:
+        case 0:
+            hint = ""
+        case 1:
+            hint = (
+                "One model server has not said yet which models it has (the log says why); "
+                "it may serve this one. "
+            )
+        case _:
+            hint = (
+                f"{undecided} model servers have not said yet which models they have (the log "
+                "says why); one of them may serve this one. "
+            )
     return RequestRefused(
         400,
-        f"The model '{clipped(model)}' is not served here. {hint if undecided else ''}"
+        f"The model '{clipped(model)}' is not served here. {hint}"
         f"Served: {_listed(served)}. Name one of them as the run's or the assistant's model, or "
         f"add a model server: runbell serve --upstream URL --model-map '{clipped(model)}=MODEL'.",
         param="model",

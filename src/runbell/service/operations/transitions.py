@@ -80,7 +80,7 @@ async def _announce(ctx: Context, tx: Transaction, record: RunRecord) -> None:
     await events.append(tx, event)
     await _owe(ctx, tx, run, event)
     ctx.changes.announce(tx, run)
-    tx.after_commit(lambda: _record(ctx, run))
+    tx.after_commit(lambda: _record(ctx, record))
     tx.after_commit(
         lambda: ctx.live.tell(run.id, f"thread.run.{run.status}", lambda: run_object(record))
     )
@@ -89,16 +89,19 @@ async def _announce(ctx: Context, tx: Transaction, record: RunRecord) -> None:
 async def _owe(ctx: Context, tx: Transaction, run: Run, event: Event) -> None:
     """Owe an event to each endpoint that wants it, as the tables say now: a cache would have to
     know of an endpoint before the transaction that registers it has been committed."""
-    for endpoint in await endpoints.listening(tx, run.project_id):
-        if wants(endpoint.subscription, run, event.type):
-            await deliveries.owe(tx, endpoint.id, event)
+    for endpoint in await endpoints.listening(tx, run.project_id, ctx.clock.now_ms()):
+        if not wants(endpoint.subscription, run, event.type):
+            continue
+        await deliveries.owe(tx, endpoint.id, event)
+        if endpoint.enabled:
             await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint.id))
             ctx.changes.announce_wake(tx, endpoint.id)
 
 
-def _record(ctx: Context, run: Run) -> None:
-    ctx.metrics.moved(run)
-    logs.moved(run)
+def _record(ctx: Context, record: RunRecord) -> None:
+    ctx.hints.moved(record)
+    ctx.metrics.moved(record.run)
+    logs.moved(record.run)
 
 
 async def update_step(ctx: Context, tx: Transaction, step: RunStep) -> None:

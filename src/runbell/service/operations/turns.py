@@ -219,6 +219,8 @@ async def _turn(tx: Transaction, record: RunRecord) -> Turn:
         max_prompt_tokens=_left(config.max_prompt_tokens, run.usage.prompt_tokens),
         max_completion_tokens=_left(config.max_completion_tokens, run.usage.completion_tokens),
         run_id=run.id,
+        thread_id=run.thread_id,
+        project_id=run.project_id,
         expires_at_ms=run.expires_at_ms,
     )
     return Turn(run, request)

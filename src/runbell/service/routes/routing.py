@@ -46,12 +46,13 @@ class EventStream:
 
     Attributes:
         close: ends `frames`, from wherever that waits; may be called several times.
-        run_id: of the run that is streamed, if it is one run.
+        run_id, thread_id: of the run that is streamed, if it is one run.
     """
 
     frames: AsyncGenerator[bytes, None]
     close: Callable[[], None]
     run_id: str | None = None
+    thread_id: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from runbell.runs import RunStatus
 from runbell.service.live import Follower
 from runbell.service.operations import runs
+from runbell.service.operations.context import Context
 from runbell.service.routes.routing import Answer, Call, EventStream, Route, answer
 from runbell.service.routes.streaming import stream_run
 from runbell.service.wire.objects import (
@@ -54,16 +55,13 @@ from runbell.storage.runs import RunRecord
 
 __all__ = ["ROUTES"]
 
-POLL_AFTER_MS = "500"
-"""What the stock SDK's `poll` is told to wait between two looks at a run."""
-
 
 async def _create(call: Call[CreateRun, Any]) -> Answer | EventStream:
     thread = call.path["thread_id"]
     follower = Follower() if call.body.stream else None
     record = await runs.create(call.ctx, call.project, thread, call.body, follower)
     if follower is None:
-        return _unfinished(record)
+        return _unfinished(call.ctx, record)
     return _stream_new(follower, record)
 
 
@@ -73,18 +71,23 @@ async def _create_with_thread(
     follower = Follower() if call.body.stream else None
     record, thread = await runs.create_with_thread(call.ctx, call.project, call.body, follower)
     if follower is None:
-        return _unfinished(record)
+        return _unfinished(call.ctx, record)
     return _stream_new(follower, record, ("thread.created", thread_object(thread)))
 
 
 def _stream_new(follower: Follower, record: RunRecord, *first: tuple[str, Any]) -> EventStream:
-    return stream_run(follower, record.run.id, [*first, ("thread.run.created", run_object(record))])
+    return stream_run(follower, record.run, [*first, ("thread.run.created", run_object(record))])
 
 
-def _unfinished(record: RunRecord) -> Answer:
+def _unfinished(ctx: Context, record: RunRecord) -> Answer:
     """A run that was just changed; it says when to look again, while there is something to see."""
-    ended = record.run.status.is_terminal
-    return answer(run_object(record), {} if ended else {"openai-poll-after-ms": POLL_AFTER_MS})
+    return answer(run_object(record), _when_to_look(ctx, record))
+
+
+def _when_to_look(ctx: Context, *records: RunRecord) -> dict[str, str]:
+    """When it is worth looking again at the first of these runs; nothing where all have ended."""
+    soonest = ctx.hints.soonest_ms(records)
+    return {} if soonest is None else {"openai-poll-after-ms": str(soonest)}
 
 
 async def _retrieve(call: Call[None, None]) -> Answer:
@@ -102,11 +105,9 @@ async def _retrieve(call: Call[None, None]) -> Answer:
         seen = await look()
     else:
         seen = await call.wait_until([key], look, enough, seconds, settled_alone=known is None)
-    headers = {"etag": seen.tag}
+    headers = {"etag": seen.tag, **_when_to_look(call.ctx, seen.record)}
     if seconds is not None:
         headers["preference-applied"] = f"wait={seconds}"
-    if not seen.terminal:
-        headers["openai-poll-after-ms"] = POLL_AFTER_MS
     if knows(known, seen.tag):
         return Answer(304, b"", headers)
     return Answer(200, seen.body, headers)
@@ -118,7 +119,6 @@ class _Look:
     def __init__(self, record: RunRecord) -> None:
         self.record = record
         self.settled = record.run.status.is_settled
-        self.terminal = record.run.status.is_terminal
 
     @cached_property
     def body(self) -> bytes:
@@ -131,7 +131,7 @@ class _Look:
 
 async def _modify(call: Call[ModifyRun, None]) -> Answer:
     thread, key = call.path["thread_id"], call.path["run_id"]
-    return _unfinished(await runs.modify(call.ctx, call.project, thread, key, call.body))
+    return _unfinished(call.ctx, await runs.modify(call.ctx, call.project, thread, key, call.body))
 
 
 async def _list(call: Call[None, PageQuery]) -> ListPage[Any]:
@@ -159,9 +159,9 @@ async def _by_ids(call: Call[None, RunsQuery], ids: tuple[str, ...]) -> Answer:
     if seconds is not None:
         await call.wait_until(ids, look, enough, seconds, settled_alone=True)
     seen = await runs.retrieve_many(call.ctx, call.project, ids)
-    headers = {} if seconds is None else {"preference-applied": f"wait={seconds}"}
-    if not all(record.run.status.is_terminal for record in seen):
-        headers["openai-poll-after-ms"] = POLL_AFTER_MS
+    headers = _when_to_look(call.ctx, *seen)
+    if seconds is not None:
+        headers["preference-applied"] = f"wait={seconds}"
     there = [record.run.id for record in seen]
     return answer(
         RunsById(
@@ -176,7 +176,7 @@ async def _by_ids(call: Call[None, RunsQuery], ids: tuple[str, ...]) -> Answer:
 
 async def _cancel(call: Call[None, None]) -> Answer:
     thread, key = call.path["thread_id"], call.path["run_id"]
-    return _unfinished(await runs.cancel(call.ctx, call.project, thread, key))
+    return _unfinished(call.ctx, await runs.cancel(call.ctx, call.project, thread, key))
 
 
 async def _submit(call: Call[SubmitToolOutputs, None]) -> Answer | EventStream:
@@ -184,7 +184,9 @@ async def _submit(call: Call[SubmitToolOutputs, None]) -> Answer | EventStream:
     outputs = call.body.tool_outputs
     follower = Follower() if call.body.stream else None
     record = await runs.submit_tool_outputs(call.ctx, call.project, thread, key, outputs, follower)
-    return _unfinished(record) if follower is None else stream_run(follower, key)
+    if follower is not None:
+        return stream_run(follower, record.run)
+    return _unfinished(call.ctx, record)
 
 
 async def _list_steps(call: Call[None, PageQuery]) -> ListPage[Any]:

@@ -25,14 +25,12 @@ _LAST = frozenset(f"thread.run.{status}" for status in RunStatus if status.is_se
 """Events behind which nothing comes, until somebody submits tool outputs."""
 
 
-def stream_run(
-    follower: Follower, run_id: str, first: Iterable[tuple[str, Any]] = ()
-) -> EventStream:
+def stream_run(follower: Follower, run: Run, first: Iterable[tuple[str, Any]] = ()) -> EventStream:
     """Stream a run, beginning with `first`; ends when the run has settled.
 
     The follower has joined before anything could happen that is not in `first`.
     """
-    return EventStream(_frames(follower, list(first)), follower.close, run_id)
+    return EventStream(_frames(follower, list(first)), follower.close, run.id, run.thread_id)
 
 
 async def _frames(follower: Follower, first: list[tuple[str, Any]]) -> AsyncGenerator[bytes, None]:
@@ -65,7 +63,8 @@ async def replay_run(ctx: Context, project: str, run_id: str) -> EventStream:
     except BaseException:
         follower.close()
         raise
-    return EventStream(_replayed(ctx, follower, record), follower.close, run_id)
+    frames = _replayed(ctx, follower, record)
+    return EventStream(frames, follower.close, run_id, record.run.thread_id)
 
 
 async def _replayed(

@@ -45,7 +45,11 @@ __all__ = ["ROUTES"]
 
 
 async def _check_url(call: Call[Any, Any]) -> None:
-    await endpoints.check_address(call.ctx, call.body.url)
+    await endpoints.check_address(call.ctx, call.project, call.body.url)
+
+
+async def _prepare_update(call: Call[UpdateEndpoint, None]) -> None:
+    await endpoints.prepare_update(call.ctx, call.project, _key(call), call.body)
 
 
 async def _create(call: Call[CreateEndpoint, None]) -> EndpointWithSecretObject:
@@ -170,8 +174,8 @@ ROUTES = (
         operation="updateWebhookEndpoint",
         answer=EndpointObject,
         about="What is absent or null stays as it is. `enabled: true` sends what waited while it "
-        "was disabled; a new `url` gets what is owed already, too.",
-        before=_check_url,
+        "was disabled, of the last 7 days; a new `url` gets what is owed already, too.",
+        before=_prepare_update,
     ),
     Route(
         "DELETE",

@@ -10,7 +10,7 @@ import pytest
 
 from runbell.errors import Conflict, UnknownCursor
 from runbell.storage import deliveries, endpoints, events, retention
-from runbell.storage.deliveries import Attempt, DeliveryFilter, Due
+from runbell.storage.deliveries import Attempt, Delivery, DeliveryFilter, Due
 from runbell.storage.endpoints import Endpoint, Subscription
 from runbell.storage.paging import Page
 from runbell.storage.store import Store, Transaction
@@ -95,6 +95,7 @@ class WebhookContract:
             enabled=False,
             disabled_reason="Why.",
             failing_since_ms=3,
+            owed_until_ms=8,
         )
         await store.write(lambda tx: endpoints.insert(tx, full))
         assert await store.read(lambda tx: endpoints.get(tx, PROJECT, "wh_1")) == full
@@ -108,20 +109,23 @@ class WebhookContract:
 
     @on_a_store
     async def test_who_listens_is_what_the_transaction_sees(self, store: Store) -> None:
-        """An endpoint of the same transaction listens; neither disabled ones nor strangers do."""
+        """An endpoint of the same transaction listens; neither disabled ones nor strangers do. One
+        that the service has disabled does for a while."""
 
         async def work(tx: Transaction) -> list[str]:
             await endpoints.insert(tx, endpoint("wh_1"))
             await endpoints.insert(tx, endpoint("wh_2", enabled=False))
             await endpoints.insert(tx, endpoint("wh_3", project_id=OTHER))
-            found = await endpoints.listening(tx, PROJECT)
+            found = await endpoints.listening(tx, PROJECT, 5)
             assert [each.subscription for each in found] == [WANTED]
             return [each.id for each in found]
 
         assert await store.write(work) == ["wh_1"]
-        assert await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Why."))
-        assert not await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Again."))
-        assert await store.read(lambda tx: endpoints.listening(tx, PROJECT)) == []
+        assert await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Why.", 9))
+        assert not await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Again.", 99))
+        kept = [endpoints.Listening("wh_1", WANTED, enabled=False)]
+        assert await store.read(lambda tx: endpoints.listening(tx, PROJECT, 8)) == kept
+        assert await store.read(lambda tx: endpoints.listening(tx, PROJECT, 9)) == []
         found = await store.read(lambda tx: endpoints.find(tx, "wh_1"))
         assert found is not None
         assert found.disabled_reason == "Why."
@@ -147,7 +151,7 @@ class WebhookContract:
         """Neither that the endpoint is gone, nor that it fails, nor that it does not."""
         changed = endpoint(updated_at_ms=2)
         await store.write(lambda tx: endpoints.insert(tx, changed))
-        assert not await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Gone."))
+        assert not await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Gone.", 9))
         await store.write(lambda tx: endpoints.mark_failing(tx, "wh_1", 1, 5))
         assert await store.read(lambda tx: endpoints.find(tx, "wh_1")) == changed
         await store.write(lambda tx: endpoints.mark_failing(tx, "wh_1", 2, 6))
@@ -189,7 +193,7 @@ class WebhookContract:
         assert await store.read(due) == [("wh_1", 4_000)]
         assert await store.read(lambda tx: deliveries.next_due(tx, "wh_1")) == 4_000
         assert await store.read(lambda tx: deliveries.next_due(tx, "wh_1", 4_000)) == 5_000
-        await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Why."))
+        await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Why.", 9))
         assert await store.read(due) == []
         assert await store.read(lambda tx: deliveries.next_due(tx, "wh_1")) is None
 
@@ -245,6 +249,45 @@ class WebhookContract:
         assert await fetch(store, 7_000) == [
             replace(two, attempts=1, since_ms=7_000, next_at_ms=7_000)
         ]
+
+    @on_a_store
+    async def test_what_is_pending_begins_anew(self, store: Store) -> None:
+        """In the span; the new ones stay in front, and what is too old has failed. What failed
+        before, or is another endpoint's, stays."""
+        await store.write(lambda tx: owed(tx, 1, 2, 3, 4, 5))
+        await store.write(lambda tx: owed(tx, 3, to="wh_2"))
+        _, two, _, four, five = await fetch(store)
+        await fail(store, two, 9_000)
+        await fail(store, four, None)
+
+        async def one(number: int, to: str = "wh_1") -> Delivery:
+            key = f"evt_run_1_{number}"
+            delivery = await store.read(lambda tx: deliveries.get(tx, to, key))
+            assert delivery is not None
+            return delivery
+
+        def behind(position: int, limit: int = 9) -> Any:
+            return store.read(lambda tx: deliveries.pending_behind(tx, "wh_1", position, limit))
+
+        every = await behind(0)
+        assert len(every) == 4
+        assert await behind(every[0], 2) == every[1:3]
+        span = (0, every[2])
+        await store.write(lambda tx: deliveries.begin_anew(tx, "wh_1", span, 1_002, 7_000))
+        found = [await one(number) for number in (1, 2, 3, 4, 5)]
+        assert [
+            (each.status, each.failures, each.since_ms, each.next_at_ms, each.settled_at_ms)
+            for each in found
+        ] == [
+            ("failed", 0, 1_001, None, 7_000),
+            ("pending", 0, 7_000, 7_000, None),
+            ("pending", 0, 7_000, deliveries.AT_ONCE, None),
+            ("failed", 1, 1_004, None, 2_005),
+            ("pending", 0, five.since_ms, deliveries.AT_ONCE, None),
+        ]
+        assert (await one(3, "wh_2")).since_ms == 1_003
+        await store.write(lambda tx: deliveries.begin_anew(tx, "wh_1", span, 0, 7_000))
+        assert (await one(2)).since_ms == 7_001
 
     @on_a_store
     async def test_a_failure_does_not_undo_that_a_delivery_is_owed_anew(self, store: Store) -> None:

@@ -14,10 +14,11 @@ from runbell.service.backends.upstream.chunks import Chunk, Delta
 from runbell.service.backends.upstream.failures import CallFailed, Secret, error_in_stream
 from runbell.service.backends.upstream.size import likely_tokens
 from runbell.service.backends.upstream.text import PairedText
+from runbell.service.logs import having
 
 __all__ = ["AnswerReader"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("runbell.models")
 
 Ending = Literal["stop", "length", "filter", "failure"]
 
@@ -51,18 +52,22 @@ class AnswerReader:
     Args:
         prompt_size: bytes that were sent, for an estimate where the server counts no tokens.
         secret: what an error in the stream may not show.
+        upstream: the name of the model server, for logs.
 
     Attributes:
         began: something of the answer, or of the thinking before it, has come.
         ended: the server said that the answer is over; only a count of tokens may follow.
     """
 
-    def __init__(self, request: ModelRequest, prompt_size: int, secret: Secret) -> None:
+    def __init__(
+        self, request: ModelRequest, prompt_size: int, secret: Secret, upstream: str
+    ) -> None:
         config = request.config
         taken = (call.id for step in request.steps for call in step.tool_calls)
         self._request = request
         self._prompt_size = prompt_size
         self._secret = secret
+        self._upstream = upstream
         self._calls = CallReader(taken, single=not config.parallel_tool_calls)
         self._text = PairedText()
         self._size = 0
@@ -139,7 +144,8 @@ class AnswerReader:
         self._announced = reason
         ending = _ENDINGS.get(reason.lower())
         if ending is None:
-            logger.warning("%s: unknown finish_reason %.40r", self._request.run_id, reason)
+            fields = {"upstream": self._upstream, **self._request.ids}
+            logger.warning("unknown finish_reason %.40r", reason, extra=having(fields))
         self._ending = ending or "stop"
 
     def _whole_calls(self) -> Iterator[Piece]:

@@ -15,7 +15,7 @@ from runbell.clock import Clock
 from runbell.pacing import RetryBackoff
 from runbell.runs import Usage
 from runbell.service.backends.base import Finished, ModelRequest, Piece
-from runbell.service.backends.timing import Observe, timed
+from runbell.service.backends.timing import Observer, timed
 from runbell.service.backends.upstream.answer import AnswerReader
 from runbell.service.backends.upstream.chunks import Chunk, NotAChunk, decode_chunks
 from runbell.service.backends.upstream.connection import Connection
@@ -25,11 +25,12 @@ from runbell.service.backends.upstream.prompt import Prompt, prompt_of
 from runbell.service.backends.upstream.request import Dialect, chat_body
 from runbell.service.backends.upstream.sse import Event
 from runbell.service.backends.upstream.text import json_or_text, storable
+from runbell.service.logs import having
 from runbell.service.upstreams import ANY, UpstreamSettings
 
 __all__ = ["Upstream"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("runbell.models")
 
 LOOK_UP_SECONDS: Final = 5.0
 """How long a list of models may take, and how old it has to be to be asked for again."""
@@ -58,7 +59,7 @@ class Upstream:
 
     Args:
         rng: draws the jitter between tries.
-        observe: is told of each call: of each try, and not of what lies between them.
+        observer: is told of each call: of each try, and not of what lies between them.
     """
 
     def __init__(
@@ -66,12 +67,13 @@ class Upstream:
         settings: UpstreamSettings,
         clock: Clock,
         rng: random.Random | None = None,
-        observe: Observe | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._rng = rng or random.Random()
-        self._observe = observe
+        self._observer = observer
+        self._name = settings.name
         self._secret = Secret(settings.key)
         self._connection = Connection(settings.url, settings.key, clock)
         self._backoff = RetryBackoff(start=0.5, cap=30.0)
@@ -121,13 +123,20 @@ class Upstream:
             async with TimeLimits(self._clock, LOOK_UP_SECONDS) as limits:
                 listed = _names(await self._connection.get("/models", limits))
         except CallFailed as failed:
-            logger.warning("%s does not list its models: %s", self._settings.url, failed.message)
+            why = failed.message.rstrip(".") + "."
+            if failed.misplaced and (hint := self._hint(self._settings.url)):
+                why += f" {hint[0].upper()}{hint[1:]}."
+            extra = having({"upstream": self._name, "status": failed.status})
+            logger.warning("%s does not list its models: %s", self._settings.url, why, extra=extra)
             self._failed_to_list()
         else:
             self._failing_since = None
             if listed != self._listed:
                 shown = ", ".join(listed[:20]) + (", …" if len(listed) > 20 else "")
-                logger.info("%s serves %d models: %s", self._settings.url, len(listed), shown)
+                what = (self._settings.url, len(listed), shown)
+                logger.info(
+                    "%s serves %d models: %s", *what, extra=having({"upstream": self._name})
+                )
             self._listed = listed
         finally:
             self._looked = self._clock.monotonic()
@@ -140,8 +149,18 @@ class Upstream:
             self._failing_since = now
         if self._listed is not None and now - self._failing_since >= GONE_SECONDS:
             away = (self._settings.url, GONE_SECONDS)
-            logger.warning("%s is away for %g s: its models are not served until it is back", *away)
+            logger.warning(
+                "%s is away for %g s: its models are not served until it is back",
+                *away,
+                extra=having({"upstream": self._name}),
+            )
             self._listed = None
+
+    def _hint(self, url: str) -> str:
+        """What may be wrong where something is not found at that URL; empty for nothing."""
+        if self._settings.is_versioned:
+            return ""
+        return f"a base URL mostly ends in /v1: try {url}/v1"
 
     # How many runs at a time.
 
@@ -174,11 +193,12 @@ class Upstream:
             except CallFailed as failed:
                 # What was said is not taken back: there may be somebody who has read it.
                 if delivered:
-                    raise
+                    why = "not tried again, since a part of the answer was delivered"
+                    raise self._given_up(request, plan, failed, failures + 1, why) from None
                 other = self._otherwise(request, plan, failed)
                 if other is None:
                     failures += 1
-                    await self._pause(request, failed, failures)
+                    await self._pause(request, plan, failed, failures)
                 plan = other or plan
 
     def _plan(self, request: ModelRequest) -> _Plan | None:
@@ -196,12 +216,14 @@ class Upstream:
 
     def _try(self, request: ModelRequest, plan: _Plan) -> AsyncGenerator[Piece, None]:
         pieces = self._call(request, plan)
-        return pieces if self._observe is None else timed(pieces, self._clock, self._observe)
+        if self._observer is None:
+            return pieces
+        return timed(pieces, self._clock, self._observer, self._name)
 
     async def _call(self, request: ModelRequest, plan: _Plan) -> AsyncGenerator[Piece, None]:
         """Ask once."""
         body = chat_body(request, plan.model, plan.prompt, plan.dialect)
-        reader = AnswerReader(request, plan.prompt.size, self._secret)
+        reader = AnswerReader(request, plan.prompt.size, self._secret, self._name)
         settings = self._settings
         told = False
         try:
@@ -235,7 +257,7 @@ class Upstream:
             return decode_chunks(event.data)
         except NotAChunk:
             message = "The model server sent something that is no chat completion."
-            raise CallFailed("server_error", message) from None
+            raise CallFailed("server_error", message, misplaced=True) from None
 
     def _otherwise(self, request: ModelRequest, plan: _Plan, failed: CallFailed) -> _Plan | None:
         """Another way to ask, where something about the question was wrong; else None."""
@@ -243,23 +265,19 @@ class Upstream:
             shorter = plan.prompt.halved()
             if shorter is not None:
                 dropped = len(plan.prompt.thread) - len(shorter.thread)
-                logger.info("%s: %d messages are dropped to fit", request.run_id, dropped)
+                fields = {"upstream": self._name, "dropped": dropped, **request.ids}
+                logger.info("messages are left out to fit", extra=having(fields))
                 return replace(plan, prompt=shorter)
         body = chat_body(request, plan.model, plan.prompt, plan.dialect)
         dialect = plan.dialect.adapted(body, failed)
         return replace(plan, dialect=dialect) if dialect is not None else None
 
-    async def _pause(self, request: ModelRequest, failed: CallFailed, failures: int) -> None:
+    async def _pause(
+        self, request: ModelRequest, plan: _Plan, failed: CallFailed, failures: int
+    ) -> None:
         """Wait until the call may be tried again; raises the failure where it may not."""
-        key = self._settings.key_env
-        # What the server said may repeat what it was asked, which is no business of the log.
-        what = f"HTTP {failed.status}" if failed.status is not None else failed.message.rstrip(".")
-        if failed.status in (401, 403) and key is not None:
-            what += f", the key is that of {key}"
-        where = (request.run_id, self._settings.url, what)
         if not failed.again:
-            logger.warning("%s: %s: %s", *where)
-            raise failed
+            raise self._given_up(request, plan, failed, failures) from None
         delay = self._backoff.delay(failures, self._rng)
         if failed.after:
             # A server may ask for more, never for less: its word must not make us hammer on it.
@@ -268,12 +286,9 @@ class Upstream:
         if request.expires_at_ms is not None:
             left_ms = request.expires_at_ms - self._clock.now_ms()
         if delay * 1000 + LAST_MOMENT_MS > left_ms:
-            logger.warning("%s: %s: %s; no time is left after %d tries", *where, failures)
-            if failures == 1:
-                raise failed
-            tried = f"{failed.message.rstrip('.')} (tried {failures} times)."
-            raise CallFailed(failed.code, tried) from None
-        logger.warning("%s: %s: %s; try %d in %.1f s", *where, failures + 1, delay)
+            why = "the run's time is too short for another try"
+            raise self._given_up(request, plan, failed, failures, why) from None
+        self._tell(request, failed, failures, "it is tried again", pause_ms=round(delay * 1000))
         # Others are answered meanwhile, on the place that this run does not need.
         self._pausing += 1
         try:
@@ -282,6 +297,45 @@ class Upstream:
             await self._clock.sleep(delay)
         finally:
             self._pausing -= 1
+        if self._observer is not None:
+            self._observer.model_tried_again(self._name)
+
+    def _given_up(
+        self, request: ModelRequest, plan: _Plan, failed: CallFailed, tries: int, why: str = ""
+    ) -> CallFailed:
+        """The failure with which the run ends: also why there is no other try, and after how many.
+
+        Args:
+            why: what kept it from being tried again, other than that it would not help.
+        """
+        self._tell(request, failed, tries, why or "it is given up")
+        reasons = []
+        if failed.status == 404:
+            reasons.append(f"asked for the model '{plan.model}'")
+        if failed.misplaced and (hint := self._hint("…")):
+            # Who reads this need not know where the server is.
+            reasons.append(hint)
+        if tries > 1:
+            reasons.append(f"tried {tries} times")
+        if why:
+            reasons.append(why)
+        if not reasons:
+            return failed
+        message = f"{failed.message.rstrip('.')} ({'; '.join(reasons)})."
+        return CallFailed(failed.code, message, status=failed.status)
+
+    def _tell(
+        self, request: ModelRequest, failed: CallFailed, tries: int, then: str, **more: int
+    ) -> None:
+        """Log a call that failed; `then` says what comes of it."""
+        key = self._settings.key_env
+        # What the server said may repeat what it was asked, which is no business of the log.
+        what = f"HTTP {failed.status}" if failed.status is not None else failed.message.rstrip(".")
+        if failed.status in (401, 403) and key is not None:
+            what += f", the key is that of {key}"
+        fields = {"upstream": self._name, "status": failed.status, "try": tries}
+        extra = having({**fields, **more, **request.ids})
+        logger.warning("a model call failed: %s; %s", what, then, extra=extra)
 
     async def close(self) -> None:
         if self._looking is not None:
@@ -295,7 +349,7 @@ def _names(body: bytes) -> tuple[str, ...]:
     if isinstance(listed, dict):
         listed = listed.get("data")
     if not isinstance(listed, list):
-        raise CallFailed("server_error", "Its answer is no list of models.")
+        raise CallFailed("server_error", "Its answer is no list of models.", misplaced=True)
     names = (entry.get("id") for entry in listed if isinstance(entry, dict))
     usable = (
         name

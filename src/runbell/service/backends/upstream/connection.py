@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncGenerator
 from typing import Any, Final
@@ -75,8 +76,8 @@ class Connection:
         done = False
         try:
             if response.content_type == "text/html":
-                message = "The model server answered with a web page: does its URL end in /v1?"
-                raise CallFailed("server_error", message)
+                message = "The model server answered with a web page."
+                raise CallFailed("server_error", message, misplaced=True)
             if response.content_type == "application/json":
                 yield Event("document", await self._document(response, limits))
                 return
@@ -200,6 +201,18 @@ def _unreachable(error: Exception) -> CallFailed:
     """Why there was no answer. The library's exceptions can hold headers, so they end here."""
     again = True
     match error:
+        case aiohttp.ClientProxyConnectionError():
+            why = "the proxy that the environment names does not take the connection"
+        case aiohttp.ClientConnectorError(os_error=ConnectionRefusedError()):
+            message = "The model server refused the connection: is it running?"
+            return CallFailed("server_error", message, again=True)
+        case (
+            aiohttp.ServerTimeoutError()
+            | TimeoutError()
+            | aiohttp.ClientConnectorError(os_error=TimeoutError())
+        ):
+            message = "The model server did not answer in time: no connection could be made."
+            return CallFailed("server_error", message, again=True)
         case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
             why, again = "its certificate is not trusted", False
         case aiohttp.ClientConnectorDNSError():
@@ -207,9 +220,10 @@ def _unreachable(error: Exception) -> CallFailed:
         case aiohttp.ClientSSLError():
             why, again = "it does not speak TLS as it should", False
         case aiohttp.ClientConnectorError():
-            why = (error.os_error.strerror or "no connection").lower()
-        case aiohttp.ServerTimeoutError() | TimeoutError():
-            why = f"no connection within {CONNECT_SECONDS:g} s"
+            # The error's own text has addresses in it, as tuples.
+            number = error.os_error.errno
+            why = "none of its addresses answered" if number is None else os.strerror(number)
+            why = why.lower()
         case aiohttp.ServerDisconnectedError() | ConnectionError():
             why = "it ended the connection without an answer"
         case aiohttp.ClientResponseError():

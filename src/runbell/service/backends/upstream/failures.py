@@ -48,6 +48,7 @@ class CallFailed(ModelError):
         context: the prompt did not fit into the model.
         said: all that the server said about it, to be searched and never shown.
         status: the HTTP status, for logs; None where there was none.
+        misplaced: what was asked for is not where it was looked for: the base URL may be wrong.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class CallFailed(ModelError):
         context: bool = False,
         said: str = "",
         status: int | None = None,
+        misplaced: bool = False,
     ) -> None:
         super().__init__(code, message)
         self.again = again
@@ -67,6 +69,7 @@ class CallFailed(ModelError):
         self.context = context
         self.said = said
         self.status = status
+        self.misplaced = misplaced
 
 
 class Secret:
@@ -114,6 +117,7 @@ def refusal(
     failed = _judged(status, json_or_text(body), secret, again=again)
     failed.said = body.decode(errors="replace")
     failed.after = wait_wanted(headers, now_ms)
+    failed.misplaced = status in (404, 405)
     return failed
 
 

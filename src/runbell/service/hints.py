@@ -1,0 +1,109 @@
+"""When to look again: what `openai-poll-after-ms` says, learned from how long runs took here.
+
+The stock SDK keeps to that header, so it polls well with no change at the client. What is learned
+is a few dozen durations a kind of run, in memory; a start reads them from the latest runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from runbell.clock import Clock
+from runbell.pacing.foresight import Foresight, Key
+from runbell.runs import RunStatus
+from runbell.storage import runs
+from runbell.storage.runs import RunRecord
+from runbell.storage.store import Store
+
+__all__ = ["Hints"]
+
+LEAST_MS, MOST_MS = 50, 60_000
+"""Within these bounds, whatever was learned: the SDK keeps to the first hint that it is given."""
+
+REMEMBERED_RUNS = 1_000
+"""The latest runs, which a start learns from."""
+
+MOST_OPEN = 100_000
+"""Runs whose beginnings are known at a time; beyond that the oldest is not learned from."""
+
+_CUT_SHORT = frozenset({RunStatus.CANCELLING, RunStatus.CANCELLED, RunStatus.EXPIRED})
+"""What ends so would have taken longer."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """The part of a run that goes on: from a start, or from tool outputs, until it is settled."""
+
+    queued_ms: int
+    started_ms: int | None = None
+
+
+class Hints:
+    """Learns from every run that moves in this process, and says when to look at one."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._known = Foresight()
+        self._parts: dict[str, _Part] = {}
+
+    async def learn(self, store: Store) -> None:
+        """Learn from the latest runs that are stored."""
+        latest = await store.read(lambda tx: runs.latest(tx, REMEMBERED_RUNS))
+        for record in reversed(latest):  # what happened last counts most
+            run = record.run
+            # Of a run that waited for tools, the row does not tell how long its parts took.
+            ended = run.completed_at_ms or run.failed_at_ms or run.incomplete_at_ms
+            if ended and run.started_at_ms and run.sequence == _ONE_PART:
+                part = _Part(run.created_at_ms, run.started_at_ms)
+                self._learn(_key(record), part, ended, ended=True)
+
+    def moved(self, record: RunRecord) -> None:
+        """A run has changed its status."""
+        run = record.run
+        if run.status is RunStatus.QUEUED:
+            self._parts[run.id] = _Part(run.updated_at_ms)
+            if len(self._parts) > MOST_OPEN:
+                del self._parts[next(iter(self._parts))]
+            return
+        part = self._parts.get(run.id)
+        if part is None:
+            return
+        if run.status is RunStatus.IN_PROGRESS:
+            part.started_ms = run.updated_at_ms
+            return
+        del self._parts[run.id]
+        if part.started_ms is not None:
+            whole = run.status not in _CUT_SHORT
+            self._learn(_key(record), part, run.updated_at_ms, ended=whole)
+
+    def _learn(self, key: Key, part: _Part, at_ms: int, *, ended: bool) -> None:
+        assert part.started_ms is not None
+        # The wall clock can be set back; nothing ever took less than no time.
+        ran = max(at_ms - part.started_ms, 0) / 1000
+        queued = max(part.started_ms - part.queued_ms, 0) / 1000
+        self._known.observe(key, ran, ended=ended, queued=queued)
+
+    def poll_after_ms(self, record: RunRecord) -> int:
+        """Milliseconds until it is worth looking at a run that has not ended."""
+        part = self._parts.get(record.run.id)
+        elapsed = 0.0
+        if part is not None and part.started_ms is not None:
+            elapsed = (self._clock.now_ms() - part.started_ms) / 1000
+        seconds = self._known.poll_after(_key(record), elapsed)
+        return max(LEAST_MS, min(round(seconds * 1000), MOST_MS))
+
+    def soonest_ms(self, records: Iterable[RunRecord]) -> int | None:
+        """Likewise for several runs; None where all have ended."""
+        open_ones = (each for each in records if not each.run.status.is_terminal)
+        return min(map(self.poll_after_ms, open_ones), default=None)
+
+
+_ONE_PART = 3
+"""Events of a run that was queued, in progress and then ended."""
+
+
+def _key(record: RunRecord) -> Key:
+    config = record.config
+    names = tuple(each.function.name for each in config.tools if hasattr(each, "function"))
+    return (record.run.assistant_id or "", config.model, names)
