@@ -1,0 +1,137 @@
+"""Two services on one PostgreSQL database: they wake each other, and one goes on when the other is
+killed."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from runbell.testing.receivers import Receiver
+from tests.processes.house import House, several
+from tests.served import eventually
+
+RUNS = 200
+TAKEOVER_S = 6.0
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Two processes for all tests of this module; the last of them kills one."""
+    with several(tmp_path_factory.mktemp("two")) as house:
+        yield house
+
+
+def test_a_wait_at_one_process_is_woken_by_the_other(house: House) -> None:
+    """Not by its own look at the end of the wait, which would be after 20 s."""
+    run = house.run("call f {}")
+    path = f"/v1/threads/{run['thread_id']}/runs/{run['id']}"
+    seen = house.api.get(path, headers={"Prefer": "wait=20"})
+    assert seen.ok()["status"] == "requires_action"
+    other = house.served[1].api()
+    began = time.monotonic()
+    headers = {"Prefer": "wait=20", "If-None-Match": seen.headers["etag"]}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(house.api.get, path, headers=headers)
+        time.sleep(0.1)
+        assert not waiting.done()
+        changed = other.post(path, {"metadata": {"by": "the other"}}).ok()
+        assert waiting.result(20).ok()["metadata"] == changed["metadata"]
+    assert time.monotonic() - began < 10
+    other.post(f"{path}/cancel").ok()
+
+
+def test_a_feed_at_one_process_hears_of_the_other(house: House) -> None:
+    """Whoever follows it hears of each event, in order, wherever it happened."""
+    thread = {"messages": [{"role": "user", "content": "x"}]}
+    body = {"assistant_id": house.assistant, "thread": thread}
+    run = house.served[1].api().post("/v1/threads/runs", body).ok()
+    seen: list[Any] = []
+
+    def complete() -> bool:
+        seen[:] = [e["type"] for e in house.events() if e["data"]["id"] == run["id"]]
+        return seen[-1:] == ["thread.run.completed"]
+
+    eventually(complete, "the feed has the run's end")
+    assert seen == ["thread.run.created", "thread.run.in_progress", "thread.run.completed"]
+
+
+def test_a_killed_worker_loses_nothing(house: House) -> None:
+    """`kill -9` in the middle of many runs with tools and webhooks: all finish, what it held is
+    taken over soon, nothing is doubled, and no webhook is missing."""
+    with Receiver() as receiver:
+        hook = {"name": "all", "url": receiver.url, "event_types": ["thread.run.*"]}
+        house.api.post("/v1/webhook_endpoints", hook).ok()
+        before = house.ended()
+        with ThreadPoolExecutor(4) as pool:
+            runs = list(
+                pool.map(lambda n: house.run(f'sleep 0.3\ncall f {{"n": {n}}}'), range(RUNS))
+            )
+            answering = threading.Event()
+            answers = pool.submit(_answer_calls, house, answering)
+            held = eventually(lambda: _held_by_both(house), "both are in the middle of it")
+            house.served[1].kill()
+            killed = time.monotonic()
+            eventually(lambda: not _still_held(house, held), "it was taken over", TAKEOVER_S)
+            assert time.monotonic() - killed < TAKEOVER_S
+            eventually(lambda: house.ended() == before + RUNS, "all have ended", 60)
+            answering.set()
+            answers.result(30)
+        house.served[1].start()
+        eventually(lambda: not _owed(house), "nothing is owed any more", 30)
+        histories = house.check()
+        _check_runs(house, [run["id"] for run in runs])
+        own = {run["id"] for run in runs}
+        sent = {e["id"]: e for each in own for e in histories[each]}
+        came = {each.header("webhook-id"): json.loads(each.body) for each in receiver.requests}
+        assert {key: came.get(key) for key in sent} == sent
+
+
+def _answer_calls(house: House, over: threading.Event) -> None:
+    """Give every run the output that it asks for, until there is none any more."""
+    while not over.is_set():
+        page = house.api.get("/v1/runs?status=requires_action&limit=100").ok()
+        for run in page["data"]:
+            calls = run["required_action"]["submit_tool_outputs"]["tool_calls"]
+            given = [{"tool_call_id": call["id"], "output": f"out {call['id']}"} for call in calls]
+            path = f"/v1/threads/{run['thread_id']}/runs/{run['id']}/submit_tool_outputs"
+            house.api.post(path, {"tool_outputs": given})
+        time.sleep(0.02)
+
+
+PICKED = "SELECT id, queue_manager_id::text FROM pgqueuer WHERE status = 'picked'"
+
+
+def _held_by_both(house: House) -> set[Any] | None:
+    """The jobs that are under way, where both processes have several."""
+    held = set(house.rows(PICKED))
+    managers = [manager for _, manager in held]
+    few = [manager for manager in set(managers) if managers.count(manager) < 5]
+    return held if len(set(managers)) == 2 and not few else None
+
+
+def _still_held(house: House, held: set[Any]) -> set[Any]:
+    return held & set(house.rows(PICKED))
+
+
+def _owed(house: House) -> list[Any]:
+    return house.rows("SELECT id FROM deliveries WHERE status <> 'succeeded' LIMIT 1")
+
+
+def _check_runs(house: House, runs: list[str]) -> None:
+    names = ", ".join(f"'{run}'" for run in runs)
+    counts = {"messages": 1, "run_steps": 2, "events": 6, "deliveries": 6}
+    wrong = {"status <> 'completed'"} | {
+        f"{number} <> (SELECT count(*) FROM {table} WHERE run_id = runs.id)"
+        for table, number in counts.items()
+    }
+    for condition in wrong:
+        found = house.rows(f"SELECT id FROM runs WHERE id IN ({names}) AND {condition}")
+        assert not found, f"{condition}: {found}"
+    took = house.rows(f"SELECT count(*) FROM runs WHERE id IN ({names}) AND attempt > 2")
+    assert took[0][0] > 0, "the killed process held none"
