@@ -61,6 +61,42 @@ def test_a_feed_at_one_process_hears_of_the_other(house: House) -> None:
     assert seen == ["thread.run.created", "thread.run.in_progress", "thread.run.completed"]
 
 
+def test_a_stream_tells_of_a_run_wherever_it_is_executed(house: House) -> None:
+    """Many at a time, so that both processes execute some: each stream is whole, and in order."""
+
+    def stream(number: int) -> list[str]:
+        thread = {"messages": [{"role": "user", "content": f"sleep 0.05\n{number}"}]}
+        body = {"assistant_id": house.assistant, "thread": thread, "stream": True}
+        answer = house.api.post("/v1/threads/runs", body)
+        lines = answer.body.decode().splitlines()
+        said = [json.loads(line[6:]) for line in lines if line.startswith('data: {"id":"msg')]
+        assert said[-1]["content"][0]["text"]["value"] == f"sleep 0.05\n{number}"
+        return [line[7:] for line in lines if line.startswith("event: ")]
+
+    with ThreadPoolExecutor(8) as pool:
+        streams = list(pool.map(stream, range(24)))
+    for events in streams:
+        # What grew at the other process is told when it is whole.
+        brief = [each for each in dict.fromkeys(events) if each not in GROWING]
+        assert brief == TOLD
+
+
+GROWING = {"thread.run.step.in_progress", "thread.message.in_progress"}
+TOLD = [
+    "thread.created",
+    "thread.run.created",
+    "thread.run.queued",
+    "thread.run.in_progress",
+    "thread.run.step.created",
+    "thread.message.created",
+    "thread.message.delta",
+    "thread.message.completed",
+    "thread.run.step.completed",
+    "thread.run.completed",
+    "done",
+]
+
+
 def test_a_killed_worker_loses_nothing(house: House) -> None:
     """`kill -9` in the middle of many runs with tools and webhooks: all finish, what it held is
     taken over soon, nothing is doubled, and no webhook is missing."""

@@ -32,6 +32,11 @@ class Moved(Protocol):
     @property
     def attempt(self) -> int: ...
 
+    @property
+    def updated_at_ms(self) -> int:
+        """When it changed, in milliseconds since the epoch."""
+        ...
+
 
 class Changes:
     """Tells of each committed change: to listeners, which are quick and never wait, and to those

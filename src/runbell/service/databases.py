@@ -15,9 +15,9 @@ from urllib.parse import quote
 from runbell.clock import Clock
 from runbell.errors import ConfigurationError, MissingExtra
 from runbell.service.changes import Changes
-from runbell.service.feeds import Feeds
 from runbell.service.jobs import Jobs, Lanes
 from runbell.service.jobs.embedded import EmbeddedJobs
+from runbell.service.operations.context import Context
 from runbell.service.settings import EMBEDDED, Settings, sqlite_path
 from runbell.storage.lock import InstallationLock
 from runbell.storage.migrate import upgrade_sqlite
@@ -68,7 +68,7 @@ class Database:
             cancel_grace=settings.cancel_grace,
         )
 
-    async def join(self, clock: Clock, feeds: Feeds, missed: Callable[[], Awaitable[None]]) -> None:
+    async def join(self, ctx: Context, missed: Callable[[], Awaitable[None]]) -> None:
         """Begin to hear what other processes change.
 
         Args:

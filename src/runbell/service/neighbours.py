@@ -24,7 +24,7 @@ from runbell.storage.listening import Listener
 from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
 from runbell.storage.store import Transaction
 
-__all__ = ["CHANNEL", "Neighbours", "SharedChanges"]
+__all__ = ["CHANNEL", "Neighbours", "SharedChanges", "ToldRun"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +40,18 @@ TELL = "SELECT pg_notify($1, pg_current_xact_id()::text || ' ' || $2)"
 HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 
 
-class _Run(msgspec.Struct, array_like=True, frozen=True):
-    """A run that has changed."""
+class ToldRun(msgspec.Struct, array_like=True, frozen=True):
+    """A run that has changed.
+
+    Attributes:
+        updated_at_ms: when, in milliseconds since the epoch.
+    """
 
     id: str
     project_id: str
     status: RunStatus
     attempt: int
+    updated_at_ms: int
 
 
 class _Message(msgspec.Struct, array_like=True):
@@ -58,7 +63,7 @@ class _Message(msgspec.Struct, array_like=True):
     """
 
     sender: str
-    runs: list[_Run] = []
+    runs: list[ToldRun] = []
     wakes: list[str] = []
 
 
@@ -74,7 +79,8 @@ class SharedChanges(Changes):
 
     def announce(self, tx: Transaction, run: Moved) -> None:
         super().announce(tx, run)
-        self._message(tx).runs.append(_Run(run.id, run.project_id, run.status, run.attempt))
+        told = ToldRun(run.id, run.project_id, run.status, run.attempt, run.updated_at_ms)
+        self._message(tx).runs.append(told)
 
     def announce_wake(self, tx: Transaction, key: str) -> None:
         super().announce_wake(tx, key)
@@ -121,11 +127,16 @@ class Neighbours:
         self._changes = changes
         self._feeds = feeds
         self._missed = missed
+        self._callbacks: list[Callable[[ToldRun], None]] = []
         self._behind: dict[str, int] = {}
         self._settling: asyncio.Task[None] | None = None
         self._looking: set[asyncio.Task[Any]] = set()
         listener.subscribe(CHANNEL, self._hear)
         listener.on_gap(self._miss)
+
+    def on_change(self, callback: Callable[[ToldRun], None]) -> None:
+        """Have `callback` called with each run that has changed in another process."""
+        self._callbacks.append(callback)
 
     def _hear(self, payload: str) -> None:
         number, _, encoded = payload.partition(" ")
@@ -133,6 +144,8 @@ class Neighbours:
         if message.sender != self._changes.sender:
             for run in message.runs:
                 self._changes.publish(run)
+                for callback in self._callbacks:
+                    callback(run)
             for key in message.wakes:
                 self._changes.wake(key)
         for run in message.runs:

@@ -10,10 +10,11 @@ from urllib.parse import unquote
 from runbell.clock import Clock
 from runbell.errors import ConfigurationError
 from runbell.service.databases import Database
-from runbell.service.feeds import Feeds
 from runbell.service.jobs import Jobs, Lanes, engine
 from runbell.service.jobs.pgqueuer import PgQueuerJobs
 from runbell.service.neighbours import CHANNEL, Neighbours, SharedChanges
+from runbell.service.operations.context import Context
+from runbell.service.retelling import Retelling
 from runbell.service.settings import EMBEDDED, Settings, location
 from runbell.storage.listening import Listener
 from runbell.storage.migrate_postgresql import LOCK, upgrade_postgresql
@@ -37,6 +38,7 @@ class PostgresqlDatabase(Database):
         self._own = store
         self._listener = listener
         self._neighbours: Neighbours | None = None
+        self._retelling: Retelling | None = None
         self.shared_changes = self.changes = SharedChanges()
 
     def jobs(self, clock: Clock, lanes: Lanes, settings: Settings) -> Jobs:
@@ -49,14 +51,16 @@ class PostgresqlDatabase(Database):
             cancel_grace=settings.cancel_grace,
         )
 
-    async def join(self, clock: Clock, feeds: Feeds, missed: Callable[[], Awaitable[None]]) -> None:
-        self._neighbours = Neighbours(
-            self._own, self._listener, clock, self.shared_changes, feeds, missed
+    async def join(self, ctx: Context, missed: Callable[[], Awaitable[None]]) -> None:
+        neighbours = self._neighbours = Neighbours(
+            self._own, self._listener, ctx.clock, self.shared_changes, ctx.feeds, missed
         )
+        self._retelling = Retelling(ctx, neighbours)
         await self._listener.start(CHANNEL, engine.CHANNEL)
 
     async def close(self) -> None:
-        if self._neighbours is not None:
+        if self._retelling is not None and self._neighbours is not None:
+            await self._retelling.close()
             await self._neighbours.close()
         await self._listener.close()
         await super().close()

@@ -179,7 +179,7 @@ async def _work(settings: Settings, say: Callable[[str], None]) -> None:
         ctx, executor, deliverer = build(settings, database, SystemClock(), vault)
         _spare_the_collector()
         ctx.backends.start()
-        await database.join(ctx.clock, ctx.feeds, executor.look_again)
+        await database.join(ctx, executor.look_again)
         ctx.jobs.start(handlers(executor, deliverer))
         stop = asyncio.Event()
         with _signals(stop), _background(ctx.metrics.watch_loop()):
@@ -237,7 +237,7 @@ async def _serve_from(
     await ctx.hints.learn(ctx.store)
     _spare_the_collector()
     ctx.backends.start()
-    await database.join(ctx.clock, ctx.feeds, executor.look_again)
+    await database.join(ctx, executor.look_again)
     ctx.jobs.start(handlers(executor, deliverer))
     stop = asyncio.Event()
     with _signals(stop), _background(retention.sweep(ctx), ctx.metrics.watch_loop()):
