@@ -61,6 +61,68 @@ def test_a_feed_at_one_process_hears_of_the_other(house: House) -> None:
     assert seen == ["thread.run.created", "thread.run.in_progress", "thread.run.completed"]
 
 
+def test_a_limit_holds_for_both_together(house: House) -> None:
+    """Of many requests at a time at both, as many are let in as the key may make."""
+    printed = house.served[0].command_line("keys", "create", "--project", "limited", "--rpm", "2")
+    key = printed.strip()
+
+    def ask(number: int) -> Any:
+        return house.served[number % 2].api(key).get("/v1/assistants")
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(16)))
+    granted = [each for each in answers if each.status == 200]
+    assert len(granted) == 2
+    left = [int(each.headers["x-ratelimit-remaining-requests"]) for each in granted]
+    assert sorted(left) == [0, 1]
+    refused = next(each for each in answers if each.status != 200)
+    assert refused.status == 429
+    assert 0 < int(refused.headers["retry-after-ms"]) <= 30_000
+
+
+def test_a_key_and_a_thread_are_the_same_at_both(house: House) -> None:
+    """Requests with one `Idempotency-Key`, at both at a time, have one effect; and of many runs on
+    one thread one begins."""
+    thread = house.api.post("/v1/threads", {}).ok()["id"]
+    body = {"assistant_id": house.assistant, "instructions": "x"}
+
+    def create(number: int, **headers: str) -> Any:
+        api = house.served[number % 2].api()
+        return api.post(f"/v1/threads/{thread}/runs", body, headers=headers)
+
+    message = {"role": "user", "content": "call f {}"}
+    house.api.post(f"/v1/threads/{thread}/messages", message).ok()
+    with ThreadPoolExecutor(8) as pool:
+        once = list(pool.map(lambda n: create(n, **{"Idempotency-Key": "one"}), range(8)))
+        assert {each.ok()["id"] for each in once} == {once[0].ok()["id"]}
+        others = list(pool.map(create, range(8)))
+        assert {each.status for each in others} == {400}
+        line = list(
+            pool.map(
+                lambda n: (
+                    house.served[n % 2]
+                    .api()
+                    .post(f"/v1/threads/{thread}/runs", {**body, "on_active_run": "enqueue"})
+                ),
+                range(8),
+            )
+        )
+    run = once[0].ok()["id"]
+    house.api.post(f"/v1/threads/{thread}/runs/{run}/cancel").ok()
+    runs = [run, *(each.ok()["id"] for each in line)]
+
+    def one_goes_on() -> bool:
+        """Each run waits for its tools; cancelled, it lets the next one begin."""
+        found = house.api.get(f"/v1/threads/{thread}/runs?limit=100").ok()["data"]
+        assert {each["id"] for each in found} == set(runs)
+        for each in found:
+            if each["status"] == "requires_action":
+                house.served[1].api().post(f"/v1/threads/{thread}/runs/{each['id']}/cancel").ok()
+        return all(each["status"] == "cancelled" for each in found)
+
+    eventually(one_goes_on, "every run had its turn")
+
+
 def test_a_stream_tells_of_a_run_wherever_it_is_executed(house: House) -> None:
     """Many at a time, so that both processes execute some: each stream is whole, and in order."""
 

@@ -27,17 +27,18 @@ SELECT table_name, column_name, data_type, is_nullable,
        CASE WHEN column_default LIKE 'nextval%' OR column_default LIKE 'runbell%'
             THEN 'numbered' ELSE column_default END
 FROM information_schema.columns
-WHERE table_schema = 'public' AND table_name NOT LIKE 'pgqueuer%'
+WHERE table_schema = 'public' AND table_name NOT LIKE 'pgqueuer%' AND table_name <> 'runbell_limits'
 AND table_name <> 'alembic_version'
 """
 INDEXES = """
 SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'
-AND tablename NOT LIKE 'pgqueuer%' AND tablename <> 'alembic_version'
+AND tablename NOT LIKE 'pgqueuer%' AND tablename NOT IN ('runbell_limits', 'alembic_version')
 """
 KEYS = """
 SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
 WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
 AND conrelid::regclass::text NOT LIKE 'pgqueuer%'
+AND conrelid::regclass::text <> 'runbell_limits'
 AND conrelid::regclass::text <> 'alembic_version'
 """
 

@@ -33,6 +33,9 @@ class Moved(Protocol):
     def attempt(self) -> int: ...
 
     @property
+    def sequence(self) -> int: ...
+
+    @property
     def updated_at_ms(self) -> int:
         """When it changed, in milliseconds since the epoch."""
         ...

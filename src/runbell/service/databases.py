@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from runbell.clock import Clock
@@ -23,6 +23,9 @@ from runbell.storage.lock import InstallationLock
 from runbell.storage.migrate import upgrade_sqlite
 from runbell.storage.sqlite import SQLiteStore
 from runbell.storage.store import Store
+
+if TYPE_CHECKING:
+    from runbell.service.shared_limits import SharedLimits
 
 __all__ = ["Database", "ObservableStore", "open_database", "open_store"]
 
@@ -67,6 +70,14 @@ class Database:
             concurrency=settings.max_concurrent_runs,
             cancel_grace=settings.cancel_grace,
         )
+
+    def limits(self, rpm: int) -> SharedLimits | None:
+        """Counts requests where other processes do so too; None where there are none.
+
+        Args:
+            rpm: requests a minute of a key that has no limit of its own.
+        """
+        return None
 
     async def join(self, ctx: Context, missed: Callable[[], Awaitable[None]]) -> None:
         """Begin to hear what other processes change.

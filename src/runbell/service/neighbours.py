@@ -51,6 +51,7 @@ class ToldRun(msgspec.Struct, array_like=True, frozen=True):
     project_id: str
     status: RunStatus
     attempt: int
+    sequence: int
     updated_at_ms: int
 
 
@@ -79,7 +80,9 @@ class SharedChanges(Changes):
 
     def announce(self, tx: Transaction, run: Moved) -> None:
         super().announce(tx, run)
-        told = ToldRun(run.id, run.project_id, run.status, run.attempt, run.updated_at_ms)
+        told = ToldRun(
+            run.id, run.project_id, run.status, run.attempt, run.sequence, run.updated_at_ms
+        )
         self._message(tx).runs.append(told)
 
     def announce_wake(self, tx: Transaction, key: str) -> None:

@@ -16,6 +16,7 @@ from runbell.service.neighbours import CHANNEL, Neighbours, SharedChanges
 from runbell.service.operations.context import Context
 from runbell.service.retelling import Retelling
 from runbell.service.settings import EMBEDDED, Settings, location
+from runbell.service.shared_limits import SharedLimits
 from runbell.storage.listening import Listener
 from runbell.storage.migrate_postgresql import LOCK, upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore, connect, unavailable
@@ -50,6 +51,9 @@ class PostgresqlDatabase(Database):
             concurrency=settings.max_concurrent_runs,
             cancel_grace=settings.cancel_grace,
         )
+
+    def limits(self, rpm: int) -> SharedLimits:
+        return SharedLimits(self._own, rpm)
 
     async def join(self, ctx: Context, missed: Callable[[], Awaitable[None]]) -> None:
         neighbours = self._neighbours = Neighbours(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import replace
 
 from runbell.errors import RequestRefused, StorageUnavailable
@@ -25,6 +25,10 @@ __all__ = ["Retelling"]
 logger = logging.getLogger(__name__)
 
 
+MOST_EARLY = 1_000
+"""Runs that nobody follows here, whose latest changes are remembered for who joins just then."""
+
+
 class Retelling:
     """Tells followers here of runs that change elsewhere."""
 
@@ -33,12 +37,26 @@ class Retelling:
         self._untold: dict[str, deque[ToldRun]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._began_ms: dict[str, int] = {}
+        self._early: OrderedDict[str, list[ToldRun]] = OrderedDict()
         neighbours.on_change(self._hear)
+        ctx.live.on_join(self._join)
 
     def _hear(self, told: ToldRun) -> None:
-        if not self._ctx.live.followed(told.id):
-            self._began_ms.pop(told.id, None)
+        if self._ctx.live.followed(told.id):
+            self._take(told)
             return
+        self._began_ms.pop(told.id, None)
+        # Another process can be quicker with a run than this one hears that its commit is done.
+        self._early.setdefault(told.id, []).append(told)
+        if len(self._early) > MOST_EARLY:
+            self._early.popitem(last=False)
+
+    def _join(self, run_id: str, behind: int) -> None:
+        for told in self._early.pop(run_id, ()):
+            if told.sequence > behind:
+                self._take(told)
+
+    def _take(self, told: ToldRun) -> None:
         waiting = self._untold.get(told.id)
         if waiting is not None:
             waiting.append(told)

@@ -219,7 +219,8 @@ async def _serve_from(
     project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
     url = _url(listener)
     about_keys = await _about_keys(ctx, database, url, loopback=loopback)
-    app = App(ctx, Access(ctx.store, settings.api_key, project.id))
+    access = Access(ctx.store, settings.api_key, project.id)
+    app = App(ctx, access, database.limits(settings.rpm))
     server = _Server(
         uvicorn.Config(
             app,

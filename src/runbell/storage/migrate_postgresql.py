@@ -47,6 +47,14 @@ ALTER TABLE events ALTER COLUMN position SET DEFAULT runbell_feed_position();
 transactions grow; but a database that was restored elsewhere begins with low ones again, which is
 what the offset is for."""
 
+_LIMITS = """
+CREATE UNLOGGED TABLE IF NOT EXISTS runbell_limits (
+    key_id TEXT PRIMARY KEY,
+    full_at DOUBLE PRECISION NOT NULL
+) WITH (fillfactor = 50)
+"""
+"""What the keys of all processes have asked for: when the bucket of each is full again."""
+
 
 async def upgrade_postgresql(connection: asyncpg.Connection) -> None:
     """Create the schema of a database or bring it up to `HEAD`; others wait meanwhile.
@@ -67,6 +75,7 @@ async def upgrade_postgresql(connection: asyncpg.Connection) -> None:
         if await connection.fetchval("SELECT to_regproc('runbell_feed_position')") is None:
             await connection.execute(_OFFSET.format(offset=0))
             await connection.execute(_FUNCTIONS)
+        await connection.execute(_LIMITS)
         await _stay_ahead(connection)
 
 

@@ -362,7 +362,7 @@ async def _message_of(tx: Transaction, step: RunStep) -> Message | None:
 
 def _join(ctx: Context, tx: Transaction, run: Run, follower: Follower | None) -> None:
     if follower is not None:
-        ctx.live.join(tx, run.id, follower)
+        ctx.live.join(tx, run.id, follower, run.sequence)
 
 
 async def _store(
