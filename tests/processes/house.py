@@ -91,9 +91,9 @@ class House:
 
 
 @contextmanager
-def several(directory: Path, count: int = 2) -> Iterator[House]:
-    """So many services on one database of their own."""
-    url = asyncio.run(database())
+def several(directory: Path, count: int = 2, url: str | None = None) -> Iterator[House]:
+    """So many services on one database of their own; by default on the tests' server."""
+    url = url or asyncio.run(database())
     env = {**ENV, "RUNBELL_ENCRYPTION_KEY": "A" * 43 + "="}
     key = f"sk-test-{secrets.token_hex(16)}"
     with ExitStack() as stack:

@@ -64,6 +64,8 @@ _UNAVAILABLE = (
     OSError,
     asyncio.TimeoutError,
     asyncpg.InterfaceError,
+    # Said of a connection that was lost between two statements.
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
@@ -104,7 +106,8 @@ class PostgresqlStore:
         with unavailable():
             pool = await asyncpg.create_pool(
                 url,
-                min_size=1,
+                # Otherwise the pool itself would try to have one, and complain.
+                min_size=0,
                 max_size=connections,
                 reset=_nothing_to_reset,
                 server_settings=SESSION,
@@ -112,7 +115,8 @@ class PostgresqlStore:
                 max_queries=1_000_000,
                 timeout=WAIT_SECONDS,
             )
-        return cls(pool, connections)
+            async with pool.acquire(timeout=WAIT_SECONDS):
+                return cls(pool, connections)
 
     @property
     def waiting(self) -> int:
@@ -187,7 +191,8 @@ class PostgresqlStore:
                 faults.hit("storage.group.executed")
                 await connection.execute("COMMIT")
             except BaseException:
-                if not connection.is_closed():
+                # What is wrong with a connection that was lost is not that it can't roll back.
+                with contextlib.suppress(OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
                     await connection.execute("ROLLBACK")
                 raise
         faults.hit("storage.group.committed")

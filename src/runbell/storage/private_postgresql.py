@@ -90,8 +90,8 @@ class PrivatePostgresql:
             self.stop()
             raise
 
-    def stop(self) -> None:
-        """End the server: what was committed is on the disk. Safe to call twice."""
+    def halt(self) -> None:
+        """End the server, which `resume` then starts again, at the same URL."""
         if self._process is not None:
             # Fast: clients are sent away, nobody is waited for.
             self._process.send_signal(signal.SIGINT)
@@ -101,6 +101,14 @@ class PrivatePostgresql:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+
+    def resume(self) -> None:
+        """Start the server again that was halted."""
+        self._launch(_binaries(), _account())
+
+    def stop(self) -> None:
+        """End the server: what was committed is on the disk. Safe to call twice."""
+        self.halt()
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
             self._sockets = None
