@@ -4,6 +4,8 @@ killed."""
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -157,6 +159,31 @@ TOLD = [
     "thread.run.completed",
     "done",
 ]
+
+
+def test_what_a_stopped_worker_does_later_changes_nothing(house: House) -> None:
+    """SIGSTOP, as a virtual machine is paused: its runs are taken over; when it goes on, it settles
+    what is not its own any more, and nothing of that is stored."""
+    before, other = house.ended(), house.served[1].pid
+    runs = [house.run(f"sleep 1\n{number}")["id"] for number in range(30)]
+    held = eventually(lambda: _held_by_both(house), "both are in the middle of it")
+    os.kill(other, signal.SIGSTOP)
+    try:
+        eventually(lambda: not _still_held(house, held), "it was taken over", TAKEOVER_S + 1)
+        eventually(lambda: house.ended() == before + len(runs), "all have ended", 30)
+    finally:
+        os.kill(other, signal.SIGCONT)
+    rows = house.rows("SELECT id, attempt, sequence, updated_at_ms FROM runs ORDER BY id")
+    # It answers only when it has come through what had waited for it.
+    eventually(lambda: house.served[1].api().get("/readyz").status == 200, "it goes on")
+    again = house.run("and now?")
+    path = f"/v1/threads/{again['thread_id']}/runs/{again['id']}"
+    ended = house.served[1].api().get(path, headers={"Prefer": "wait=20"}).ok()
+    assert ended["status"] == "completed"
+    now = house.rows("SELECT id, attempt, sequence, updated_at_ms FROM runs ORDER BY id")
+    assert [row for row in now if row[0] != again["id"]] == rows
+    assert max(row[1] for row in rows if row[0] in runs) > 1, "it held none"
+    house.check()
 
 
 def test_a_killed_worker_loses_nothing(house: House) -> None:
