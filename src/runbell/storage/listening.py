@@ -7,7 +7,6 @@ rows.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -45,11 +44,6 @@ class Listener:
     def subscribe(self, channel: str, hear: Callable[[str], None]) -> None:
         """Have `hear` called with what is told on a channel. Before `start`."""
         self._channels.setdefault(channel, []).append(hear)
-
-    def unsubscribe(self, channel: str, hear: Callable[[str], None]) -> None:
-        """Call it no more."""
-        with contextlib.suppress(ValueError):
-            self._channels.get(channel, []).remove(hear)
 
     def on_gap(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when it listens again, and may have missed something."""

@@ -47,7 +47,7 @@ TRIES = 5
 """How often a unit is executed that the database itself has ended in favour of another."""
 
 CURSOR_ROWS = 20
-"""Rows that are asked for at once, where it is their size that bounds them."""
+"""Rows that are asked for at once, where it is their size that bounds them too."""
 
 SESSION = {
     "application_name": "runbell",
@@ -225,6 +225,12 @@ class PostgresqlView:
         args = [params[name] for name in this.names]
         if max_bytes is None:
             return cast(list[Row], await self.connection.fetch(self._text(this), *args))
+        # Most lists are short: a cursor, and a transaction for it, cost more than they do.
+        limit = this.names.index("limit")
+        few = [*args[:limit], min(args[limit], CURSOR_ROWS), *args[limit + 1 :]]
+        rows = cast(list[Row], await self.connection.fetch(self._text(this), *few))
+        if len(rows) < CURSOR_ROWS:
+            return _up_to(max_bytes, rows)
         async with self._cursors():
             return await self._fetch_up_to(max_bytes, self._text(this), args)
 
@@ -237,7 +243,7 @@ class PostgresqlView:
         size = 0
         async for row in self.connection.cursor(text, *args, prefetch=CURSOR_ROWS):
             rows.append(row)
-            size += sum(len(value) for value in row if isinstance(value, str | bytes))
+            size += _size(row)
             if size >= max_bytes:
                 break
         return rows
@@ -328,6 +334,19 @@ def unavailable() -> Iterator[None]:
         raise StorageUnavailable(
             f"the database cannot be used now: {error or type(error).__name__}"
         ) from error
+
+
+def _up_to(max_bytes: int, rows: list[Row]) -> list[Row]:
+    size = 0
+    for number, row in enumerate(rows, 1):
+        size += _size(row)
+        if size >= max_bytes:
+            return rows[:number]
+    return rows
+
+
+def _size(row: Row) -> int:
+    return sum(len(value) for value in row if isinstance(value, str | bytes))
 
 
 def _storable(value: Any) -> Any:

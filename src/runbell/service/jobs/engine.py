@@ -126,16 +126,34 @@ class PooledDriver(_Bare):
     def __init__(self, store: PostgresqlStore, listener: Listener) -> None:
         super().__init__()
         self._store = store
-        self._listener = listener
         self._callbacks: list[Callable[[str], None]] = []
+        self._told = False
+        listener.subscribe(CHANNEL, self._hear)
         listener.on_gap(self.wake)
 
     def wake(self) -> None:
         """Let PgQueuer look for jobs, as if it had been told."""
+        self._tell(_NEWS)
+
+    def _hear(self, payload: str) -> None:
+        """Pass on that there are new jobs, once until PgQueuer looks for them.
+
+        It would look once for each change of its table, three times a job, and most of those are
+        its own.
+        """
+        if '"table_changed_event"' not in payload:
+            self._tell(payload)
+        elif '"insert"' in payload and not self._told:
+            self._told = True
+            self._tell(payload)
+
+    def _tell(self, payload: str) -> None:
         for callback in self._callbacks:
-            callback(_NEWS)
+            callback(payload)
 
     async def fetch(self, query: str, *args: object) -> list[dict[str, object]]:
+        # Whatever it looks for, what was committed until now is there.
+        self._told = False
         while True:
             try:
                 return [dict(row) for row in await self._store.fetch(query, *args)]
@@ -145,11 +163,8 @@ class PooledDriver(_Bare):
 
     async def add_listener(self, channel: str, callback: NotifyCallback) -> None:
         self._callbacks.append(callback)
-        self._listener.subscribe(channel, callback)
 
     async def __aexit__(self, *_: object) -> None:
-        for callback in self._callbacks:
-            self._listener.unsubscribe(CHANNEL, callback)
         self._callbacks = []
 
 
