@@ -38,6 +38,8 @@ class House:
     def __init__(self, url: str, served: list[Served]) -> None:
         self.url = url
         self.served = served
+        self._loop = asyncio.new_event_loop()
+        self._connection: asyncpg.Connection | None = None
         self.api = served[0].api()
         made = self.api.post("/v1/assistants", {"model": "echo", "tools": TOOLS}).ok()
         self.assistant = made["id"]
@@ -52,13 +54,18 @@ class House:
         """What the database says."""
 
         async def look() -> list[Any]:
-            connection = await asyncpg.connect(self.url)
-            try:
-                return [tuple(row) for row in await connection.fetch(query)]
-            finally:
-                await connection.close()
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await asyncpg.connect(self.url)
+            return [tuple(row) for row in await self._connection.fetch(query)]
 
-        return asyncio.run(look())
+        return self._loop.run_until_complete(look())
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._connection is not None:
+            self._connection.terminate()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
 
     def ended(self) -> int:
         """Runs that have ended."""
@@ -102,4 +109,6 @@ def several(directory: Path, count: int = 2, url: str | None = None) -> Iterator
             own = directory / str(number)
             own.mkdir()
             served.append(stack.enter_context(Served(own, env=env, key=key, database=url)))
-        yield House(url, served)
+        house = House(url, served)
+        stack.callback(house.close)
+        yield house

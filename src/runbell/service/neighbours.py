@@ -1,13 +1,14 @@
 """What happens in other processes on the same database, told as if it had happened here.
 
-A commit tells all processes what it has changed, with PostgreSQL's NOTIFY, and each wakes those who
-wait there. As everywhere, that is a wake-up and not the truth: whoever is woken looks at the rows;
-and where something may have been missed, everybody is woken.
+Behind a commit all processes are told what it has changed, with PostgreSQL's NOTIFY, and each wakes
+those who wait there. As everywhere, that is a wake-up and not the truth: whoever is woken looks at
+the rows; and where something may have been missed, everybody is woken.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,7 @@ from runbell.runs import RunStatus
 from runbell.service.changes import Changes, Moved
 from runbell.service.feeds import Feeds
 from runbell.storage.listening import Listener
-from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
+from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.store import Transaction
 
 __all__ = ["CHANNEL", "Neighbours", "SharedChanges", "ToldRun"]
@@ -36,8 +37,17 @@ MOST_TOLD = 40
 FIRST_SECONDS, LAST_SECONDS = 0.002, 0.1
 """From one look for the feed's horizon to the next, while something is behind it."""
 
-TELL = "SELECT pg_notify($1, pg_current_xact_id()::text || ' ' || $2)"
-HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+MOST_UNTOLD = 10_000
+"""Changes that wait to be told, while the database is away."""
+
+AGAIN_SECONDS = 0.2
+"""From one try to tell them to the next."""
+
+TELL = "SELECT pg_notify($1, message) FROM unnest($2::text[]) AS messages (message)"
+HORIZON = """
+SELECT pg_snapshot_xmin(moment)::text::bigint, pg_snapshot_xmax(moment)::text::bigint
+FROM pg_current_snapshot() AS moment
+"""
 
 
 class ToldRun(msgspec.Struct, array_like=True, frozen=True):
@@ -72,41 +82,78 @@ _decode = msgspec.json.Decoder(_Message).decode
 
 
 class SharedChanges(Changes):
-    """Changes that all processes on a database tell each other."""
+    """Changes that all processes on a database tell each other.
 
-    def __init__(self) -> None:
+    They are told behind the commit, many at a time, and not within it: transactions that notify are
+    committed one after the other, each with a flush of its own, in all of PostgreSQL. What a
+    process could not tell any more, since it was killed, is found by whoever looks again.
+    """
+
+    def __init__(self, store: PostgresqlStore) -> None:
         super().__init__()
         self.sender = secrets.token_hex(4)
+        self._store = store
+        self._untold = _Message(self.sender)
+        self._news = asyncio.Event()
+        self._telling: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to tell others."""
+        self._telling = asyncio.create_task(self._tell_all(), name="neighbours-telling")
 
     def announce(self, tx: Transaction, run: Moved) -> None:
         super().announce(tx, run)
         told = ToldRun(
             run.id, run.project_id, run.status, run.attempt, run.sequence, run.updated_at_ms
         )
-        self._message(tx).runs.append(told)
+        tx.after_commit(lambda: self._tell_later(self._untold.runs, told))
 
     def announce_wake(self, tx: Transaction, key: str) -> None:
         super().announce_wake(tx, key)
-        message = self._message(tx)
-        if key not in message.wakes:
-            message.wakes.append(key)
+        tx.after_commit(lambda: self._tell_later(self._untold.wakes, key))
 
-    def _message(self, tx: Transaction) -> _Message:
-        """What the transaction will have told when it is committed."""
-        assert isinstance(tx, PostgresqlTransaction), "who shares changes shares a database"
-        message: _Message | None = tx.carried.get(self)
-        if message is None:
-            message = tx.carried[self] = _Message(self.sender)
-            tx.lasts.append(lambda: _tell(tx, message))
-        return message
+    def _tell_later(self, untold: list[Any], what: Any) -> None:
+        if len(untold) < MOST_UNTOLD:
+            untold.append(what)
+            self._news.set()
 
+    async def _tell_all(self) -> None:
+        while True:
+            await self._news.wait()
+            try:
+                await self._tell()
+            except StorageUnavailable:
+                # Whoever has lost the database too looks again by itself.
+                await asyncio.sleep(AGAIN_SECONDS)
 
-async def _tell(tx: PostgresqlTransaction, message: _Message) -> None:
-    runs, wakes = message.runs, message.wakes
-    for start in range(0, max(len(runs), len(wakes)), MOST_TOLD):
-        end = start + MOST_TOLD
-        part = _Message(message.sender, runs[start:end], wakes[start:end])
-        await tx.fetch(TELL, CHANNEL, msgspec.json.encode(part).decode())
+    async def _tell(self) -> None:
+        """Tell what there is to tell."""
+        while self._untold.runs or self._untold.wakes:
+            untold, self._untold = self._untold, _Message(self.sender)
+            wakes = list(dict.fromkeys(untold.wakes))
+            self._news.clear()
+            parts = [
+                msgspec.json.encode(
+                    _Message(self.sender, untold.runs[start:end], wakes[start:end])
+                ).decode()
+                for start in range(0, max(len(untold.runs), len(wakes)), MOST_TOLD)
+                for end in (start + MOST_TOLD,)
+            ]
+            try:
+                await self._store.fetch(TELL, CHANNEL, parts)
+            except StorageUnavailable:
+                self._untold.runs[:0] = untold.runs
+                self._untold.wakes[:0] = wakes
+                self._news.set()
+                raise
+
+    async def stop(self) -> None:
+        """Tell what is left, if that can be done."""
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
+            with contextlib.suppress(StorageUnavailable):
+                await self._tell()
 
 
 class Neighbours:
@@ -131,6 +178,7 @@ class Neighbours:
         self._feeds = feeds
         self._missed = missed
         self._callbacks: list[Callable[[ToldRun], None]] = []
+        self._fresh: set[str] = set()
         self._behind: dict[str, int] = {}
         self._settling: asyncio.Task[None] | None = None
         self._looking: set[asyncio.Task[Any]] = set()
@@ -142,8 +190,7 @@ class Neighbours:
         self._callbacks.append(callback)
 
     def _hear(self, payload: str) -> None:
-        number, _, encoded = payload.partition(" ")
-        message = _decode(encoded)
+        message = _decode(payload)
         if message.sender != self._changes.sender:
             for run in message.runs:
                 self._changes.publish(run)
@@ -151,33 +198,36 @@ class Neighbours:
                     callback(run)
             for key in message.wakes:
                 self._changes.wake(key)
-        for run in message.runs:
-            if self._feeds.followed(run.project_id):
-                self._settle(run.project_id, int(number))
+        for project in {run.project_id for run in message.runs}:
+            if self._feeds.followed(project):
+                self._settle(project)
 
-    def _settle(self, project: str, number: int) -> None:
-        """Have the feed looked at again when this transaction's events can be read.
+    def _settle(self, project: str) -> None:
+        """Have the feed looked at again when what was committed until now can be read.
 
         That is when all have ended that were begun before it, about which nobody tells anything.
         """
-        self._behind[project] = max(number, self._behind.get(project, 0))
+        self._fresh.add(project)
         if self._settling is None or self._settling.done():
             self._settling = asyncio.create_task(self._settle_all(), name="feeds-settling")
 
     async def _settle_all(self) -> None:
         pause = FIRST_SECONDS
-        while self._behind:
+        while self._fresh or self._behind:
+            fresh, self._fresh = self._fresh, set()
             try:
-                horizon = (await self._store.fetch(HORIZON))[0][0]
+                horizon, latest = (await self._store.fetch(HORIZON))[0]
             except StorageUnavailable:
                 # The gap that comes with it has everybody look.
                 self._behind.clear()
                 return
-            settled = [project for project, number in self._behind.items() if number < horizon]
-            for project in settled:
-                del self._behind[project]
-                self._feeds.look_again(project)
-                self._changes.wake(project)
+            for project in fresh:
+                self._behind[project] = latest
+            for project, until in list(self._behind.items()):
+                if until <= horizon:
+                    del self._behind[project]
+                    self._feeds.look_again(project)
+                    self._changes.wake(project)
             if self._behind:
                 await self._clock.sleep(pause)
                 pause = min(LAST_SECONDS, pause * 1.5)

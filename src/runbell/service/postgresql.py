@@ -40,7 +40,7 @@ class PostgresqlDatabase(Database):
         self._listener = listener
         self._neighbours: Neighbours | None = None
         self._retelling: Retelling | None = None
-        self.shared_changes = self.changes = SharedChanges()
+        self.shared_changes = self.changes = SharedChanges(store)
 
     def jobs(self, clock: Clock, lanes: Lanes, settings: Settings) -> Jobs:
         return PgQueuerJobs(
@@ -60,12 +60,14 @@ class PostgresqlDatabase(Database):
             self._own, self._listener, ctx.clock, self.shared_changes, ctx.feeds, missed
         )
         self._retelling = Retelling(ctx, neighbours)
+        self.shared_changes.start()
         await self._listener.start(CHANNEL, engine.CHANNEL)
 
     async def close(self) -> None:
         if self._retelling is not None and self._neighbours is not None:
             await self._retelling.close()
             await self._neighbours.close()
+        await self.shared_changes.stop()
         await self._listener.close()
         await super().close()
 

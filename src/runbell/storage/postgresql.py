@@ -119,6 +119,11 @@ class PostgresqlStore:
                 return cls(pool, connections)
 
     @property
+    def is_closed(self) -> bool:
+        """It was closed."""
+        return self._closed
+
+    @property
     def waiting(self) -> int:
         """Units of work that have been asked for and have not ended."""
         return self._asked
