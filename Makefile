@@ -12,7 +12,7 @@ PINNED := --constraint constraints.txt
 SDKS := 1.109 2.54 3.52
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sdks test-upstream check bench bench-polling pins clean
+.PHONY: help setup demo test test-sdks test-upstream check bench bench-plan bench-polling pins clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ check: setup ## Lint, types, import contracts
 
 bench: setup ## Measure CPU per operation, delays and memory; prints JSON
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-plan: setup ## Hold the plan against the real waiter on a real service; prints a table
+	@$(BIN)/python -m bench.planning $(ARGS)
 
 bench-polling: setup ## Hold polling policies against the exact optimum; prints tables
 	@$(BIN)/python -m bench.polling $(ARGS)

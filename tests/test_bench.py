@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from bench import hearing, memory, runs, waits, webhooks
+from bench import hearing, memory, planning, runs, waits, webhooks
 from bench.figures import Figure, percentile, within
 from bench.server import served
 
@@ -104,6 +106,30 @@ def test_what_webhooks_cost_is_measured() -> None:
     # Nothing comes before it is committed.
     assert figures["webhook_commit_to_arrival_p50_ms"].value > 0
     assert figures["webhook_deliveries_a_second"].value > 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_plan_is_held_against_the_waiter() -> None:
+    found = {each.policy: each for each in asyncio.run(planning.compare([0.2, 0.4, 0.6], 0.05))}
+    assert list(found) == ["fixed 1 s", "fixed 2 s", "tutorial", "Foresight", "long poll"]
+    for each in found.values():
+        # Not how well: that is for a machine with nothing else to do.
+        assert each.calls >= 1
+        assert each.delay > 0
+        assert each.row().startswith(f"| {each.policy} | {each.calls_planned:.2f} |")
+    assert found["fixed 1 s"].calls_planned == 2
+    assert found["fixed 1 s"].delay_planned > 10 * found["long poll"].delay_planned
+
+
+def test_a_prediction_holds_within_its_limits() -> None:
+    def held(calls: float, delay: float) -> bool:
+        return planning.Compared("x", 10.0, calls, 1.0, delay).held
+
+    assert held(10.4, 1.14)
+    assert not held(10.6, 1.0)
+    assert not held(9.4, 1.0)
+    assert not held(10.0, 1.16)
+    assert not held(10.0, 0.84)
 
 
 def test_what_waiting_by_webhook_costs_is_measured() -> None:

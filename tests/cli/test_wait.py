@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from runbell.cli import wait as command
+from runbell.cli.watch import _active as active
 from runbell.pacing import Backoff, Fixed, SqrtElapsed
 from tests.served import Served
 
@@ -58,6 +59,14 @@ def test_not_found_and_not_allowed_are_4(here, monkeypatch):
 def test_usage_is_2(here):
     assert here("wait", "thread_x").code == 2
     assert here("wait", "t", "r", "--policy", "hourly").code == 2
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "OPENAI_BASE_URL"])
+def test_nobody_to_ask_is_usage_too(here, monkeypatch, variable):
+    monkeypatch.delenv(variable)
+    done = here("wait", "thread_x", "run_x")
+    assert done.code == 2
+    assert f"or {variable}" in " ".join(done.err.split())
     assert here("wait", "t", "r", "--timeout", "-1").code == 2
 
 
@@ -108,6 +117,30 @@ def test_watch_lists_what_is_active(here, served: Served):
     served.client().beta.threads.runs.cancel(run.id, thread_id=run.thread_id)
 
 
+class Pages:
+    """A client of a service that has this many active runs."""
+
+    base_url = "http://service.test/v1"
+
+    def __init__(self, count):
+        self.runs = [{"id": f"run_{number}"} for number in range(count)]
+
+    def get(self, path, *, cast_to, options):
+        after = options["params"].get("after")
+        first = 0 if after is None else self.runs.index({"id": after}) + 1
+        data = self.runs[first : first + 100]
+        last = data[-1]["id"] if data else None
+        return {"data": data, "has_more": data[-1:] != self.runs[-1:], "last_id": last}
+
+
+def test_watch_knows_of_all_runs_unless_it_shows_a_few():
+    rows, more = active(Pages(1234))
+    assert (len({row["id"] for row in rows}), more) == (1234, False)
+    rows, more = active(Pages(1234), most=1000)
+    assert (len(rows), more) == (1000, True)
+    assert active(Pages(0)) == ([], False)
+
+
 def test_the_doctor_finds_nothing_wrong(here):
     done = here("doctor")
     assert done.code == 0, done.out
@@ -123,6 +156,7 @@ def test_the_doctor_finds_nothing_wrong(here):
         ("OPENAI_API_KEY", "'sk-quoted'", "look for quotes"),
         ("OPENAI_API_KEY", "sk-not-a-key-of-this-service", "still use the old one"),
         ("OPENAI_BASE_URL", "", "export OPENAI_BASE_URL"),
+        ("OPENAI_BASE_URL", "https://api.openai.com/v1", "shut down on 2026-08-26"),
         ("OPENAI_BASE_URL", "127.0.0.1", "start with http"),
         ("OPENAI_BASE_URL", "http://127.0.0.1:9/v1", "is the service running"),
     ],

@@ -180,3 +180,19 @@ def test_a_grant_among_many_waits_costs_far_less_than_looking_at_all_of_them():
             pacer.expect(wait, shape, grant / 100, grant / 100)
             pacer.want(wait, grant / 100)
     assert looks / 1000 < 250
+
+
+def test_who_comes_along_comes_once_and_is_worth_most_of_those_due_longest():
+    pacer = WorthPacer(60)
+    for at in (3.0, 1.0):
+        pacer.want("twice", at)
+    pacer.want("later", 30.0)
+    assert pacer.along(5, 10.0) == ["twice"]
+    assert pacer.along(5, 10.0) == []
+    assert pacer.next_at() == 30.0
+    slow, quick = LogLogistic(1000.0), LogLogistic(1.0)
+    times = [0.0, *(0.1 * 1.1**step for step in range(120))]
+    for name, prior in (("slow", slow), ("quick", quick)):
+        pacer.expect(name, Curve(times, [prior.alive(time) for time in times]), 0.0, 0.0)
+        pacer.want(name, 1.0)
+    assert pacer.along(1, 20.0) == ["quick"]

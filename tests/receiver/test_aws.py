@@ -17,7 +17,7 @@ from moto.server import ThreadedMotoServer
 from runbell.clock import VirtualClock
 from runbell.errors import ConfigurationError
 from runbell.receiver import Handlers
-from runbell.receiver.aws import function_url_handler, sqs_handler
+from runbell.receiver.aws import KEPT_SECONDS, function_url_handler, sqs_handler
 from runbell.webhooks import Secret, headers_for
 from tests.receiver.house import SECRET, body_of, run_event
 
@@ -213,7 +213,10 @@ def test_headers_come_in_any_case_and_as_lists(cloud: Cloud) -> None:
         (400, {"webhook-timestamp": "nan"}),
         (415, {"content-type": "text/plain"}),
         (415, {"content-encoding": "gzip"}),
+        (401, {"webhook-signature": "v1,\ud800"}),
+        (400, {"webhook-id": "\ud800"}),
     ],
+    ids=ascii,
 )
 def test_what_is_no_proper_webhook_stays_out_of_the_queue(
     cloud: Cloud, status: int, change: dict[str, str]
@@ -329,6 +332,27 @@ def test_poison_ends_in_the_dead_letter_queue(cloud: Cloud) -> None:
     assert len(tries) == 4
 
 
+def test_a_handler_that_exits_fails_alone(cloud: Cloud) -> None:
+    """The rest of the batch is handled, and does not go to the dead letters with it."""
+    got: list[str] = []
+    handlers = Handlers()
+
+    @handlers.on("*")
+    def handler(event: Any) -> None:
+        got.append(event.id)
+        if event.id == "evt_1":
+            raise SystemExit(1)
+
+    handle = door(cloud)
+    for number in (1, 2):
+        handle(url_event(f"evt_{number}", body_of("batch.completed", f"b{number}")), CONTEXT)
+    records = []
+    while found := cloud.receive():
+        records += found
+    assert cloud.invoke(sqs_handler(handlers, cloud.persistence), records) == ["evt_1"]
+    assert sorted(got) == ["evt_1", "evt_2"]
+
+
 def test_another_body_under_the_same_id_is_not_handled(
     cloud: Cloud, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -359,6 +383,9 @@ def test_the_template_names_what_there_is() -> None:
     text = (folder / "template.yaml").read_text()
     for needed in ("ReportBatchItemFailures", "FifoQueue: true", "maxReceiveCount", "BillingMode"):
         assert needed in text
+    # What is moved back from the dead letters on their last day is still known.
+    retained = int(text.split("MessageRetentionPeriod: ")[1].split()[0])
+    assert 2 * retained <= KEPT_SECONDS
     source = (folder / "app.py").read_text()
     for name in ("take_in", "handle"):
         assert f"app.{name}" in text

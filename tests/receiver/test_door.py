@@ -132,6 +132,8 @@ def test_a_receiver_without_a_usable_secret_does_not_start() -> None:
     for secrets in ([], [""], ["  "]):
         with pytest.raises(ConfigurationError):
             Receiver(secrets=secrets)
+    with pytest.raises(ConfigurationError, match="has ended"):
+        Receiver(secrets=[(SECRET, datetime(2020, 1, 1, tzinfo=UTC))])
     with pytest.raises(ConfigurationError, match="list"):
         Receiver(secrets="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     with pytest.raises(InvalidSecret) as caught:
@@ -224,7 +226,7 @@ async def test_no_more_of_a_body_is_held_than_is_allowed(house: House) -> None:
     assert sent[0]["status"] == 413
     assert (b"connection", b"close") in sent[0]["headers"]
     assert len(taken) == 11
-    assert house.receiver._door._held == 0
+    assert house.receiver._door._reading.held == house.receiver._door._storing.held == 0
 
 
 @on_a_receiver()
@@ -257,21 +259,44 @@ async def test_a_body_that_does_not_come_is_a_408(house: House) -> None:
     left = await call(house.app, [BODY[:9]], headers, leaves=True)
     assert left.status == 0
     assert await house.count("rejected_total", reason="cut_off") == 1
-    assert house.receiver._door._held == 0
+    assert house.receiver._door._reading.held == house.receiver._door._storing.held == 0
     assert house.rows() == []
 
 
-@on_a_receiver(max_bodies=1_000)
+@on_a_receiver(max_bodies=100_000)
 async def test_bodies_that_come_at_the_same_time_are_bounded_together(house: House) -> None:
-    """One that does not fit beside the others is asked to come again."""
+    """A large one that does not fit beside the others is asked to come again."""
     door = house.receiver._door
-    door._held = 990
-    headers = [*house.headers("wh_1", BODY).items()]
-    await refused(house, 503, "busy", headers)
-    await refused(house, 503, "busy", [*headers, ("content-length", str(len(BODY)))])
-    assert door._held == 990
-    door._held = 0
-    assert (await call(house.app, BODY, headers)).status == 200
+    large = body_of("response.completed", text="x" * 80_000)
+    headers = house.headers("wh_1", large)
+    door._reading.held = 90_000
+    await refused(house, 503, "busy", headers.items(), large)
+    assert door._reading.held == 90_000
+    # A proper event fits, whoever fills the room with large bodies: that takes no secret.
+    assert (await house.push("wh_2", BODY)).status == 200
+    door._reading.held = 0
+    door._storing.held = 90_000
+    await refused(house, 503, "busy", headers.items(), large)
+    door._storing.held = 0
+    assert (await call(house.app, large, headers.items())).status == 200
+    assert door._reading.held == door._storing.held == 0
+
+
+@on_a_receiver(max_bodies=100_000)
+async def test_who_announces_much_and_sends_nothing_keeps_nobody_out(house: House) -> None:
+    """A hundred connections that are silent cost nothing but themselves."""
+    head = [(b"content-type", b"application/json"), (b"content-length", b"1048576")]
+    scope = {"type": "http", "method": "POST", "path": "/hooks", "headers": head}
+
+    async def silent() -> None:
+        await house.app(dict(scope), asyncio.Event().wait, None)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(silent()) for _ in range(100)]
+        await asyncio.sleep(0)
+        assert (await house.push("wh_1", BODY)).status == 200
+        for task in tasks:
+            task.cancel()
 
 
 STRANGE = {

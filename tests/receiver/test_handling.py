@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from runbell.clock import VirtualClock
 from runbell.errors import ConfigurationError
 from runbell.receiver import InProgress, ReceivedEvent, ReceivedRunEvent, Receiver, desk
-from runbell.receiver.order import decide
 from tests.receiver.house import House, body_of, housed, on_a_receiver, run_event
 
 BODY = body_of("response.completed")
@@ -356,6 +353,7 @@ def test_two_processes_share_one_inbox(tmp_path: Path) -> None:
         path = tmp_path / "inbox.db"
         async with contextlib.AsyncExitStack() as stack:
             clock = VirtualClock()
+            both = asyncio.Event()
             houses = [
                 await stack.enter_async_context(housed(path, concurrency=4, clock=clock))
                 for _ in range(2)
@@ -365,7 +363,10 @@ def test_two_processes_share_one_inbox(tmp_path: Path) -> None:
                 @house.receiver.on("*")
                 async def handler(event: Any, number: int = number) -> None:
                     got.append((number, event.id))
-                    await asyncio.sleep(0.002)
+                    if {each for each, _ in got} == {0, 1}:
+                        both.set()
+                    # Whichever of them the machine favours: it takes its share and no more.
+                    await both.wait()
 
                 await stack.enter_async_context(house.receiver.running())
             pushes = [
@@ -565,34 +566,6 @@ async def test_after_the_end_there_is_no_going_back(house: House) -> None:
     assert house.ids == ["e3"]
     assert dict(house.rows()) == {"e3": "handled", "e2": "stale", "e1": "stale"}
     assert await house.count("events_total", outcome="stale") == 2
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(
-    st.integers(1, 9),
-    st.booleans(),
-    st.integers(0, 9),
-    st.none() | st.integers(0, 100),
-    st.integers(0, 100),
-    st.integers(0, 100),
-)
-def test_the_rule_of_order(
-    sequence: int, urgent: bool, handled: int, ahead: int | None, gap: int, now: int
-) -> None:
-    """Never backwards, never past one that is there, never for ever, and never in vain."""
-    verdict = decide(
-        sequence, urgent=urgent, handled=handled, ahead_due_ms=ahead, gap_until_ms=gap, now_ms=now
-    )
-    if sequence <= handled:
-        assert verdict.what == "stale"
-    elif ahead is not None:
-        assert verdict.what == "wait"
-        assert verdict.until_ms > now
-    elif urgent or sequence == handled + 1:
-        assert verdict.what == "handle"
-    else:
-        assert verdict.what == ("handle" if now >= gap else "wait")
-        assert verdict.what == "handle" or verdict.until_ms == gap > now
 
 
 def test_a_side_effect_happens_once(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from openai import OpenAI
 
 from runbell.clock import SystemClock
-from runbell.errors import StorageError
-from runbell.receiver import Inbox
+from runbell.errors import StorageError, StorageUnavailable
+from runbell.receiver import Inbox, desk
 from runbell.runs import EventSource
 from tests.cli.conftest import Command, runbell  # noqa: F401 - a fixture
 from tests.receiver.house import House, body_of, housed, new_inbox, on_a_receiver, run_event
@@ -99,6 +99,38 @@ def test_an_inbox_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
         asyncio.run(listen())
     finally:
         inbox.close()
+
+
+def test_what_is_stored_while_the_inbox_cannot_be_read_is_told_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to wait for the backstop because of one failed look."""
+    news, failures = desk.news, iter([StorageUnavailable("for a moment")])
+
+    async def fails_once(*arguments: Any) -> Any:
+        for error in failures:
+            raise error
+        return await news(*arguments)
+
+    monkeypatch.setattr("runbell.receiver.inbox.AWAY_SECONDS", 0.01)
+    inbox = Inbox(f"sqlite:///{tmp_path}/inbox.db")
+    got: list[Any] = []
+
+    @on_a_receiver()
+    async def story(house: House) -> None:
+        await house.push("evt_1", run_event("queued", 1))
+        inbox.subscribe("run_1", got.append)
+        await asyncio.to_thread(wait_until, lambda: got)
+        got.clear()
+        monkeypatch.setattr(desk, "news", fails_once)
+        await house.push("evt_2", run_event("completed", 2))
+        await asyncio.to_thread(wait_until, lambda: any(e["data"]["sequence"] == 2 for e in got))
+
+    try:
+        story(tmp_path)
+    finally:
+        inbox.close()
+    assert {each["data"]["sequence"] for each in got} == {1, 2}
 
 
 class Feed:

@@ -13,11 +13,12 @@ import pytest
 import runbell
 from runbell.client import threads
 from runbell.client.fleet import Landed
+from runbell.client.learning import Learning
 from runbell.client.simulation import Scripted, SimulatedRun, SimulatedRuns, Simulation
 from runbell.client.waiter import _Waiter
 from runbell.clock import VirtualClock
 from runbell.errors import RunError
-from runbell.pacing import Advised, Backoff, Fixed, SqrtElapsed
+from runbell.pacing import Advised, Backoff, Fixed, Foresight, SqrtElapsed
 
 LATENCY = 0.125
 HISTORIES = {
@@ -26,7 +27,7 @@ HISTORIES = {
     "middle": [(0.0, "queued"), (1.0, "in_progress"), (9.9, "incomplete")],
     "late": [(0.0, "queued"), (500.0, "completed")],
 }
-POLICIES = [Backoff(), Fixed(2), SqrtElapsed(), Advised()]
+POLICIES = [Backoff(), Fixed(2), SqrtElapsed(), Advised(), None]
 
 
 class Histories(SimulatedRuns):
@@ -100,14 +101,14 @@ class VirtualMailbox(threads.Mailbox):
 
 def by_simulation(policy):
     world = Scripted(HISTORIES, latency=LATENCY)
-    simulation = Simulation(world)
+    simulation = Simulation(world, learning=Learning(Foresight()))
     simulation.begin(0.0, HISTORIES, policy=policy, timeout=60.0)
     endings = {ending.item.id: ending.item.status for ending in simulation.run()}
     return sorted(world.requests), endings
 
 
 def by_threads(policy):
-    clock = VirtualClock()
+    clock = VirtualClock(start_ms=0)
     provider = Blocking(clock)
     waiter = runbell.Waiter(object(), clock=clock, providers=[provider])
     box = waiter._driver._box = VirtualMailbox(clock)
@@ -119,7 +120,7 @@ def by_threads(policy):
 
 
 def by_tasks(policy):
-    clock = VirtualClock()
+    clock = VirtualClock(start_ms=0)
     provider = Awaited(clock)
 
     async def story():
@@ -144,7 +145,7 @@ def statuses(ended):
     return {run.id: run.status for run in runs}
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: repr(policy or "the default"))
 def test_three_drivers_look_at_the_same_moments(policy):
     looks, endings = by_simulation(policy)
     assert len(looks) > 10

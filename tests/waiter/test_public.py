@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from openai import OpenAI
 from openai.types import Batch
 from openai.types.fine_tuning import FineTuningJob
 from openai.types.responses import Response
@@ -16,7 +17,16 @@ from openai.types.vector_stores import VectorStoreFileBatch
 import runbell
 from runbell.client.providers import provider_of
 from runbell.client.view import View
-from runbell.pacing import Advised, Backoff, Backstop, Fixed, Jittered, Policy, SqrtElapsed
+from runbell.pacing import (
+    Advised,
+    Backoff,
+    Backstop,
+    Fixed,
+    Jittered,
+    Policy,
+    SqrtElapsed,
+    WorthPacer,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -189,3 +199,10 @@ def test_advice_is_followed_and_stretched():
     assert policy.next_delay(100.0, 50) == 5
     policy.saw(None, None)
     assert policy.next_delay(1.0, 1) == 9
+
+
+def test_the_pacer_that_was_given_is_used_also_while_it_is_empty():
+    pacer = WorthPacer(60)
+    assert len(pacer) == 0
+    with runbell.Waiter(OpenAI(api_key="k", base_url="http://127.0.0.1:9/v1"), pacer=pacer) as own:
+        assert own._pacer is pacer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runbell.runs import RunStatus
-from runbell.service.hints import LEAST_MS, MOST_MS, Hints
+from runbell.service.hints import LEARNED_A_SECOND, LEAST_MS, MOST_MS, Hints
 from runbell.service.operations import runs
 from runbell.storage.runs import RunRecord
 from runbell.testing.embedded import EmbeddedService, on_a_service
@@ -90,6 +90,24 @@ async def test_a_wait_for_a_tool_is_no_part_of_how_long_a_run_takes(
         assert await service.status(run_id) is RunStatus.COMPLETED
     assert await hint(service) < 3_000
     assert not service.ctx.hints._parts
+
+
+@on_a_service()
+async def test_a_busy_service_learns_from_some_of_its_runs(service: EmbeddedService) -> None:
+    """However many end in one second; and from what comes later as well."""
+    threads = [await service.thread("hello") for _ in range(3 * LEARNED_A_SECOND)]
+    for thread in threads:
+        run_id = await service.run(thread)
+        await service.settle()
+        service.backend.turn.say("hi")
+        await service.settle()
+        assert await service.status(run_id) is RunStatus.COMPLETED
+    learned = service.ctx.hints._known.dump()["kinds"]
+    assert [len(kind["ran"]) for kind in learned] == [LEARNED_A_SECOND]
+    assert not service.ctx.hints._parts
+    await live_through(service, 5.0)
+    learned = service.ctx.hints._known.dump()["kinds"]
+    assert len(learned[0]["ran"]) == LEARNED_A_SECOND + 1
 
 
 @on_a_service()

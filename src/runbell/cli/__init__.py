@@ -13,6 +13,8 @@ EXTRA_OF_PACKAGE = {
     "typer": "cli",
     "fastapi": "receiver",
     "rich": "cli",
+    "matplotlib": "planner",
+    "numpy": "planner",
     "aiohttp": "serve",
     "alembic": "serve",
     "asyncpg": "postgresql",

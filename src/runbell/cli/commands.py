@@ -22,6 +22,7 @@ from runbell.cli import (
     inbox,
     keys,
     listen,
+    plan,
     serve,
     trigger,
     wait,
@@ -73,4 +74,5 @@ app.command("trigger")(trigger.trigger)
 app.command("demo")(demo.demo)
 app.command("wait")(wait.wait)
 app.command("watch")(watch.watch)
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)

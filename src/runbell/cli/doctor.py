@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import typer
 
@@ -20,7 +21,8 @@ __all__ = ["doctor"]
 OLDEST_SDK = (1, 109)
 MAX_CLOCK_SECONDS = 5.0
 TIMEOUT_SECONDS = 15.0
-DEFAULT_URL = "https://api.openai.com/v1"
+HOSTED = "api.openai.com"
+DEFAULT_URL = f"https://{HOSTED}/v1"
 
 
 class Finding(NamedTuple):
@@ -90,7 +92,7 @@ def _url(url: str, given: bool) -> Finding:
     what = f"the base URL is {shown(url)}" if given else f"no base URL is set: it is {shown(url)}"
     if not url.startswith(("http://", "https://")):
         return Finding(False, what, "it has to start with http:// or https://")
-    if not given:
+    if (urlsplit(url).hostname or "").rstrip(".").lower() == HOSTED:
         return Finding(
             False,
             what + ", where the Assistants API was shut down on 2026-08-26",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from runbell.cli.client import ApiKey, BaseUrl, connect, sentence
+from runbell.cli.client import ApiKey, BaseUrl, connect, locate, sentence
+from runbell.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from runbell.client.providers import RunRef
@@ -46,7 +47,7 @@ def wait(
         typer.Option(
             metavar="POLICY",
             help="When to look: backoff, fixed, sqrt or jittered, with settings: "
-            "backoff:start=0.5,factor=1.5,cap=5. Default: as the server advises.",
+            "backoff:start=0.5,factor=1.5,cap=5. Default: as the server advises, else Foresight.",
             show_default=False,
         ),
     ] = None,
@@ -62,6 +63,10 @@ def wait(
     found, 124 timeout. Ctrl-C stops waiting; the run goes on.
     """
     chosen = None if policy is None else parse_policy(policy)
+    try:
+        locate(base_url, api_key)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from error
     live = sys.stdout.isatty() and not json_
     view = _View(live, silent=json_)
     with connect(base_url, api_key) as client:

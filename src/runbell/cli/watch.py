@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,8 +20,6 @@ __all__ = ["watch"]
 
 ACTIVE = "queued,in_progress,requires_action,cancelling"
 PAGE = 100
-MOST = 1000
-"""Runs that are fetched at the most: a screen shows fewer."""
 
 Row = dict[str, Any]
 
@@ -39,7 +38,7 @@ def watch(
     """
     with connect(base_url, api_key) as client:
         if once:
-            for row in _active(client):
+            for row in _active(client)[0]:
                 typer.echo(_line(row))
         elif sys.stdout.isatty():
             _screen(client, every)
@@ -50,7 +49,7 @@ def watch(
 def _lines(client: OpenAI, every: float) -> None:
     known: dict[str, str] = {}
     while True:
-        rows = {row["id"]: row for row in _active(client)}
+        rows = {row["id"]: row for row in _active(client)[0]}
         for run_id, row in rows.items():
             if known.get(run_id) != row["status"]:
                 typer.echo(_line(row))
@@ -67,28 +66,34 @@ def _screen(client: OpenAI, every: float) -> None:
 
     with Live(auto_refresh=False) as live:
         while True:
-            rows = _active(client)
-            table = Table(title=f"{len(rows)} active runs", expand=False)
+            height = max(5, live.console.height - 6)
+            rows, more = _active(client, most=max(height, 10 * PAGE))
+            count = f"more than {len(rows)}" if more else str(len(rows))
+            table = Table(title=f"{count} active runs", expand=False)
             for column in ("run", "status", "age", "expires in", "assistant", "thread"):
                 table.add_column(column)
             now = time.time()
-            for row in rows[: max(5, live.console.height - 6)]:
+            for row in rows[:height]:
                 table.add_row(*_cells(row, now))
             live.update(table, refresh=True)
             time.sleep(every)
 
 
-def _active(client: OpenAI) -> list[Row]:
-    """The runs that have not ended, newest first.
+def _active(client: OpenAI, most: float = math.inf) -> tuple[list[Row], bool]:
+    """The runs that have not ended, newest first, and whether there are more than these.
+
+    Args:
+        most: runs after which no more are asked for. A run that is missing has ended only where
+            all were asked for.
 
     Raises:
         ConfigurationError: the service has no such list.
     """
     from openai import NotFoundError
 
-    found: list[Row] = []
+    found: dict[str, Row] = {}
     after: dict[str, str] = {}
-    while len(found) < MOST:
+    while True:
         try:
             page: Any = client.get(
                 "/runs",
@@ -100,11 +105,11 @@ def _active(client: OpenAI) -> list[Row]:
                 f"{shown(client.base_url)} has no list of runs across threads; "
                 "Runbell's service has"
             ) from error
-        found += page["data"]
-        if not page["has_more"] or not page["data"]:
-            break
+        found |= {row["id"]: row for row in page["data"]}
+        more = bool(page["has_more"] and page["data"])
+        if not more or len(found) >= most:
+            return list(found.values()), more
         after = {"after": page["last_id"]}
-    return found
 
 
 def _line(row: Row) -> str:

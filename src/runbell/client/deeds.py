@@ -18,6 +18,7 @@ __all__ = [
     "Again",
     "Cancel",
     "Deed",
+    "FindAgain",
     "Order",
     "Retrieve",
     "RetrieveMany",
@@ -75,6 +76,13 @@ class Again:
 
 
 @dataclass(frozen=True, slots=True)
+class FindAgain:
+    """Look for what an `Again` made whose answer was lost: the object, or None."""
+
+    item: Any
+
+
+@dataclass(frozen=True, slots=True)
 class UseTool:
     """Find the output of a call in the journal, or call the function and write its output down.
 
@@ -94,14 +102,15 @@ class UseTool:
     tell: Callable[..., None]
 
 
-Deed = Retrieve | RetrieveMany | RetrieveThread | Submit | Cancel | Again | UseTool
+Deed = Retrieve | RetrieveMany | RetrieveThread | Submit | Cancel | Again | FindAgain | UseTool
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A deed that is to be begun now, under a number, within `timeout` seconds."""
+    """A deed that is to be begun now, under a number, within `timeout` seconds; `provider` is None
+    for a call of a tool."""
 
     number: int
-    provider: Provider[Any]
+    provider: Provider[Any] | None
     deed: Deed
     timeout: float

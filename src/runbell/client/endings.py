@@ -16,6 +16,9 @@ from runbell.errors import (
 from runbell.runs import ToolCall
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runbell.client.providers import Provider
     from runbell.client.view import View
 
 __all__ = ["action_required", "error_of", "raise_for_status", "timed_out"]
@@ -31,8 +34,11 @@ ERRORS: dict[str, type[RunError]] = {
 RETRYABLE_CODES = frozenset({"server_error", "rate_limit_exceeded"})
 
 
-def raise_for_status(run: T) -> T:
+def raise_for_status(run: T, *, providers: Sequence[Provider[Any]] = ()) -> T:
     """Give a completed run back; raise for any other, also for one that has not ended.
+
+    Args:
+        providers: adapters of one's own, as for a waiter.
 
     Raises:
         RunFailed, RunCancelled, RunExpired, RunIncomplete: that is how it ended.
@@ -41,7 +47,7 @@ def raise_for_status(run: T) -> T:
     """
     from runbell.client.providers import provider_of
 
-    view = provider_of(run).view(run)
+    view = provider_of(run, providers).view(run)
     if view.stage == "completed":
         return run
     if view.stage == "wants":

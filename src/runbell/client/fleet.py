@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from runbell.client import records
+from runbell.client.asking import Asking
+from runbell.client.calls import Calls
 from runbell.client.deeds import (
     Deed,
     Order,
@@ -24,16 +26,15 @@ from runbell.client.deeds import (
     RetrieveThread,
     UseTool,
 )
-from runbell.client.flow import TimeIsUp, Wait
-from runbell.client.hands import ToolOutcome
 from runbell.client.server import Server
 from runbell.client.tools import Tool
 from runbell.client.trouble import copy_of, retry_after, status_of
 from runbell.client.view import Answer
+from runbell.client.wait import TimeIsUp, Wait
 from runbell.client.wishes import Do, Flow, Look, UseTools, Wish
 from runbell.clock import Clock
 from runbell.pacing import Pacer
-from runbell.runs import Deliver, EventSource, ToolCall
+from runbell.runs import Deliver, EventSource
 
 __all__ = ["Fleet", "Join", "Landed", "Leave", "Mail", "Told", "Turn"]
 
@@ -41,12 +42,6 @@ log = logging.getLogger("runbell")
 
 MAX_IN_FLIGHT = 64
 """Requests at the same time: each may be a connection, and a thread."""
-
-BATCH = 200
-"""Runs in one request: what Runbell's service takes."""
-
-ALONG_SECONDS = 10.0
-"""Who is due this soon is asked about along with who is due now."""
 
 REMEMBERED_CALLS = 10_000
 """Outputs of tool calls that are kept in memory, for waits that begin again."""
@@ -110,6 +105,7 @@ class Fleet:
     Args:
         deliver: what to subscribe with at `events`; hands what it is given back as `Told`.
         explain: is called with an error and the wait that it ends.
+        takes_thread: whether a tool's function blocks a thread for as long as it is at work.
     """
 
     def __init__(
@@ -120,6 +116,7 @@ class Fleet:
         events: EventSource | None = None,
         deliver: Deliver = lambda event: None,
         explain: Callable[[BaseException, Wait], None] = lambda error, wait: None,
+        takes_thread: Callable[[Tool], bool] = lambda tool: False,
     ) -> None:
         self._clock = clock
         self._pacer = pacer
@@ -131,19 +128,19 @@ class Fleet:
         self._orders: list[Order] = []
         self._open: set[Wait] = set()
         self._by_run: defaultdict[str, set[Wait]] = defaultdict(set)
-        self._by_thread: defaultdict[str, set[Wait]] = defaultdict(set)
-        self._alone: set[Wait] = set()
+        self._asking = Asking(server, pacer)
+        # Not every pacer asks what a call is worth, or minds what others take.
+        self._expect = getattr(pacer, "expect", None)
+        self._saw_remaining = getattr(pacer, "saw_remaining", None)
         self._told_meanwhile: set[Wait] = set()
         self._flights: dict[int, _Flight] = {}
         self._timers: list[tuple[float, int, Wait]] = []
-        self._at_work: dict[int, UseTool] = {}
-        self._acting: set[Wait] = set()
-        self._calls: dict[tuple[str, str], ToolOutcome | None] = {}
+        self._calls = Calls(self._call, takes_thread, REMEMBERED_CALLS)
 
     @property
     def is_idle(self) -> bool:
         """Nobody waits, and no tool is at work."""
-        return not self._open and not self._at_work
+        return not self._open and not self._calls
 
     def abandon(self, error: BaseException, mail: Iterable[Mail] = ()) -> None:
         """End every wait with this error, and forget what is under way: its driver has ended.
@@ -156,10 +153,8 @@ class Fleet:
             try:
                 self._forget(wait)
             finally:  # the others have to hear of it too
-                wait.end(None, error)
-        for deed in self._at_work.values():
-            self._calls.pop((deed.run_id, deed.call.id), None)
-        self._at_work.clear()
+                wait.finish(None, error)
+        self._calls.abandon()
         self._flights.clear()
         self._timers.clear()
         self._orders.clear()
@@ -200,6 +195,7 @@ class Fleet:
     def _leave(self, wait: Wait) -> None:
         if wait.flow is not None:
             wait.flow.close()
+            wait.learn(wait.view, None)
             self._forget(wait)
 
     def _step(self, wait: Wait, value: Any = None, error: Exception | None = None) -> None:
@@ -226,15 +222,19 @@ class Fleet:
             case Look(at):
                 if wait in self._told_meanwhile and wait.retry_at is None:
                     self._told_meanwhile.discard(wait)
-                    self._pacer.want(wait, min(at, self._clock.monotonic()))
+                    self._want(wait, min(at, self._clock.monotonic()))
                 elif at < math.inf:
-                    self._pacer.want(wait, at)
+                    self._want(wait, at)
                 else:
                     self._pacer.forget(wait)
             case Do(_, at):
                 self._pacer.want(wait, at, urgent=True)
             case UseTools():
-                self._use_tools(wait, wish)
+                now = self._clock.monotonic()
+                if (outputs := self._calls.use(wait, wish, now)) is not None:
+                    self._step(wait, outputs)
+                else:
+                    self._timer(wish.until, wait)
 
     def _end(self, wait: Wait, value: Any, error: BaseException | None) -> None:
         try:
@@ -255,12 +255,11 @@ class Fleet:
         try:
             self._forget(wait)
         finally:  # whatever goes wrong in here, nobody waits for ever
-            wait.end(value, error)
+            wait.finish(value, error)
 
     def _forget(self, wait: Wait) -> None:
         wait.flow = wait.wish = wait.order = None
         self._open.discard(wait)
-        self._alone.discard(wait)
         self._told_meanwhile.discard(wait)
         self._pacer.forget(wait)
         self._unindex(wait, wait.id)
@@ -268,23 +267,34 @@ class Fleet:
             self._timers.clear()
 
     def _index(self, wait: Wait) -> None:
+        self._asking.joined(wait)
         if self._events is not None and wait.terms.pushed:
             self._by_run[wait.id].add(wait)
             self._events.subscribe(wait.id, self._deliver)
-        if self._server.batches is False:
-            self._by_thread[getattr(wait.item, "thread_id", "")].add(wait)
 
     def _unindex(self, wait: Wait, run_id: str) -> None:
-        for index, key in (
-            (self._by_run, run_id),
-            (self._by_thread, getattr(wait.item, "thread_id", "")),
-        ):
-            if key in index:
-                index[key].discard(wait)
-                if not index[key]:
-                    del index[key]
-                    if index is self._by_run and self._events is not None:
-                        self._events.unsubscribe(run_id, self._deliver)
+        self._asking.left(wait)
+        told = self._by_run.get(run_id)
+        if told is not None:
+            told.discard(wait)
+            if not told:
+                del self._by_run[run_id]
+                if self._events is not None:
+                    self._events.unsubscribe(run_id, self._deliver)
+
+    def _want(self, wait: Wait, at: float) -> None:
+        """It would like a look at this moment."""
+        if (
+            wait.polls_of_part == 0
+            and wait.retry_at is None
+            and self._server.holds is not False
+            and self._asking.may_hold(wait)
+        ):  # the server's holding the request is what takes the time
+            at = min(at, self._clock.monotonic())
+        learning = wait.terms.learning
+        if self._expect is not None and learning is not None and wait.kind is not None:
+            self._expect(wait, learning.curve(wait.kind), wait.started, wait.pending_until)
+        self._pacer.want(wait, at)
 
     # Time.
 
@@ -309,7 +319,7 @@ class Fleet:
                 self._pacer.forget(wait)
                 self._step(wait, error=TimeIsUp())
             elif isinstance(wait.wish, UseTools) and wait.wish.until <= now:
-                self._step(wait, self._outputs(wait, wait.wish))
+                self._step(wait, self._calls.outputs(wait, wait.wish))
             self._arm(wait)
 
     # Requests.
@@ -322,53 +332,8 @@ class Fleet:
             if isinstance(wait.wish, Do):
                 self._order([wait], wait.wish.deed, now)
             else:
-                self._look(wait, now)
-
-    def _look(self, wait: Wait, now: float) -> None:
-        """Spend a call on a look: for one, or for as many as it can be."""
-        server, provider = self._server, wait.terms.provider
-        thread = getattr(wait.item, "thread_id", None)
-        if wait not in self._alone and hasattr(provider, "retrieve_many"):
-            if server.batches is False and len(self._by_thread.get(thread or "", ())) > 1:
-                together = [
-                    other
-                    for other in self._by_thread[thread or ""]
-                    if other is wait or (isinstance(other.wish, Look) and other.order is None)
-                ]
-                for other in together:
-                    self._pacer.forget(other)
-                return self._order(together, RetrieveThread(str(thread)), now)
-            if server.asks_together(len(self._open), self._may_hold(wait)):
-                together = [wait, *self._along(wait, now)]
-                if len(together) > 1:
-                    hold = self._hold(together, now)
-                    items = [each.item for each in together]
-                    return self._order(together, RetrieveMany(items, hold), now, hold)
-        hold = self._hold([wait], now)
-        return self._order([wait], Retrieve(wait.item, hold), now, hold)
-
-    def _along(self, wait: Wait, now: float) -> list[Wait]:
-        """Whoever else can be asked about in the same request."""
-        found: list[Any] = self._pacer.along(BATCH - 1, now + ALONG_SECONDS)
-        fitting = []
-        for other in found:
-            if other.terms.provider is wait.terms.provider and other not in self._alone:
-                fitting.append(other)
-            else:
-                self._pacer.want(other, other.wish.at)
-        return fitting
-
-    def _hold(self, waits: Sequence[Wait], now: float) -> int | None:
-        """Seconds for which the server is asked to hold the request; None to say nothing."""
-        if not self._may_hold(waits[0]):
-            return None
-        left = min(wait.deadline for wait in waits) - now
-        return self._server.hold(left)
-
-    @staticmethod
-    def _may_hold(wait: Wait) -> bool:
-        terms = wait.terms
-        return terms.hold and not terms.pushed and getattr(terms.provider, "holds", False)
+                waits, deed, hold = self._asking.request(wait, now, len(self._open))
+                self._order(waits, deed, now, hold)
 
     def _order(
         self, waits: Sequence[Wait], deed: Deed, now: float, hold: int | None = None
@@ -382,9 +347,16 @@ class Fleet:
         provider = waits[0].terms.provider
         self._orders.append(Order(number, provider, deed, max(min(limit, left), 0.05)))
 
+    def _call(self, deed: UseTool) -> int:
+        number = next(self._numbers)
+        self._orders.append(Order(number, None, deed, math.inf))
+        return number
+
     def _landed(self, landed: Landed) -> None:
-        if landed.number in self._at_work:
-            self._called(self._at_work.pop(landed.number), landed)
+        if landed.number in self._calls:
+            ready = self._calls.landed(landed.number, landed.value, landed.error)
+            for wait, outputs, error in ready:
+                self._step(wait, outputs, error)
             return
         flight = self._flights.pop(landed.number, None)
         if flight is None:  # of a driver that has ended meanwhile
@@ -410,12 +382,15 @@ class Fleet:
         if pause is not None and status_of(error) == 429:
             self._pacer.pause(now + pause)
         if flight.hold:
-            self._server.broke(error)
+            self._server.broke(error, now - flight.began)
 
     def _heard(self, answer: Answer, flight: _Flight, now: float) -> Answer:
         """The answer, `held` if the server's holding it was a pause."""
-        self._server.answered(flight.hold, answer.held)
-        return self._server.patient(answer, flight.hold, now - flight.began)
+        took = now - flight.began
+        if answer.quota is not None and self._saw_remaining is not None:
+            self._saw_remaining(*answer.quota, now)
+        self._server.answered(flight.hold, answer.held, took)
+        return self._server.patient(answer, flight.hold, took)
 
     def _landed_together(
         self, waits: Sequence[Wait], flight: _Flight, landed: Landed, now: float
@@ -424,7 +399,9 @@ class Fleet:
         found: dict[str, Any] | None = landed.value.item if landed.value else None
         if isinstance(flight.deed, RetrieveMany):
             if self._server.refuses_batches(error, found):
-                self._ask_one_by_one(waits, now)
+                self._asking.one_by_one(self._open)
+                for wait in waits:
+                    self._again(wait, now)
                 return
             self._server.batches = True
         answer = self._heard(landed.value, flight, now) if landed.value else None
@@ -434,18 +411,13 @@ class Fleet:
             elif answer is not None and found and wait.id in found:
                 self._step(wait, answer.about(found[wait.id]))
             else:  # the server may say more about it when it is asked for it alone
-                self._alone.add(wait)
-                wait.order = None
-                self._pacer.want(wait, now)
+                self._asking.alone(wait)
+                self._again(wait, now)
 
-    def _ask_one_by_one(self, waits: Sequence[Wait], now: float) -> None:
-        if self._server.batches is not False:
-            self._server.batches = False
-            for wait in self._open:
-                self._by_thread[getattr(wait.item, "thread_id", "")].add(wait)
-        for wait in waits:
-            wait.order = None
-            self._pacer.want(wait, now)
+    def _again(self, wait: Wait, now: float) -> None:
+        """Ask about it once more, at once."""
+        wait.order = None
+        self._want(wait, now)
 
     # Events.
 
@@ -468,88 +440,9 @@ class Fleet:
                 item = None
             if item is None:
                 if wait.order is None:
-                    self._pacer.want(wait, self._clock.monotonic())
+                    self._want(wait, self._clock.monotonic())
                 else:  # that answer may be older than the event
                     self._told_meanwhile.add(wait)
                 continue
             self._pacer.forget(wait)
             self._step(wait, Answer(item, pushed=True))
-
-    # Tools.
-
-    def _use_tools(self, wait: Wait, wish: UseTools) -> None:
-        now = self._clock.monotonic()
-        if now < wish.until:
-            for call in wish.calls:
-                if (wait.id, call.id) not in self._calls:
-                    self._use_tool(wait, call, wish.tools[call.name])
-        outputs = self._outputs(wait, wish)
-        if self._all(wish, outputs) or now >= wish.until:
-            self._step(wait, outputs)
-        else:
-            self._acting.add(wait)
-            self._timer(wish.until, wait)
-
-    def _use_tool(self, wait: Wait, call: ToolCall, tool: Tool) -> None:
-        terms, number = wait.terms, next(self._numbers)
-        deed = UseTool(
-            run_id=wait.id,
-            call=call,
-            tool=tool,
-            limit=terms.tool_timeout,
-            forget_errors=terms.raise_tool_errors,
-            context=terms.context,
-            tell=wait.tell,
-        )
-        self._remember((deed.run_id, call.id))
-        self._at_work[number] = deed
-        self._orders.append(Order(number, terms.provider, deed, math.inf))
-
-    def _outputs(self, wait: Wait, wish: UseTools) -> dict[str, str]:
-        found = {call.id: self._calls.get((wait.id, call.id)) for call in wish.calls}
-        return {call_id: each.output for call_id, each in found.items() if each is not None}
-
-    @staticmethod
-    def _all(wish: UseTools, outputs: dict[str, str]) -> bool:
-        return all(call.id in outputs for call in wish.calls)
-
-    def _called(self, deed: UseTool, landed: Landed) -> None:
-        key = (deed.run_id, deed.call.id)
-        outcome: ToolOutcome | None = landed.value
-        error = landed.error
-        if outcome is not None:
-            self._calls[key] = outcome
-            deed.tell(
-                records.ToolCalled,
-                run_id=deed.run_id,
-                call_id=deed.call.id,
-                name=deed.call.name,
-                seconds=outcome.seconds,
-                error=outcome.error,
-                recorded=outcome.recorded,
-            )
-            if deed.forget_errors:
-                error = outcome.raised
-        if error is not None:  # nothing came of it, so it may be called again
-            del self._calls[key]
-        for wait in list(self._acting):
-            if not isinstance(wait.wish, UseTools):
-                self._acting.discard(wait)
-            elif wait.id == deed.run_id:
-                outputs = self._outputs(wait, wait.wish)
-                if error is not None or self._all(wait.wish, outputs):
-                    self._step(wait, outputs, error)
-
-    def _remember(self, key: tuple[str, str]) -> None:
-        """Keep a place for the output of a call that is being made."""
-        self._calls[key] = None
-        if len(self._calls) > REMEMBERED_CALLS:
-            needed = {
-                (wait.id, each.id)
-                for wait in self._acting
-                if isinstance(wait.wish, UseTools)
-                for each in wait.wish.calls
-            }
-            done = (old for old, each in self._calls.items() if each and old not in needed)
-            if (oldest := next(done, None)) is not None:
-                del self._calls[oldest]

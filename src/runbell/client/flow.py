@@ -9,45 +9,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import Context
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runbell.client import records
-from runbell.client.deeds import Again, Cancel, Deed, Submit
-from runbell.client.endings import action_required, timed_out
+from runbell.client.deeds import Again, Cancel, Deed, FindAgain, Submit
+from runbell.client.endings import action_required
 from runbell.client.tools import check, error_output
-from runbell.client.trouble import (
-    is_not_accepting,
-    is_stale_submission,
-    is_transient,
-    retry_after,
-    status_of,
-)
-from runbell.client.view import Answer, View, name_of
+from runbell.client.trouble import is_not_accepting, is_stale_submission, may_have_worked, status_of
+from runbell.client.view import Answer, View
+from runbell.client.wait import CANCEL_SECONDS, LONGEST_WAIT, NONE, TimeIsUp, Wait, words
 from runbell.client.wishes import Do, Flow, Look, UseTools
-from runbell.clock import Clock
-from runbell.errors import BadAnswer, WaitTimeout
-from runbell.pacing import Policy, PolicySource, RetryBackoff
-from runbell.pacing.policies import begin
+from runbell.errors import BadAnswer
 
-if TYPE_CHECKING:
-    import random
-
-    from runbell.client.providers.base import Provider
-    from runbell.client.tools import Tool
-
-__all__ = ["Done", "Terms", "TimeIsUp", "Wait", "cancelling", "waiting"]
+__all__ = ["cancelling", "waiting"]
 
 log = logging.getLogger("runbell")
-
-EXPIRY_GRACE = 15.0
-"""Seconds after `expires_at` at which a wait without a `timeout` gives up: the server may be late
-with its sweep, and its clock is not ours."""
-
-LONGEST_WAIT = 86_400.0
-"""Seconds for a wait without a `timeout`, for something that has no `expires_at`."""
 
 LAST_LOOK = 0.5
 """Seconds before the deadline at which to look once more, if the policy would be too late."""
@@ -60,203 +36,6 @@ EXPIRY_WARNING = 15.0
 
 AFTER_EXPIRY = 2.0
 """Seconds after `expires_at` at which a wait that is told of events looks for itself."""
-
-CANCEL_SECONDS = 5.0
-"""What a cancel at the deadline may take beyond it."""
-
-
-class TimeIsUp(Exception):
-    """Thrown into a flow at its deadline, or raised in it where its policy says so: why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What was agreed for one or many waits. Times are in seconds.
-
-    Attributes:
-        timeout: for the whole wait; None for a little after `expires_at`.
-        raise_tool_errors: a tool that raises ends the wait, instead of telling the model.
-        hold: the server may hold requests; then only the statuses that settle a run are seen.
-        pushed: somebody tells of events.
-        answers_actions: tool calls are this wait's business; not while it sees a cancel through.
-    """
-
-    provider: Provider[Any]
-    policy: PolicySource
-    clock: Clock
-    rng: random.Random
-    timeout: float | None = None
-    tools: Mapping[str, Tool] = field(default_factory=dict)
-    raise_tool_errors: bool = False
-    tool_timeout: float | None = None
-    hold: bool = True
-    max_errors: int = 10
-    restart_on: frozenset[str] = frozenset()
-    max_restarts: int = 0
-    cancel_on_timeout: bool = False
-    hooks: Sequence[records.Hook] = ()
-    retry: RetryBackoff = field(default_factory=lambda: RetryBackoff(0.5, 2.0, 20.0))
-    restart: RetryBackoff = field(default_factory=lambda: RetryBackoff(1.0, 2.0, 30.0))
-    pushed: bool = False
-    answers_actions: bool = True
-    context: Context | None = None
-
-
-Done = Callable[["Wait", Any, BaseException | None], None]
-
-
-def _heard(wait: Wait, value: Any, error: BaseException | None) -> None:
-    """Whoever waited has heard of the end."""
-
-
-class Wait:
-    """One wait: what it has seen, and until when it goes on. Moments are monotonic seconds.
-
-    Attributes:
-        item: the SDK's object, as it was last seen.
-        id, thread_id: of the object; they change with a restart.
-        done: is called with the wait, its result and its error, one of them None, at the end.
-        status: as it was last seen; None before the first look.
-        expires: when the run does, as far as we know.
-        retry_at: when to try again after a failure; None while all is well.
-        answered, refused: calls whose outputs the server has, and whose outputs it refused.
-    """
-
-    # A hundred thousand of these have to fit into memory.
-    __slots__ = (
-        "answered", "armed", "began", "dated", "deadline", "done", "expires", "expires_at",
-        "failures", "flow", "id", "item", "last_error", "order", "part_began", "pending_until",
-        "policy", "polls", "polls_of_part", "refused", "restarts", "retry_at", "status", "terms",
-        "thread_id", "wish",
-    )  # fmt: skip
-
-    def __init__(self, item: Any, terms: Terms, done: Done) -> None:
-        now = terms.clock.monotonic()
-        self.terms = terms
-        self._take(item)
-        self.done = done
-        self.began = self.part_began = self.pending_until = now
-        self.polls = self.polls_of_part = self.failures = self.restarts = 0
-        self.status: str | None = None
-        self.last_error: Exception | None = None
-        self.retry_at: float | None = None
-        self.policy: Policy = begin(terms.policy, item)
-        self.answered: frozenset[str] = frozenset()
-        self.refused: frozenset[str] = frozenset()
-        self.expires = self.deadline = math.inf
-        self.expires_at: float | None = None
-        self.dated = False
-        self.set_expiry()
-        # The fleet's.
-        self.flow: Flow[Any] | None = None
-        self.wish: Any = None
-        self.order: int | None = None
-        self.armed = math.inf
-
-    @property
-    def view(self) -> View:
-        """The object, in words."""
-        return self.terms.provider.view(self.item)
-
-    @property
-    def name(self) -> str:
-        """For sentences."""
-        return name_of(self.id, self.thread_id)
-
-    @property
-    def now(self) -> float:
-        return self.terms.clock.monotonic()
-
-    def tell(self, kind: type[records.Record], **about: Any) -> None:
-        """Hand a record to the hooks."""
-        if self.terms.hooks:
-            about.setdefault("run_id", self.id)
-            records.tell(self.terms.hooks, kind(elapsed=self.now - self.began, **about))
-
-    def timed_out(self, why: str, cancelled: bool = False) -> WaitTimeout:
-        """The error that says that it has not ended."""
-        return timed_out(self.item, self.view, self.now - self.began, self.polls, why, cancelled)
-
-    def set_expiry(self, server_now: float | None = None) -> None:
-        """Take the expiry from the object, by the server's clock or, where it does not tell the
-        time, by ours (seconds since the epoch).
-
-        The deadline only moves forward where the expiry did, or is known better now: a server that
-        never sweeps what has expired must not be waited for without an end.
-        """
-        view, dated = self.view, server_now is not None
-        if server_now is None:
-            if view.expires_at == self.expires_at and self.expires < math.inf:
-                return
-            server_now = self.terms.clock.now_ms() / 1000
-        if view.expires_at is None:
-            expires, limit = math.inf, self.began + LONGEST_WAIT
-        else:
-            expires = self.now + (view.expires_at - server_now)
-            limit = max(expires, self.began) + EXPIRY_GRACE  # it is looked at in any case
-        if view.expires_at == self.expires_at and self.dated:
-            expires, limit = min(expires, self.expires), min(limit, self.deadline)
-        self.expires, self.expires_at, self.dated = expires, view.expires_at, dated
-        timeout = self.terms.timeout
-        self.deadline = limit if timeout is None else self.began + timeout
-
-    def begin_part(self, item: Any) -> None:
-        """Go on from an answer to a request of ours, anew with the policy, whose first look in
-        this part the answer was."""
-        self._take(item)
-        self.part_began = self.now
-        self.polls_of_part = 1
-        self.policy = begin(self.terms.policy, item)
-        self.recovered()
-
-    def _take(self, item: Any) -> None:
-        view = self.terms.provider.view(item)
-        self.item, self.id, self.thread_id = item, view.id, view.thread_id
-
-    def read(self, item: Any, same: bool = True) -> View:
-        """What a server sent, in words.
-
-        Args:
-            same: it has to be about what is waited for.
-
-        Raises:
-            BadAnswer: it is nothing of this kind, or about something else.
-        """
-        try:
-            view = self.terms.provider.view(item)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise BadAnswer(f"{self.name}: this is no answer: {str(item)[:100]!r}") from error
-        if same and view.id != self.id:
-            raise BadAnswer(f"{self.name} was asked for, and the answer is about {view.id}")
-        return view
-
-    def end(self, value: Any, error: BaseException | None) -> None:
-        """Tell whoever waits, once."""
-        done, self.done = self.done, _heard
-        done(self, value, error)
-
-    def recovered(self) -> None:
-        """The server answered: what failed before it is forgotten."""
-        self.failures, self.retry_at, self.last_error = 0, None, None
-
-    def bear(self, error: Exception, backoff: RetryBackoff | None = None) -> None:
-        """Take note of a failure after which trying again can help, or raise it.
-
-        Raises:
-            Exception: `error`, if it can't, or if there were too many.
-        """
-        if not is_transient(error):
-            raise error
-        terms = self.terms
-        self.failures += 1
-        if self.failures >= terms.max_errors:
-            error.add_note(f"{self.failures} requests in a row failed: this is the last of them")
-            raise error
-        delay = (backoff or terms.retry).delay(self.failures, terms.rng)
-        delay = max(delay, retry_after(error, terms.clock.now_ms() / 1000) or 0.0)
-        self.last_error, self.retry_at = error, self.now + delay
-        log.info("%s: %s; trying again in %.2f s", self.name, _words(error), delay)
-        self.tell(records.Retried, error=error, failures=self.failures, delay=delay)
 
 
 def waiting(wait: Wait) -> Flow[Any]:
@@ -295,6 +74,7 @@ def waiting(wait: Wait) -> Flow[Any]:
                 wait.bear(error)
     except TimeIsUp as up:
         why, last_error = str(up) or "the time for waiting was over", wait.last_error
+    wait.learn(wait.view, None)
     cancelled = False
     if wait.terms.cancel_on_timeout:
         cancelled = yield from _cancel_at_the_end(wait)
@@ -365,6 +145,8 @@ def _saw(wait: Wait, answer: Answer) -> View:
     if not view.has_ended:
         wait.pending_until = wait.now
         wait.set_expiry(answer.server_time)
+    wait.noticed(view, answer.server_time)
+    if not view.has_ended:
         saw = getattr(wait.policy, "saw", None)
         if saw is not None:
             saw(view, answer.hint)
@@ -400,6 +182,9 @@ def _answer_calls(wait: Wait, view: View) -> Flow[None]:
         ActionRequired: there is no function for some of the calls; none was called.
         ToolMismatch: a function does not fit the tool that the model sees.
     """
+    ids = frozenset(call.id for call in view.calls)
+    if wait.was_refused(ids):
+        return
     provider: Any = wait.terms.provider
     tools = check(wait.terms.tools, provider.schemas(wait.item))
     missing = tuple(call for call in view.calls if call.name not in tools)
@@ -419,18 +204,16 @@ def _answer_calls(wait: Wait, view: View) -> Flow[None]:
         outputs = yield UseTools(view.calls, tools, limit)
     for call in view.calls:
         outputs.setdefault(call.id, error_output("not finished before the run expires"))
-    ids = frozenset(outputs)
     try:
         item = yield from _insist(wait, Submit(wait.item, outputs))
     except Exception as error:
         # The server does not want them: somebody else's came first, or the run has moved on.
-        if not is_stale_submission(error) or ids <= wait.refused:
+        if not is_stale_submission(error):
             raise
-        log.info("%s: %s", view.name, _words(error))
+        log.info("%s: %s", view.name, words(error))
         if is_not_accepting(error):
             wait.answered |= ids
-        wait.refused |= ids
-        wait.part_began, wait.polls_of_part = wait.now, 1
+        wait.refuse(ids, error)
         return
     wait.answered |= ids
     wait.begin_part(item)
@@ -451,10 +234,9 @@ def _restart(wait: Wait, view: View, reason: str) -> Flow[None]:
     delay = terms.restart.delay(wait.restarts, terms.rng)
     if terms.timeout is None:  # the expiry of the old run is not that of the new one
         wait.deadline = wait.now + LONGEST_WAIT
-    deed = Again(wait.item, f"runbell-{view.id}-again")
-    wait.begin_part((yield from _insist(wait, deed, wait.now + delay)))
+    wait.begin_part((yield from _begin_again(wait, wait.now + delay)))
     new = wait.view
-    wait.status, wait.answered, wait.refused = new.status, frozenset(), frozenset()
+    wait.status, wait.answered, wait.refused = new.status, NONE, None
     wait.expires_at, wait.expires, wait.dated = None, math.inf, False
     wait.set_expiry()
     log.warning("%s ended (%s): %s does its work again", view.name, reason, new.id)
@@ -463,17 +245,46 @@ def _restart(wait: Wait, view: View, reason: str) -> Flow[None]:
     )
 
 
+def _begin_again(wait: Wait, at: float) -> Flow[Any]:
+    """Create a run that does the same work: that run.
+
+    Not every server heeds an `Idempotency-Key`: where the answer was lost, what the request has
+    made is looked for before it is sent again.
+    """
+    deed = Again(wait.item, f"runbell-{wait.id}-again")
+    search = hasattr(wait.terms.provider, "made_again")
+    while True:
+        try:
+            item = yield Do(deed, at)
+            wait.read(item, same=False)
+        except TimeIsUp:
+            raise
+        except Exception as error:  # noqa: BLE001 - raised again where it is not transient
+            wait.bear(error)
+            at = wait.retry_at or wait.now
+            if not (search and may_have_worked(error)):
+                continue
+        else:
+            return item
+        found = yield from _insist(wait, FindAgain(wait.item), at)
+        if found is not None:
+            log.info("%s: the answer to its restart was lost, and what it made found", wait.name)
+            return found
+        at = wait.now
+
+
 def _insist(wait: Wait, deed: Deed, at: float | None = None) -> Flow[Any]:
     """One request with an effect, until it is answered: what it gave.
 
     It may reach the server twice, where an answer was lost or was none: the providers send it so
-    that the second has no effect, or is refused. A cancel may be answered with nothing.
+    that the second has no effect, or is refused. A cancel may be answered with nothing, and what is
+    looked for may not be there.
     """
     while True:
         try:
             reply = yield Do(deed, wait.now if at is None else at)
-            if reply is not None or not isinstance(deed, Cancel):
-                wait.read(reply, same=not isinstance(deed, Again))
+            if reply is not None or not isinstance(deed, Cancel | FindAgain):
+                wait.read(reply, same=not isinstance(deed, FindAgain))
         except TimeIsUp:
             raise
         except Exception as error:  # noqa: BLE001 - raised again where it is not transient
@@ -485,15 +296,11 @@ def _insist(wait: Wait, deed: Deed, at: float | None = None) -> Flow[Any]:
 
 
 def _cancel_at_the_end(wait: Wait) -> Flow[bool]:
-    """Whether the server took a cancel."""
-    wait.deadline = wait.now + CANCEL_SECONDS
+    """Whether the server took a cancel, in what is left of the time."""
+    wait.deadline = min(wait.end, wait.now + CANCEL_SECONDS)
     try:
         yield from _insist(wait, Cancel(wait.item))
     except Exception as error:  # noqa: BLE001 - the timeout is what the caller has to hear of
-        log.warning("%s could not be cancelled: %s", wait.name, _words(error))
+        log.warning("%s could not be cancelled: %s", wait.name, words(error))
         return False
     return True
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}"

@@ -12,7 +12,7 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from runbell.client.deeds import (
     Again,
     Cancel,
     Deed,
+    FindAgain,
     Order,
     Retrieve,
     RetrieveMany,
@@ -37,6 +38,9 @@ __all__ = ["CallFunction", "Contained", "Hands", "OutOfTime", "ToolOutcome", "co
 
 log = logging.getLogger("runbell")
 
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between looks for the output of a call that somebody else is at."""
+
 
 class CallFunction(Protocol):
     """How a driver calls somebody's function, which may take its time.
@@ -46,7 +50,7 @@ class CallFunction(Protocol):
             the function raised itself.
     """
 
-    async def __call__(self, deed: UseTool, arguments: dict[str, Any]) -> Any: ...
+    async def __call__(self, deed: UseTool, arguments: dict[str, Any], entry: Entry) -> Any: ...
 
 
 class OutOfTime(TimeoutError):
@@ -73,6 +77,12 @@ def contained(error: BaseException) -> Exception:
     return found
 
 
+def words_of(error: Exception) -> str:
+    """What a function raised, for the model."""
+    shown = error.__cause__ if isinstance(error, Contained) else error
+    return f"{type(shown).__name__}: {shown}"
+
+
 class ToolOutcome:
     """What came of a call of a tool.
 
@@ -96,6 +106,73 @@ class ToolOutcome:
         self.error = error
         self.raised = raised
         self.recorded = recorded
+
+
+class Entry:
+    """What the journal has about one call, or nothing where there is no journal.
+
+    A function in a thread can't be stopped: it may outlive its waiter, and the event loop. So what
+    it gives is written down in that thread, before anybody else hears of it (`gave`).
+    """
+
+    def __init__(self, journal: Journal | None, deed: UseTool) -> None:
+        self._journal = journal
+        self._deed = deed
+        self._left = False
+        self.in_a_thread = False
+
+    def read(self) -> str | None:
+        """The output that was written down."""
+        if self._journal is None:
+            return None
+        return self._journal.output(self._deed.run_id, self._deed.call.id)
+
+    def claim(self) -> bool:
+        """Whether the call is ours to make."""
+        if self._journal is None:
+            return True
+        run_id, call = self._deed.run_id, self._deed.call
+        claim = self._journal.begin(run_id, call.id, call.name, time.time())
+        if claim == "again":
+            log.warning("%s of %s was begun before and has no output", call.id, run_id)
+        return claim != "held"
+
+    def write(self, outcome: ToolOutcome | None) -> None:
+        """Write down what came of it; None where nothing did. The first time counts."""
+        if self._journal is None:
+            return
+        kept = outcome is not None and not (outcome.raised and self._deed.forget_errors)
+        run_id, call_id = self._deed.run_id, self._deed.call.id
+        try:
+            self._journal.finish(run_id, call_id, outcome.output if outcome and kept else None)
+        except RunbellError as error:  # an output is still worth more than an error
+            log.error("%s of %s: its output was not kept: %s", call_id, run_id, error)
+
+    def gave(self, result: Any, error: Exception | None) -> None:
+        """Take what the function gave, in its thread."""
+        if self._journal is None:
+            return
+        if inspect.isawaitable(result):  # that is not in a thread
+            self.in_a_thread = False
+            if self._left:
+                self.write(None)
+            return
+        self.write(_outcome_of(result, error))
+
+    def leave(self) -> None:
+        """Whoever waits for the output is gone; what is in a thread goes on."""
+        self._left = True
+        if not self.in_a_thread:
+            self.write(None)
+
+
+def _outcome_of(result: Any, error: Exception | None) -> ToolOutcome:
+    try:
+        if error is None:
+            return ToolOutcome(output_of(result))
+    except Exception as problem:  # noqa: BLE001 - of somebody's own objects
+        error = problem
+    return ToolOutcome(error_output(words_of(error)), raised=error)
 
 
 class Hands:
@@ -154,6 +231,10 @@ class Hands:
                 options["extra_headers"] = {"Idempotency-Key": key}
                 again = _able(acts, "again", item)
                 return await _parsed(await _done(again(self._client, item, **options)))
+            case FindAgain(item):
+                reply = acts.retrieve_thread(self._client, item.thread_id, **options)
+                found = _by_id(acts, await self._answer(reply)).item
+                return acts.made_again(item, found) if found else None
             case Cancel(item):
                 cancel = _able(acts, "cancel", item)
                 return await _parsed(await _done(cancel(self._client, item, **options)))
@@ -168,38 +249,43 @@ class Hands:
             hint=_milliseconds(headers.get("openai-poll-after-ms")),
             held="wait" in (headers.get("preference-applied") or ""),
             server_time=date_seconds(headers.get("date")),
+            quota=_quota(headers),
         )
 
     async def _use_tool(self, deed: UseTool) -> ToolOutcome:
-        run_id, call, journal = deed.run_id, deed.call, self._journal
-        if journal is not None:
-            output = await self._blocking(journal.output, run_id, call.id)
-            if output is not None:
-                return ToolOutcome(output, recorded=True)
-            first = await self._blocking(journal.begin, run_id, call.id, call.name, time.time())
-            if not first:
-                log.warning("%s of %s was begun before and has no output", call.id, run_id)
-        kept: str | None = None
+        entry = Entry(self._journal, deed)
+        output = await self._claimed(entry)
+        if output is not None:
+            return ToolOutcome(output, recorded=True)
         try:
-            outcome = await self._called(deed, deed.tool)
-            kept = None if outcome.raised and deed.forget_errors else outcome.output
-        finally:
-            if journal is not None:
-                await self._written_down(journal, deed, kept)
+            outcome = await self._called(deed, deed.tool, entry)
+        except BaseException:  # of whoever waits: what the function raises is an outcome
+            entry.leave()
+            raise
+        await self._blocking(entry.write, outcome)
         return outcome
 
-    async def _written_down(self, journal: Journal, deed: UseTool, output: str | None) -> None:
-        """Write an output down. Where that fails the output is still worth more than an error."""
-        try:
-            await self._blocking(journal.finish, deed.run_id, deed.call.id, output)
-        except RunbellError as error:
-            log.error("%s of %s: its output was not kept: %s", deed.call.id, deed.run_id, error)
+    async def _claimed(self, entry: Entry) -> str | None:
+        """The output that was written down; None where the call is ours to make.
 
-    async def _called(self, deed: UseTool, tool: Tool) -> ToolOutcome:
+        Somebody else who is at it, perhaps in another process, is waited for.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            output: str | None = await self._blocking(entry.read)
+            if output is not None or await self._blocking(entry.claim):
+                return output
+            if self._apart is None:
+                time.sleep(pause)  # noqa: ASYNC251 - in a thread of its own
+            else:
+                await asyncio.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_PAUSE)
+
+    async def _called(self, deed: UseTool, tool: Tool, entry: Entry) -> ToolOutcome:
         began = time.monotonic()
         raised: Exception | None = None
         try:
-            result = await self._call(deed, tool.arguments(deed.call.arguments))
+            result = await self._call(deed, tool.arguments(deed.call.arguments), entry)
             return ToolOutcome(output_of(result), time.monotonic() - began)
         except BadArguments as error:
             words = f"bad arguments: {error}"
@@ -207,9 +293,7 @@ class Hands:
             words = str(error)
             raised = error
         except Exception as error:  # noqa: BLE001 - anything that a user's function may raise
-            shown = error.__cause__ if isinstance(error, Contained) else error
-            words = f"{type(shown).__name__}: {shown}"
-            raised = error
+            words, raised = words_of(error), error
         return ToolOutcome(error_output(words), time.monotonic() - began, words, raised)
 
     async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -242,6 +326,16 @@ async def _parsed(reply: Any) -> Any:
         return await _done(reply.parse())
     except ValueError as error:
         raise BadAnswer(f"an answer could not be read: {error}") from error
+
+
+def _quota(headers: Mapping[str, str]) -> tuple[float, float] | None:
+    try:
+        remaining, limit = (
+            float(headers[f"x-ratelimit-{name}-requests"]) for name in ("remaining", "limit")
+        )
+    except (KeyError, ValueError):
+        return None
+    return remaining, limit
 
 
 def _milliseconds(text: str | None) -> float | None:

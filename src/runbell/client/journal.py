@@ -1,20 +1,42 @@
-"""What a program that crashed must not do twice: outputs of tool calls, in a SQLite file."""
+"""What a program that crashed must not do twice, and what it need not learn again: outputs of tool
+calls, and how long runs took, in a SQLite file."""
 
 from __future__ import annotations
 
+import logging
+import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, NamedTuple, Self
 
 from runbell.errors import ConfigurationError, RunbellError
 
-__all__ = ["Journal"]
+__all__ = ["Claim", "Journal", "Stretch"]
+
+log = logging.getLogger("runbell")
 
 KEEP_SECONDS = 7 * 86_400
 """Outputs are kept this long: no run lives that long without an end."""
+
+LEASE_SECONDS = 15.0
+"""For how long a call belongs to whoever makes it, who renews that while he is at it. So this long
+after a crash the call is free."""
+
+WRITE_SECONDS = 0.5
+"""Durations are written together, this long after the first of them."""
+
+KEEP_DURATIONS = 200
+"""For each kind of run: a little more than Foresight remembers."""
+
+MOST_DURATIONS = 20_000
+"""For all kinds of runs together."""
+
+LOADED_DURATIONS = 2000
+"""The latest, of all kinds, that are read at the start."""
 
 SCHEMA = """
 create table if not exists tool_calls (
@@ -23,16 +45,65 @@ create table if not exists tool_calls (
   name text not null,
   begun_at real not null,
   output text,
+  owner text,
+  held_until real not null default 0,
   primary key (run_id, call_id)
-) without rowid
+) without rowid;
+create table if not exists durations (
+  id integer primary key,
+  key text not null,
+  queue_seconds real,
+  run_seconds real not null,
+  ended integer not null,
+  at_ms integer not null,
+  queue_low real,
+  queue_high real,
+  run_low real not null,
+  run_high real
+);
+create index if not exists durations_of_key on durations (key, id);
 """
+
+CLAIM = """
+insert into tool_calls (run_id, call_id, name, begun_at, owner, held_until)
+values (:run, :call, :name, :now, :owner, :until)
+on conflict (run_id, call_id) do update set owner = excluded.owner, held_until = excluded.held_until
+where output is null and held_until <= :now
+returning begun_at
+"""
+
+Claim = Literal["first", "again", "held"]
+"""A call is made for the first time; or again, after somebody died of it; or somebody is at it."""
+
+
+class Stretch(NamedTuple):
+    """How long a run took from its creation, or from the submission of outputs, to the next thing
+    that whoever waits had to know. In seconds.
+
+    Attributes:
+        key: the kind of run, as JSON.
+        queue: between these it waited for its start; None where nobody knows.
+        run: between these it took from there on; the second is None where it would have taken
+            longer: it was cancelled, expired, or given up.
+        at_ms: when that was seen, in milliseconds since the epoch.
+    """
+
+    key: str
+    queue: tuple[float, float] | None
+    run: tuple[float, float | None]
+    at_ms: int
+
+    @property
+    def ended(self) -> bool:
+        return self.run[1] is not None
 
 
 class Journal:
-    """Tool calls and their outputs. One file may serve several programs and threads.
+    """Tool calls and their outputs, and durations. One file may serve several programs and threads
+    of a machine.
 
     Args:
-        path: of the file; it is made where there is none.
+        path: of the file; it is made where there is none, for its owner alone to read.
 
     Raises:
         ConfigurationError: the file can't be used.
@@ -41,18 +112,33 @@ class Journal:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
+        self._side = threading.Lock()  # for what must not wait for the disk; taken after the other
         self._begun: set[tuple[str, str]] = set()
+        self._noted: list[Stretch] = []
+        self._owner = os.urandom(8).hex()
+        self._keeper: threading.Thread | None = None
+        self._news = threading.Event()
         self._closing = False
         try:
+            # Outputs of tools are nobody else's business. SQLite's own files get the same mode.
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             # Autocommit: each statement is durable when it returns.
             self._db = sqlite3.connect(
                 self.path, timeout=10, isolation_level=None, check_same_thread=False
             )
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=full")
-            self._db.execute(SCHEMA)
-        except sqlite3.Error as error:
+            self._set_up()
+        except (sqlite3.Error, OSError) as error:
             raise ConfigurationError(f"the journal {self.path} can't be used: {error}") from error
+
+    def _set_up(self) -> None:
+        for statement in SCHEMA.split(";"):
+            self._db.execute(statement)
+        columns = {row[1] for row in self._db.execute("pragma table_info(tool_calls)")}
+        if "owner" not in columns:  # a file from before calls were claimed
+            self._db.execute("alter table tool_calls add column owner text")
+            self._db.execute("alter table tool_calls add column held_until real not null default 0")
 
     def __enter__(self) -> Self:
         return self
@@ -60,50 +146,150 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    # Calls of tools.
+
     def output(self, run_id: str, call_id: str) -> str | None:
         """What the call gave, if that was written down."""
-        found = self._one(
+        found = self._all(
             "select output from tool_calls where run_id = ? and call_id = ?", run_id, call_id
         )
-        return None if found is None else found[0]
+        return found[0][0] if found else None
 
-    def begin(self, run_id: str, call_id: str, name: str, now: float) -> bool:
-        """Write down that a call is being made.
+    def begin(self, run_id: str, call_id: str, name: str, now: float) -> Claim:
+        """Claim a call, unless somebody is at it, here or in another process.
+
+        Whoever gets it has to `finish` it; until then the claim is renewed.
 
         Args:
             now: seconds since the epoch.
-
-        Returns:
-            Whether this is the first time. If not, and there is no output, whoever made it before
-            is at it, or died of it.
         """
+        about = {"run": run_id, "call": call_id, "name": name, "owner": self._owner}
         with self._lock, self._problems():
+            if self._closing:
+                raise RunbellError(f"the journal {self.path} was closed")
             self._db.execute("delete from tool_calls where begun_at < ?", (now - KEEP_SECONDS,))
-            done = self._db.execute(
-                "insert or ignore into tool_calls values (?, ?, ?, ?, null)",
-                (run_id, call_id, name, now),
-            )
+            begun = self._db.execute(
+                CLAIM, {**about, "now": now, "until": now + LEASE_SECONDS}
+            ).fetchall()
+            if not begun:
+                return "held"
             self._begun.add((run_id, call_id))
-        return done.rowcount == 1
+            with self._side:
+                self._keep()
+        return "first" if begun[0][0] == now else "again"
 
     def finish(self, run_id: str, call_id: str, output: str | None) -> None:
-        """Write down what the call gave; None where it gave nothing that is to be kept."""
+        """Write down what the call gave, the first time that this is said; None, where it gave
+        nothing that is to be kept, frees it."""
         with self._lock, self._problems():
+            if self._closing and (run_id, call_id) not in self._begun:  # it was said before
+                return
             try:
-                if output is not None:
-                    self._db.execute(
-                        "update tool_calls set output = ? where run_id = ? and call_id = ?",
-                        (output, run_id, call_id),
-                    )
+                self._db.execute(
+                    "update tool_calls set output = ?, held_until = 0 "
+                    "where run_id = ? and call_id = ? and output is null and owner = ?",
+                    (output, run_id, call_id, self._owner),
+                )
             finally:
                 self._begun.discard((run_id, call_id))
                 self._close_if_done()
 
+    # How long runs took.
+
+    def note(self, stretch: Stretch) -> None:
+        """Have a duration written down, soon; what a crash loses of them is no harm."""
+        with self._side:
+            if not self._closing:
+                self._noted.append(stretch)
+                self._keep()
+
+    def stretches(self) -> list[Stretch]:
+        """The latest that were written down, of all kinds, the oldest first."""
+        rows = self._all(
+            "select key, queue_low, queue_high, run_low, run_high, at_ms from durations "
+            "order by id desc limit ?",
+            LOADED_DURATIONS,
+        )
+        return [
+            Stretch(key, None if low is None else (low, high), (shortest, longest), at_ms)
+            for key, low, high, shortest, longest, at_ms in reversed(rows)
+        ]
+
     def close(self) -> None:
         """Close the file, as soon as the calls that are being made are written down."""
         with self._lock:
-            self._closing = True
+            with self._side:
+                self._closing = True
+            self._write_noted()
             self._close_if_done()
+        self._news.set()
+
+    # What goes on meanwhile.
+
+    def _keep(self) -> None:
+        """See to it that claims are renewed and durations written; called with `_side` held."""
+        if self._keeper is None:
+            self._keeper = threading.Thread(
+                target=self._keep_going, name="runbell-journal", daemon=True
+            )
+            self._keeper.start()
+        elif self._noted:
+            self._news.set()
+
+    def _keep_going(self) -> None:
+        while True:
+            if not self._noted:
+                self._news.wait(LEASE_SECONDS / 3)
+            self._news.clear()
+            if self._noted and not self._closing:
+                time.sleep(WRITE_SECONDS)
+            with self._lock:
+                self._write_noted()
+                self._renew()
+                with self._side:
+                    if not self._begun and not self._noted:
+                        self._keeper = None
+                        return
+
+    def _renew(self) -> None:
+        if not self._begun:
+            return
+        try:
+            self._db.execute(
+                "update tool_calls set held_until = ? where owner = ? and held_until > 0",
+                (time.time() + LEASE_SECONDS, self._owner),
+            )
+        except sqlite3.Error as error:  # there is another try before the claims are lost
+            log.warning("claims in the journal %s were not renewed: %s", self.path, error)
+
+    def _write_noted(self) -> None:
+        with self._side:
+            noted, self._noted = self._noted, []
+        if not noted:
+            return
+        try:
+            self._db.execute("begin immediate")
+            with self._db:
+                self._insert(noted)
+        except sqlite3.Error as error:
+            log.warning("durations were not kept in the journal %s: %s", self.path, error)
+
+    def _insert(self, noted: Iterable[Stretch]) -> None:
+        self._db.executemany(
+            "insert into durations (key, queue_seconds, run_seconds, ended, at_ms, "
+            "queue_low, queue_high, run_low, run_high) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            map(_row, noted),
+        )
+        for key in {stretch.key for stretch in noted}:
+            self._db.execute(
+                "delete from durations where key = ? and id <= (select id from durations "
+                "where key = ? order by id desc limit 1 offset ?)",
+                (key, key, KEEP_DURATIONS),
+            )
+        self._db.execute(
+            "delete from durations where id <= (select max(id) from durations) - ?",
+            (MOST_DURATIONS,),
+        )
 
     def _close_if_done(self) -> None:
         if self._closing and not self._begun:
@@ -116,7 +302,21 @@ class Journal:
         except sqlite3.Error as error:
             raise RunbellError(f"the journal {self.path} can't be used: {error}") from error
 
-    def _one(self, statement: str, *values: str) -> tuple[str | None] | None:
+    def _all(self, statement: str, *values: str | int) -> list[Any]:
         with self._lock, self._problems():
-            row: tuple[str | None] | None = self._db.execute(statement, values).fetchone()
-        return row
+            return self._db.execute(statement, values).fetchall()
+
+
+def _row(stretch: Stretch) -> Sequence[float | str | None]:
+    queue = stretch.queue
+    low, high = stretch.run
+    return (
+        stretch.key,
+        None if queue is None else sum(queue) / 2,
+        low if high is None else (low + high) / 2,
+        stretch.ended,
+        stretch.at_ms,
+        *(queue or (None, None)),
+        low,
+        high,
+    )

@@ -17,20 +17,22 @@ import itertools
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from runbell.client.deeds import Order, Retrieve, RetrieveMany
-from runbell.client.fleet import Fleet, Join, Landed, Mail
-from runbell.client.flow import Done, Terms, Wait, waiting
+from runbell.client.fleet import Fleet, Join, Landed, Mail, Told
+from runbell.client.flow import waiting
+from runbell.client.learning import Learning
 from runbell.client.providers.runs import stage_of
 from runbell.client.server import Server
 from runbell.client.view import Answer, View
+from runbell.client.wait import Done, Terms, Wait
 from runbell.client.wishes import Flow
 from runbell.clock import VirtualClock
 from runbell.pacing import FairPacer, Pacer, PolicySource
 from runbell.pacing.policies import Backoff
-from runbell.runs import ToolCall
+from runbell.runs import Deliver, ToolCall
 
 __all__ = ["Ending", "Scripted", "SimulatedRun", "Simulation", "World"]
 
@@ -55,7 +57,8 @@ class Ending(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRun:
-    """What a simulated server answers. Stamps are seconds since the epoch of the simulation."""
+    """What a simulated server answers. Stamps are seconds since the epoch of the simulation; `kind`
+    is for the policy that learns."""
 
     id: str
     status: str = "queued"
@@ -64,6 +67,7 @@ class SimulatedRun:
     expires_at: float | None = None
     thread_id: str | None = None
     calls: tuple[ToolCall, ...] = ()
+    kind: Any = ()
 
 
 class SimulatedRuns:
@@ -90,6 +94,14 @@ class SimulatedRuns:
             expires_at=item.expires_at,
             calls=item.calls,
         )
+
+    def told(self, item: SimulatedRun, event: Mapping[str, Any]) -> SimulatedRun:
+        """How the run is by this event."""
+        return replace(item, status=event["data"]["status"])
+
+    def kind_of(self, item: SimulatedRun) -> Any:
+        """As it was said when the simulation began."""
+        return item.kind
 
     def schemas(self, item: SimulatedRun) -> Mapping[str, Any]:
         """Nothing is said about the functions that the model sees."""
@@ -161,19 +173,28 @@ class Simulation:
         pacer: the budget of all waits; without one there is no limit.
         hold: the server may be asked to hold requests.
         seed: of all chance.
+        learning: makes the default policy, and learns.
 
     Attributes:
         clock: begins at 0.
     """
 
     def __init__(
-        self, world: World, pacer: Pacer | None = None, *, hold: bool = False, seed: int = 0
+        self,
+        world: World,
+        pacer: Pacer | None = None,
+        *,
+        hold: bool = False,
+        seed: int = 0,
+        learning: Learning | None = None,
     ) -> None:
         self.clock = VirtualClock(start_ms=0)
         self._world = world
-        self._fleet = Fleet(self.clock, pacer or FairPacer(), Server(None))
+        pacer = FairPacer() if pacer is None else pacer  # an idle one may be empty, and so false
+        self._fleet = Fleet(self.clock, pacer, Server(None), _Events())
         self._provider = SimulatedRuns(hold)
         self._rng = random.Random(seed)
+        self._learning = learning
         self._tie = itertools.count()
         self._mail: list[tuple[float, int, Mail | _Beginning]] = []
         self._endings: list[Ending] = []
@@ -196,7 +217,8 @@ class Simulation:
         """
         agreed = Terms(
             provider=self._provider,
-            policy=policy or Backoff(),
+            policy=policy or (Backoff() if self._learning is None else self._learning.policy),
+            learning=self._learning,
             clock=self.clock,
             rng=self._rng,
             timeout=timeout,
@@ -204,6 +226,11 @@ class Simulation:
         )
         items = tuple(SimulatedRun(run) if isinstance(run, str) else run for run in runs)
         self._post(at, _Beginning(items, agreed, play))
+
+    def tell(self, at: float, event: dict[str, Any]) -> None:
+        """Have an event arrive at a moment of the simulation; waits whose terms are `pushed` hear
+        of it. It has at least `data.id` and `data.status`."""
+        self._post(at, Told(event))
 
     def run(self) -> list[Ending]:
         """Play until nobody waits any more: the endings, in order."""
@@ -235,6 +262,16 @@ class Simulation:
     def _done(self, wait: Wait, value: Any, error: BaseException | None) -> None:
         now = self.clock.monotonic()
         self._endings.append(Ending(wait.item, error, now, now - wait.began, wait.polls))
+
+
+class _Events:
+    """An event source that needs no subscriptions: what happens is told by `Simulation.tell`."""
+
+    def subscribe(self, run_id: str, deliver: Deliver) -> None:
+        pass
+
+    def unsubscribe(self, run_id: str, deliver: Deliver) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)

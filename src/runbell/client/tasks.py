@@ -8,11 +8,12 @@ import inspect
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from typing import Any
 
 from runbell.client.deeds import Order, UseTool
 from runbell.client.fleet import Fleet, Landed, Leave, Mail, Told
-from runbell.client.hands import Hands, contained, in_time
+from runbell.client.hands import Entry, Hands, contained, in_time
 from runbell.clock import Clock
 from runbell.errors import RunbellError
 
@@ -144,7 +145,7 @@ class Tasks:
             self._put(Landed(order.number, value))
 
 
-async def call_function(deed: UseTool, arguments: dict[str, Any]) -> Any:
+async def call_function(deed: UseTool, arguments: dict[str, Any], entry: Entry) -> Any:
     """Call a tool: an asynchronous one here, another in a thread, both in a copy of the context of
     whoever waits.
 
@@ -153,13 +154,13 @@ async def call_function(deed: UseTool, arguments: dict[str, Any]) -> Any:
             goes on, and nobody hears of it.
     """
     context = deed.context.copy() if deed.context else contextvars.copy_context()
-    function = deed.tool.function
 
     async def call() -> Any:
         try:
             if deed.tool.is_async:
-                return await function(**arguments)
-            result = await in_a_thread(context.run, lambda: function(**arguments))
+                return await deed.tool.function(**arguments)
+            entry.in_a_thread = True
+            result = await in_a_thread(_work, deed, arguments, entry, context)
             return await result if inspect.isawaitable(result) else result
         except BaseException as error:
             if _has_to_end(error):
@@ -175,6 +176,17 @@ async def call_function(deed: UseTool, arguments: dict[str, Any]) -> Any:
             raise
         found = contained(error)
         raise found from found.__cause__
+
+
+def _work(deed: UseTool, arguments: dict[str, Any], entry: Entry, context: Context) -> Any:
+    """Call a function in this thread; what it gives is written down before anybody hears of it."""
+    try:
+        result = context.run(deed.tool.function, **arguments)
+    except BaseException as error:
+        entry.gave(None, contained(error))
+        raise
+    entry.gave(result, None)
+    return result
 
 
 def _has_to_end(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from runbell.client.deeds import Order, UseTool
 from runbell.client.fleet import Fleet, Join, Landed, Leave, Mail, Told
-from runbell.client.hands import Hands, OutOfTime, contained, run_async, run_now
+from runbell.client.hands import Entry, Hands, OutOfTime, contained, run_async, run_now
 from runbell.clock import Clock
 from runbell.errors import RunbellError
 
@@ -146,8 +146,10 @@ class Threads:
             self._box.put(Landed(order.number, value))
 
 
-async def call_function(deed: UseTool, arguments: dict[str, Any]) -> Any:
+async def call_function(deed: UseTool, arguments: dict[str, Any], entry: Entry) -> Any:
     """Call a tool in this thread, or where it has a time limit in one that can be left alone.
+
+    The threads of this driver outlive whoever waits: the entry is written when the call is over.
 
     Raises:
         OutOfTime: it took longer than its limit. A function can't be stopped: it goes on, and

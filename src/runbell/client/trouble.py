@@ -15,6 +15,7 @@ __all__ = [
     "is_not_accepting",
     "is_stale_submission",
     "is_transient",
+    "may_have_worked",
     "retry_after",
     "status_of",
 ]
@@ -48,6 +49,13 @@ def is_transient(error: BaseException) -> bool:
     if status == 409:  # as the SDK does it: a conflict passes, unless the server says otherwise
         return header(error, "x-should-retry") != "false"
     return status >= 500 or status in TRANSIENT_STATUSES
+
+
+def may_have_worked(error: BaseException) -> bool:
+    """Whether a request that failed may have had its effect: its answer was lost, or is not the
+    server's own."""
+    status = status_of(error)
+    return status is None or status == 408 or status >= 500
 
 
 def retry_after(error: BaseException, now: float) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from runbell.runs import ToolCall
 
-__all__ = ["Answer", "Stage", "View", "name_of"]
+__all__ = ["Answer", "Stage", "View", "name_of", "stamp"]
 
 Stage = Literal["pending", "wants", "completed", "ended"]
 """`wants`: it waits for tool outputs; `ended`: in any other way than `completed`."""
@@ -16,6 +16,16 @@ Stage = Literal["pending", "wants", "completed", "ended"]
 def name_of(item_id: str, thread_id: str | None) -> str:
     """What sentences call it: `run_x of thread_y`."""
     return item_id if thread_id is None else f"{item_id} of {thread_id}"
+
+
+def stamp(item: Any, *names: str) -> float | None:
+    """The first of these attributes that is a time, in seconds since the epoch. Gateways leave
+    some out, or send null."""
+    for name in names:
+        value = getattr(item, name, None)
+        if isinstance(value, int | float):
+            return value
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,7 @@ class View:
     created_at: float | None = None
     started_at: float | None = None
     expires_at: float | None = None
+    ended_at: float | None = None
     calls: tuple[ToolCall, ...] = ()
     code: str | None = None
     message: str | None = None
@@ -60,6 +71,8 @@ class Answer:
         held: the server applied `Prefer: wait` (`Preference-Applied`).
         pushed: an event said so, nobody was asked.
         server_time: the `Date` of the answer, in seconds since the epoch, None without.
+        quota: the requests that the server has left for this key, and its limit of them
+            (`x-ratelimit-remaining-requests`, `-limit-requests`); None where it does not say.
     """
 
     item: Any
@@ -67,6 +80,7 @@ class Answer:
     held: bool = False
     pushed: bool = False
     server_time: float | None = None
+    quota: tuple[float, float] | None = None
 
     def about(self, item: Any) -> Answer:
         """The same, of one of the objects that it was about."""

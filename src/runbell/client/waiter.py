@@ -6,24 +6,26 @@ import asyncio
 import contextvars
 import queue
 import random
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, cast
 
 from runbell.client import tasks, threads
 from runbell.client.diagnosis import explain
-from runbell.client.fleet import Fleet, Join, Leave
-from runbell.client.flow import Done, Terms, Wait, cancelling, waiting
+from runbell.client.fleet import Fleet, Join, Leave, Mail
+from runbell.client.flow import cancelling, waiting
 from runbell.client.hands import Hands
 from runbell.client.journal import Journal
-from runbell.client.providers import Provider, default_policy, provider_of
+from runbell.client.learning import Learning
+from runbell.client.providers import Provider, provider_of
 from runbell.client.records import Hook, Polled, Record
 from runbell.client.server import Server
-from runbell.client.tools import Tools, check, toolbox
+from runbell.client.tools import Tool, Tools, check, toolbox
+from runbell.client.wait import Done, Terms, Wait
 from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError
-from runbell.pacing import Backstop, FairPacer, Pacer, PolicySource
+from runbell.pacing import Backstop, FairPacer, Foresight, Pacer, PolicySource, WorthPacer
 from runbell.runs import EventSource
 
 __all__ = ["AsyncWaiter", "Update", "WaitOptions", "Waiter", "WaiterOptions"]
@@ -69,7 +71,9 @@ class WaiterOptions(WaitOptions, total=False):
 
     Attributes:
         calls_per_minute: the budget of all its waits; None for no limit.
-        journal: a SQLite file in which outputs of tool calls survive a crash.
+        journal: a SQLite file in which outputs of tool calls survive a crash, and what was learned
+            of how long runs take.
+        foresight: what learns that, for another price of a call than a quarter of a second.
         events: somebody who tells of status changes; polling is a backstop then.
         providers: adapters of one's own, which are asked before those that are built in.
         pacer: decides which wait the next call is spent on; takes the place of calls_per_minute.
@@ -78,6 +82,7 @@ class WaiterOptions(WaitOptions, total=False):
 
     calls_per_minute: float | None
     journal: str | Path | None
+    foresight: Foresight
     events: EventSource | None
     providers: Sequence[Provider[Any]]
     pacer: Pacer | None
@@ -105,6 +110,8 @@ class Update:
 class _Waiter:
     """What both waiters have: the terms of a wait, and the fleet that plays it."""
 
+    _post: Callable[[Mail], None]
+
     def __init__(self, client: Any, **options: Unpack[WaiterOptions]) -> None:
         self.client = client
         self._clock: Clock = options.get("clock") or SystemClock()
@@ -113,7 +120,11 @@ class _Waiter:
         self._providers = tuple(options.get("providers") or ())
         journal = options.get("journal")
         self._journal = None if journal is None else Journal(journal)
-        self._pacer = options.get("pacer") or FairPacer(options.get("calls_per_minute"))
+        pacer, budget = options.get("pacer"), options.get("calls_per_minute")
+        if pacer is None:  # an idle one is empty, and so as good as false
+            pacer = FairPacer() if budget is None else WorthPacer(budget)
+        self._pacer: Pacer = pacer
+        self._learning = Learning(options.get("foresight") or Foresight(), self._journal)
         self._server = Server(_limit_of(client))
         given: dict[str, Any] = dict(options)
         unknown = set(given) - set(WaiterOptions.__annotations__)
@@ -123,6 +134,10 @@ class _Waiter:
         self._defaults = cast(WaitOptions, ours)
         self._shared(self._defaults)  # what is wrong is said at once
 
+    def _takes_thread(self, tool: Tool) -> bool:
+        """Whether a function blocks a thread while it is at work."""
+        return True
+
     def _fleet(self, deliver: Any) -> Fleet:
         return Fleet(
             self._clock,
@@ -131,6 +146,7 @@ class _Waiter:
             self._events,
             deliver,
             lambda error, wait: explain(error, self.client, wait.name),
+            self._takes_thread,
         )
 
     def _waits(self, items: Sequence[Any], done: Done, options: WaitOptions, **more: Any) -> Join:
@@ -151,7 +167,7 @@ class _Waiter:
                 pushed = self._events is not None and hasattr(provider, "told")
                 terms[id(provider)] = Terms(
                     provider=provider,
-                    policy=policy or (Backstop() if pushed else default_policy(provider)),
+                    policy=policy or self._policy(provider, pushed),
                     pushed=pushed,
                     **shared,
                 )
@@ -159,6 +175,26 @@ class _Waiter:
                 check(tools, provider.schemas(item))
             waits.append(Wait(item, terms[id(provider)], done))
         return Join(waits, cancelling if more.get("answers_actions") is False else waiting)
+
+    def _policy(self, provider: Provider[Any], pushed: bool) -> PolicySource:
+        """When to look where nobody said."""
+        if pushed:
+            return Backstop()
+        proposed: Any = getattr(provider, "policy", None)
+        return self._learning.policy if proposed is None else cast(PolicySource, proposed())
+
+    def _watched(self, run: Any, options: WaitOptions, put: Callable[[Any], None]) -> Join:
+        """A wait that tells every change of the status, and its end."""
+        updates = _Updates(put)
+        hooks = options.get("hooks", self._defaults.get("hooks"))
+        options["hooks"] = [*(hooks or ()), updates.hook]
+        # A held request would show nothing but the end.
+        return self._waits([run], updates.done, options, hold=False)
+
+    def _leave(self, waits: Sequence[Wait]) -> None:
+        for wait in waits:
+            if wait.flow is not None:
+                self._post(Leave(wait))
 
     def _shared(self, options: WaitOptions) -> dict[str, Any]:
         """The terms that do not depend on what is waited for, and the policy."""
@@ -178,6 +214,7 @@ class _Waiter:
         return {
             "policy": options.get("policy"),
             "clock": self._clock,
+            "learning": self._learning,
             "rng": self._rng,
             "timeout": timeout,
             "tools": tools,
@@ -224,6 +261,10 @@ class AsyncWaiter(_Waiter):
         super().__init__(client, **options)
         hands = Hands(client, tasks.call_function, self._journal, tasks.in_a_thread)
         self._driver = tasks.Tasks(self._fleet, hands, self._clock)
+        self._post = self._driver.post
+
+    def _takes_thread(self, tool: Tool) -> bool:
+        return not tool.is_async
 
     async def __aenter__(self) -> Self:
         return self
@@ -273,10 +314,7 @@ class AsyncWaiter(_Waiter):
     async def watch(self, run: Any, **options: Unpack[WaitOptions]) -> AsyncIterator[Update]:
         """Every change of the status that is seen, the first status and the last included."""
         news: asyncio.Queue[Any] = asyncio.Queue()
-        options["hooks"] = [*(options.get("hooks") or ()), _updates(news.put_nowait)]
-        join = self._waits(
-            [run], lambda _, value, error: news.put_nowait(_End(error)), options, hold=False
-        )
+        join = self._watched(run, options, news.put_nowait)
         self._driver.post(join)
         try:
             while not isinstance(update := await news.get(), _End):
@@ -300,23 +338,14 @@ class AsyncWaiter(_Waiter):
         """Places and results of the waits as they end."""
         news: asyncio.Queue[tuple[Wait, Any, Any]] = asyncio.Queue()
         join = self._waits(items, lambda *end: news.put_nowait(end), options, **more)
-        places = {id(wait): place for place, wait in enumerate(join.waits)}
-        if items:
+        waits = _Round(join.waits, return_errors)
+        if waits:
             self._driver.post(join)
         try:
-            while places:
-                wait, value, error = await news.get()
-                place = places.pop(id(wait))
-                if error is not None and not return_errors:
-                    raise error
-                yield place, value if error is None else error
+            while waits:
+                yield waits.settle(*await news.get())
         finally:
-            self._leave([wait for wait in join.waits if id(wait) in places])
-
-    def _leave(self, waits: Sequence[Wait]) -> None:
-        for wait in waits:
-            if wait.flow is not None:
-                self._driver.post(Leave(wait))
+            self._leave(waits.open)
 
 
 class Waiter(_Waiter):
@@ -337,6 +366,7 @@ class Waiter(_Waiter):
         super().__init__(client, **options)
         hands = Hands(client, threads.call_function, self._journal)
         self._driver = threads.Threads(self._fleet, hands, threads.Mailbox(self._clock))
+        self._post = self._driver.post
 
     def __enter__(self) -> Self:
         return self
@@ -374,10 +404,7 @@ class Waiter(_Waiter):
     def watch(self, run: Any, **options: Unpack[WaitOptions]) -> Iterator[Update]:
         """Like `AsyncWaiter.watch`."""
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        options["hooks"] = [*(options.get("hooks") or ()), _updates(news.put)]
-        join = self._waits(
-            [run], lambda _, value, error: news.put(_End(error)), options, hold=False
-        )
+        join = self._watched(run, options, news.put)
         self._driver.post(join)
         try:
             while not isinstance(update := news.get(), _End):
@@ -401,23 +428,14 @@ class Waiter(_Waiter):
         """Places and results of the waits as they end."""
         news: queue.SimpleQueue[tuple[Wait, Any, Any]] = queue.SimpleQueue()
         join = self._waits(items, lambda *end: news.put(end), options, **more)
-        places = {id(wait): place for place, wait in enumerate(join.waits)}
-        if items:
+        waits = _Round(join.waits, return_errors)
+        if waits:
             self._driver.post(join)
         try:
-            while places:
-                wait, value, error = news.get()
-                place = places.pop(id(wait))
-                if error is not None and not return_errors:
-                    raise error
-                yield place, value if error is None else error
+            while waits:
+                yield waits.settle(*news.get())
         finally:
-            self._leave([wait for wait in join.waits if id(wait) in places])
-
-    def _leave(self, waits: Sequence[Wait]) -> None:
-        for wait in waits:
-            if wait.flow is not None:
-                self._driver.post(Leave(wait))
+            self._leave(waits.open)
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,11 +445,53 @@ class _End:
     error: BaseException | None
 
 
-def _updates(put: Any) -> Hook:
-    """A hook that passes changes of the status on."""
+class _Updates:
+    """Passes changes of the status on, and the end, which shows at least one status.
 
-    def hook(record: Record) -> None:
+    Args:
+        put: takes each `Update`, and an `_End` after the last.
+    """
+
+    def __init__(self, put: Callable[[Any], None]) -> None:
+        self._put = put
+        self._told: str | None = None
+
+    def hook(self, record: Record) -> None:
         if isinstance(record, Polled) and record.status != record.previous:
-            put(Update(record.status, record.previous, record.elapsed, record.run))
+            self._tell(record.status, record.elapsed, record.run)
 
-    return hook
+    def done(self, wait: Wait, run: Any, error: BaseException | None) -> None:
+        if error is None and wait.view.status != self._told:
+            self._tell(wait.view.status, wait.now - wait.began, run)
+        self._put(_End(error))
+
+    def _tell(self, status: str, elapsed: float, run: Any) -> None:
+        previous, self._told = self._told, status
+        self._put(Update(status, previous, elapsed, run))
+
+
+class _Round:
+    """Waits that began together, and which of them have not ended.
+
+    Args:
+        return_errors: what a wait raises is a result; else it is raised.
+    """
+
+    def __init__(self, waits: Sequence[Wait], return_errors: bool) -> None:
+        self._open = {wait: place for place, wait in enumerate(waits)}
+        self._return_errors = return_errors
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    def settle(self, wait: Wait, value: Any, error: BaseException | None) -> tuple[int, Any]:
+        """The place and the result of a wait that has ended."""
+        place = self._open.pop(wait)
+        if error is not None and not self._return_errors:
+            raise error
+        return place, value if error is None else error
+
+    @property
+    def open(self) -> list[Wait]:
+        """Those that nobody will hear of any more, when whoever waits leaves."""
+        return list(self._open)

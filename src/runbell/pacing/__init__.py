@@ -3,6 +3,8 @@
 from runbell.pacing.backoff import RetryBackoff
 from runbell.pacing.bucket import Taken, TokenBucket
 from runbell.pacing.deliveries import Meter, Pace, RetrySchedule, SlowDown, is_given_up
+from runbell.pacing.fleet import WorthPacer
+from runbell.pacing.foresight import Foresight
 from runbell.pacing.pacer import FairPacer, Pacer
 from runbell.pacing.policies import (
     Advised,
@@ -22,6 +24,7 @@ __all__ = [
     "Backstop",
     "FairPacer",
     "Fixed",
+    "Foresight",
     "Jittered",
     "Meter",
     "Pace",
@@ -34,6 +37,7 @@ __all__ = [
     "SqrtElapsed",
     "Taken",
     "TokenBucket",
+    "WorthPacer",
     "is_given_up",
     "wait_seconds",
 ]

@@ -18,6 +18,9 @@ _CROWD = 16
 """Ready waits that are compared with each other, or twice the root of all waits. Where
 there are more still, the bar is raised."""
 
+_CHOICE = 4
+"""For each that may come along with others, how many are compared: those that are due longest."""
+
 _SOON = 0.03
 _MARGIN = 0.02
 """Of the server's limit, what is left to calls that are on their way and to other processes."""
@@ -243,12 +246,25 @@ class WorthPacer:
     def along(self, count: int, until: float) -> list[Hashable]:
         """Up to `count` waits that want a look by `until`, those first for which it is worth
         most, to be part of a call that is granted already. They want nothing from then on."""
-        ready = [
-            (wish.value(until), wait) for wait, wish in self._wishes.items() if wish.at <= until
-        ]
-        found = [wait for _, wait in heapq.nlargest(count, ready, key=lambda each: each[0])]
+        near = self._nearest(_CHOICE * count, until)
+        ready = [(wish.value(until), wish.turn, wait) for wait, wish in near]
+        found = [wait for _, _, wait in heapq.nlargest(count, ready)]
         for wait in found:
             self._drop(wait)
+        return found
+
+    def _nearest(self, count: int, until: float) -> list[tuple[Hashable, _Wish]]:
+        """Up to `count` waits that want a look by `until`, who are due longest."""
+        entries: list[tuple[float, int, Hashable]] = []
+        found: list[tuple[Hashable, _Wish]] = []
+        while self._due and self._due[0][0] <= until and len(found) < count:
+            entry = heapq.heappop(self._due)
+            wish = self._wishes.get(entry[2])
+            if wish is not None and wish.turn == entry[1]:
+                entries.append(entry)
+                found.append((entry[2], wish))
+        for entry in entries:
+            heapq.heappush(self._due, entry)
         return found
 
     def pause(self, until: float) -> None:
@@ -279,8 +295,9 @@ class WorthPacer:
 
     def _best(self, now: float) -> Hashable | None:
         self._fill(now)
-        if not self._ready and self._bar > 0 and self._wishes:
-            # Calls to spare: what nobody is worth the bar for is worth less.
+        if not self._ready and self._wishes and self._first() <= now:
+            # Calls to spare: what nobody is worth the bar for is worth less. Also where the bar is
+            # down already, since the moments in the heap may be those of a higher one.
             self._lower(now)
         worths = {wait: wish.value(now) for wait, wish in self._ready.items() if wish.at <= now}
         if not worths:

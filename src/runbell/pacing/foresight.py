@@ -214,6 +214,11 @@ class Foresight:
         latest = islice(reversed(self._kinds.values()), _POOL_KINDS)
         return [seen for kind in latest for seen in kind.ran.latest(_POOL_RUNS)]
 
+    def runs(self, key: Key) -> int:
+        """How many runs of this kind are remembered."""
+        kind = self._found(key)
+        return 0 if kind is None else len(kind.ran)
+
     @property
     def kinds(self) -> int:
         """Kinds that are known."""
@@ -331,6 +336,9 @@ class ForesightPolicy:
         key: the run's kind.
         age: seconds that the run was old when the wait began.
     """
+
+    # A hundred thousand of these have to fit into memory.
+    __slots__ = ("_age", "_key", "_of", "_queueing", "_run", "_schedule", "_started", "_waiting_at")
 
     def __init__(self, known: Foresight, key: Key, age: float = 0.0) -> None:
         self._of, self._key, self._age = known, key, age

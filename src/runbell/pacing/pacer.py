@@ -17,6 +17,12 @@ class Pacer(Protocol):
 
     The waiter tells it what each wait would like, and takes what it grants; another pacer may
     grant in another order, for example to the run where a call is worth most.
+
+    Two more methods are used where a pacer has them, as `WorthPacer` does:
+        `expect(wait, curve, began, looked)`: before `want`, how long such runs take (a `Curve`),
+            when this one started, and when it was last seen to go on.
+        `saw_remaining(remaining, limit, now)`: what an answer's `x-ratelimit-remaining-requests`
+            and `x-ratelimit-limit-requests` say.
     """
 
     def want(self, wait: Hashable, at: float, *, urgent: bool = False) -> None:

@@ -3,7 +3,7 @@
 receiver   what a program holds: handlers, the endpoint, its life
 door       who may come in: limits, signatures, the answer; `checks`: its pure part
 rows       how an event gets into the inbox and through it
-order      in which order the events of one run are handled
+order      in which order the events of one run are handled; `turns` asks the inbox for it
 work       who handles: claims, retries, dead letters
 inbox      the inbox as an `EventSource`, also of another process
 feed       fetching what was missed

@@ -43,8 +43,10 @@ LambdaFunction = Callable[[dict[str, Any], Any], dict[str, Any]]
 MAX_BODY: Final = 768_000
 """Bytes of a body: SQS takes 1 MiB a message, base64 and attributes included."""
 
-KEPT_SECONDS: Final = 11 * 86_400
-"""How long an id is known: senders recover 7 days back, and try for 3 more."""
+KEPT_SECONDS: Final = 30 * 86_400
+"""How long an id is known. Senders recover 7 days back, and try for 3 more; a message lies in a
+queue for 14 days at the most, and as long again among the dead letters, until somebody moves it
+back."""
 
 ID, ENCODING, SENT = "webhook-id", "encoding", "webhook-timestamp"
 
@@ -81,8 +83,8 @@ def function_url_handler(
         ConfigurationError: there is no secret, or no queue.
         MissingExtra: `boto3` is not installed.
     """
-    keys = Keys(secrets)
     now = clock or SystemClock()
+    keys = Keys(secrets, now.now_ms())
     if not queue_url:
         raise ConfigurationError("there is no queue: is its variable set?")
     client = sqs if sqs is not None else _boto3().client("sqs")
@@ -210,7 +212,11 @@ def _handle_record(
 
 def _caller(handler: Handler, event: Any) -> Callable[..., None]:
     def run_handler(*, delivery: Mapping[str, str]) -> None:
-        asyncio.run(handler.call(event, None))
+        try:
+            asyncio.run(handler.call(event, None))
+        except (SystemExit, asyncio.CancelledError) as error:
+            # It has failed, and the rest of the batch has not: these would end the invocation.
+            raise RuntimeError(f"the handler ended with {type(error).__name__}") from error
 
     return run_handler
 
@@ -279,7 +285,12 @@ def _headers(event: Mapping[str, Any]) -> Iterator[tuple[bytes, bytes]]:
     pairs = many or {name: [value] for name, value in (event.get("headers") or {}).items()}
     for name, values in pairs.items():
         for value in values:
-            yield str(name).encode(), str(value).encode()
+            yield _bytes(name), _bytes(value)
+
+
+def _bytes(text: Any) -> bytes:
+    # Whatever it is, it must not be an error of another kind than a refusal.
+    return str(text).encode("utf-8", "surrogatepass")
 
 
 def _body(event: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]], limit: int) -> bytes:
@@ -291,9 +302,7 @@ def _body(event: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]], limi
     text = event.get("body") or ""
     try:
         body = (
-            base64.b64decode(text, validate=True)
-            if event.get("isBase64Encoded")
-            else text.encode("utf-8", "surrogatepass")
+            base64.b64decode(text, validate=True) if event.get("isBase64Encoded") else _bytes(text)
         )
     except (binascii.Error, ValueError):
         raise Refused(400, "malformed_length", "the body is not what Lambda says it is") from None

@@ -23,11 +23,12 @@ class Keys:
     """Those that are good at the moment.
 
     Raises:
-        ConfigurationError: there is none: a door that anybody can open is none.
+        ConfigurationError: there is none, or none that is still good: a door that nobody can open
+            is none, and neither is one that anybody can.
         InvalidSecret: a text is no secret.
     """
 
-    def __init__(self, given: Sequence[Key]) -> None:
+    def __init__(self, given: Sequence[Key], now_ms: int) -> None:
         if isinstance(given, str | Secret | PublicKey):
             raise ConfigurationError("secrets is one secret: write it as a list, secrets=[…]")
         self._keys = [_key(each) for each in given]
@@ -36,6 +37,8 @@ class Keys:
                 "a receiver needs the signing secret of its endpoint, as the service or OpenAI "
                 "showed it: secrets=['whsec_…']"
             )
+        if not self.good(now_ms):
+            raise ConfigurationError("every signing secret has ended: add the one that is good now")
 
     def good(self, now_ms: int) -> list[Secret | PublicKey]:
         """The keys that may sign at this moment."""

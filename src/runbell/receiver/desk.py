@@ -192,20 +192,27 @@ UNHEARD = Statement(
         _waiting,
     ),
 )
+
+
+def _old(key: Any, at_ms: Any) -> Any:
+    old = select(key).where(at_ms < bindparam("before_ms")).order_by(at_ms)
+    return delete(key.table).where(key.in_(limited(old)))
+
+
 FORGET_OTHERS = Statement(
     "inbox_others.forget",
     "Remove other bodies that are too old.",
-    delete(schema.others).where(_o.received_at_ms < bindparam("before_ms")),
+    _old(_o.position, _o.received_at_ms),
 )
 FORGET_RUNS = Statement(
     "inbox_runs.forget",
     "Remove runs of which nothing was heard for too long.",
-    delete(schema.runs).where(_r.updated_at_ms < bindparam("before_ms")),
+    _old(_r.run_id, _r.updated_at_ms),
 )
 FORGET_ONCE = Statement(
     "inbox_once.forget",
     "Remove side effects that happened too long ago.",
-    delete(schema.once).where(_once.done_at_ms < bindparam("before_ms")),
+    _old(_once.key, _once.done_at_ms),
 )
 
 TOP = 2**62
@@ -260,10 +267,15 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What was forgotten: how many events, and how many of them had never been handled."""
+    """What was forgotten.
 
-    events: int
-    unheard: int
+    Attributes:
+        unheard: how many of the events had never been handled.
+        full: there may be more that is too old.
+    """
+
+    unheard: int = 0
+    full: bool = True
 
 
 async def entries(
@@ -341,14 +353,14 @@ async def move_cursor(tx: Transaction, feed: str, event_id: str, now_ms: int) ->
 
 
 async def prune(tx: Transaction, *, before_ms: int, limit: int) -> Removed:
-    """Forget what came before a moment, `limit` events at the most."""
+    """Forget what came before a moment, `limit` of each kind at the most."""
     first = {"before_ms": before_ms, "limit": limit}
     row = await tx.fetch_one(UNHEARD, first)
-    removed = await tx.execute(FORGET, first)
-    if removed < limit:
-        for statement in (FORGET_OTHERS, FORGET_RUNS, FORGET_ONCE):
-            await tx.execute(statement, {"before_ms": before_ms})
-    return Removed(removed, row[0] if row is not None else 0)
+    removed = [
+        await tx.execute(statement, first)
+        for statement in (FORGET, FORGET_OTHERS, FORGET_RUNS, FORGET_ONCE)
+    ]
+    return Removed(row[0] if row is not None else 0, max(removed) == limit)
 
 
 def _entry(row: Sequence[Any] | Row) -> Entry:

@@ -7,9 +7,10 @@ A request that is refused leaves nothing behind.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from typing import Any, Final
 
 from runbell import faults
@@ -39,7 +40,10 @@ Send = Callable[[Message], Awaitable[None]]
 LOUD_EVERY_SECONDS: Final = 60.0
 """How often the same trouble is written to the log."""
 
-HOUR_MS: Final = 3_600_000
+UNCOUNTED: Final = 65_536
+"""Bytes of a body that may come before they count against `max_bodies`. Servers buffer as many for
+every connection, and no proper event has more: so whoever fills the room with large bodies, which
+takes no secret, keeps no event out."""
 
 
 class _Left(Exception):
@@ -67,7 +71,8 @@ class Door:
         self._numbers = numbers
         self._on_stored = on_stored
         self._store: Store | None = None
-        self._held = 0
+        self._reading = _Room(options.max_bodies)
+        self._storing = _Room(options.max_bodies)
         self._quiet_until: dict[str, float] = {}
 
     def open(self, store: Store) -> None:
@@ -130,7 +135,8 @@ class Door:
         arrival, skew = self._verified(scope["headers"], body, now_ms)
         faults.hit("receiver.verified")
         try:
-            stored = await self.accept(arrival)
+            with self._storing.holding(len(body)):
+                stored = await self.accept(arrival)
         except StorageUnavailable as error:
             self._loudly(
                 "storage", "a webhook cannot be stored, its sender is asked to wait: %s", error
@@ -175,7 +181,7 @@ class Door:
 
     async def _body(self, head: Head, receive: Receive) -> bytes:
         """The bytes of the body, as they came; never more than the limit."""
-        pieces = _Pieces(self, head.length or 0)
+        pieces = _Pieces(self._reading, self._options.max_body)
         try:
             async with asyncio.timeout(self._options.body_timeout):
                 while True:
@@ -213,22 +219,51 @@ class Door:
             logger.log(level, message, *arguments)
 
 
-class _Pieces:
-    """A body as it comes in, counted with all others that are coming in."""
+class _Room:
+    """How many bytes are held at a time, by all requests together."""
 
-    def __init__(self, door: Door, expected: int) -> None:
-        self._door = door
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        if self.held + size > self._most:
+            raise later("busy", "too many webhooks are coming in at once")
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        self.held -= size
+
+    @contextlib.contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        self.take(size)
+        try:
+            yield
+        finally:
+            self.give_back(size)
+
+
+class _Pieces:
+    """A body as it comes in, counted with all others that are coming in.
+
+    Counted is what has come, not what was announced, and only behind the first `UNCOUNTED` bytes.
+    """
+
+    def __init__(self, room: _Room, most: int) -> None:
+        self._room = room
+        self._most = most
         self._pieces: list[bytes] = []
         self._size = 0
         self._counted = 0
-        self._count(expected)
 
     def add(self, piece: bytes) -> None:
         self._size += len(piece)
-        if self._size > self._door._options.max_body:
-            raise too_large(self._door._options.max_body)
-        if self._size > self._counted:
-            self._count(self._size - self._counted)
+        if self._size > self._most:
+            raise too_large(self._most)
+        more = self._size - UNCOUNTED - self._counted
+        if more > 0:
+            self._room.take(more)
+            self._counted += more
         self._pieces.append(piece)
 
     @property
@@ -236,15 +271,8 @@ class _Pieces:
         return b"".join(self._pieces) if len(self._pieces) != 1 else bytes(self._pieces[0])
 
     def let_go(self) -> None:
-        self._door._held -= self._counted
+        self._room.give_back(self._counted)
         self._counted = 0
-
-    def _count(self, size: int) -> None:
-        if self._door._held + size > self._door._options.max_bodies:
-            self.let_go()
-            raise later("busy", "too many webhooks are coming in at once")
-        self._door._held += size
-        self._counted += size
 
 
 _RECEIVED = b'{"received":true}'

@@ -171,6 +171,7 @@ def read(body: bytes) -> Envelope:
     ordered = (
         subject is not None
         and kind.startswith(RUN_TYPES)
+        and "." not in kind[len(RUN_TYPES) :]
         and type(sequence) is int
         and 0 < sequence <= LARGEST_SEQUENCE
     )

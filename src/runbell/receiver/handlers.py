@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import re
+import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from runbell.errors import ConfigurationError
 
-__all__ = ["Handler", "Handlers"]
+__all__ = ["Handler", "Handlers", "Threads"]
 
 Function = Callable[[Any], Awaitable[None] | None]
 F = TypeVar("F", bound=Callable[[Any], Any])
@@ -37,17 +38,64 @@ class Handler:
     function: Function
     is_async: bool
 
-    async def call(self, event: Any, threads: Executor | None) -> None:
+    async def call(self, event: Any, threads: Threads | None) -> None:
         """Call it: an async function here, any other in a thread of `threads` (None for here)."""
         if self.is_async or threads is None:
             found = self.function(event)
         else:
-            # The context travels along, as with `asyncio.to_thread`: loggers and tracers use it.
-            run = copy_context().run
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(threads, run, self.function, event)
+            found = await threads.call(self.function, event)
         if inspect.isawaitable(found):
             await found
+
+
+class Threads:
+    """Where functions run that are not async. Whoever wants a thread asks for a `place` first.
+
+    A thread can't be broken off: a function that hangs keeps its place. It does not keep the
+    process, as one in a pool of `concurrent.futures` would: those are waited for at the exit.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._free = asyncio.Semaphore(most)
+
+    async def place(self) -> None:
+        """Return when a thread is free. It is given back by `call`, which has to come next."""
+        await self._free.acquire()
+
+    async def call(self, function: Function, event: Any) -> Any:
+        """What the function returns."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        # The context travels along, as with `asyncio.to_thread`: loggers and tracers use it.
+        context = copy_context()
+
+        def run() -> None:
+            found, error = None, None
+            try:
+                found = context.run(function, event)
+            except BaseException as raised:  # noqa: BLE001 - whoever waits gets it
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(self._settle, answer, found, error)
+
+        try:
+            threading.Thread(target=run, name="runbell-handler", daemon=True).start()
+        except RuntimeError:  # the system has no more threads
+            self._free.release()
+            raise
+        return await answer
+
+    def _settle(self, answer: asyncio.Future[Any], found: Any, error: BaseException | None) -> None:
+        self._free.release()
+        if answer.done():
+            return
+        if isinstance(error, StopIteration):
+            # No future takes this one, and whoever waits for it would wait for ever.
+            answer.set_exception(RuntimeError("the handler raised StopIteration"))
+        elif error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(found)
 
 
 class Handlers:

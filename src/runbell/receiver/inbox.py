@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,7 @@ AWAY_SECONDS: Final = 0.5
 """How often an inbox that can't be read is tried again."""
 
 PAGE: Final = 1_000
+FRESH_AT_ONCE: Final = 100
 
 _decode = msgspec.json.Decoder().decode
 
@@ -50,7 +52,7 @@ class Watch:
         self._path = path
         self._lock = threading.Lock()
         self._subscribers: dict[str, list[Deliver]] = {}
-        self._fresh: list[tuple[str, Deliver]] = []
+        self._fresh: deque[tuple[str, Deliver]] = deque()
         self._news = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -106,8 +108,18 @@ class Watch:
                 if not away:
                     logger.warning("the inbox cannot be watched now, trying again: %s", error)
                 away = True
+                self._begin_anew()
                 self._news.wait(AWAY_SECONDS)
                 self._news.clear()
+
+    def _begin_anew(self) -> None:
+        """Nobody knows what was stored meanwhile: everybody is told again what is there."""
+        with self._lock:
+            self._fresh = deque(
+                (run_id, deliver)
+                for run_id, delivers in self._subscribers.items()
+                for deliver in delivers
+            )
 
     def _follow(self, observer: Observer) -> None:
         """Deliver what is stored, until nobody has waited for a while."""
@@ -133,13 +145,16 @@ class Watch:
             return over
 
     def _tell_fresh(self, observer: Observer) -> None:
-        """What came before somebody subscribed."""
-        while self._fresh:
+        """What came before somebody subscribed; some of it, so that news does not wait for all."""
+        for _ in range(FRESH_AT_ONCE):
+            if not self._fresh:
+                return
             run_id, deliver = self._fresh[0]
             for body in observer.read(lambda tx: desk.of_subject(tx, run_id)):  # noqa: B023
                 if deliver in self._subscribers.get(run_id, ()):
                     _deliver((deliver,), body)
-            self._fresh.pop(0)
+            self._fresh.popleft()
+        self._news.set()
 
     def _tell_behind(self, observer: Observer, position: int) -> int:
         while True:

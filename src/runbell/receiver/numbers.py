@@ -33,8 +33,9 @@ REASONS = (
 )
 """Why a request was not accepted."""
 
-OUTCOMES = ("handled", "unhandled", "failed", "dead", "stale", "lost")
-"""How the handling of an event ended; `lost`: somebody else had taken it by then."""
+OUTCOMES = ("handled", "unhandled", "failed", "set_aside", "dead", "stale", "lost")
+"""How the handling of an event ended; `set_aside`: a side effect of it was in progress elsewhere;
+`lost`: somebody else had taken it by then."""
 
 _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3_600.0)
 

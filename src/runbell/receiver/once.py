@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy import bindparam, delete, null, update
 
 from runbell.clock import Clock
-from runbell.errors import Conflict, RunbellError
+from runbell.errors import ConfigurationError, Conflict, RunbellError, StorageUnavailable
 from runbell.receiver import schema
 from runbell.storage.statements import Statement, insert_row, select_row
 from runbell.storage.store import Store, Transaction
@@ -18,6 +18,9 @@ from runbell.storage.store import Store, Transaction
 __all__ = ["InProgress", "Once"]
 
 LONGEST_KEY: Final = 512
+
+_PAUSES: Final = (0.05, 0.2, 1.0, 3.0, 5.0)
+"""Seconds between tries to write that it has happened, while the inbox can't be written."""
 
 _o = schema.once.c
 TAKE = Statement("inbox_once.take", "It is about to happen.", insert_row(schema.once))
@@ -48,7 +51,17 @@ UNDO = Statement(
 
 
 class InProgress(RunbellError):
-    """Somebody else is doing it at this moment: an event that ends with this is tried again."""
+    """Somebody else is doing it at this moment: an event that ends with this is tried again.
+
+    That is no failed attempt, so that an event whose process died in the block outlasts its lease.
+
+    Attributes:
+        until_ms: when it is done again, if whoever is doing it is gone.
+    """
+
+    def __init__(self, until_ms: int) -> None:
+        super().__init__("another handler is doing this at the moment")
+        self.until_ms = until_ms
 
 
 class Once:
@@ -85,7 +98,12 @@ class Once:
         self._first = False
 
     async def __aenter__(self) -> bool:
-        self._first = await self._store.write(self._take)
+        try:
+            self._first = await self._store.write(self._take)
+        except asyncio.CancelledError:
+            # It may be taken all the same, and nobody would give it back.
+            await asyncio.shield(asyncio.ensure_future(self._end(done=False)))
+            raise
         return self._first
 
     async def __aexit__(
@@ -96,9 +114,12 @@ class Once:
     ) -> None:
         if self._first:
             # Whatever ends the task: this is written, or the effect would happen again.
-            await asyncio.shield(asyncio.ensure_future(self._end(error is None)))
+            await asyncio.shield(asyncio.ensure_future(self._end(done=error is None)))
 
     def __enter__(self) -> bool:
+        if _is_on(self._loop):
+            # It would wait for what only this very thread can do, and all of the process with it.
+            raise ConfigurationError("in an async function, write `async with receiver.once(…)`")
         return asyncio.run_coroutine_threadsafe(self.__aenter__(), self._loop).result()
 
     def __exit__(
@@ -109,11 +130,19 @@ class Once:
     ) -> None:
         asyncio.run_coroutine_threadsafe(self.__aexit__(kind, error, trace), self._loop).result()
 
-    async def _end(self, done: bool) -> None:
+    async def _end(self, *, done: bool) -> None:
         statement = DONE if done else UNDO
         params: dict[str, object] = {"what": self._key, "holder": self._holder}
         if done:
             params["now_ms"] = self._clock.now_ms()
+        for pause in _PAUSES:
+            try:
+                await self._store.write(lambda tx: tx.execute(statement, params))
+            except StorageUnavailable:
+                # What has happened cannot be taken back: it has to be written.
+                await self._clock.sleep(pause)
+            else:
+                return
         await self._store.write(lambda tx: tx.execute(statement, params))
 
     async def _take(self, tx: Transaction) -> bool:
@@ -137,6 +166,13 @@ class Once:
             if done_at_ms is not None:
                 return False
             if held_until_ms > now_ms:
-                raise InProgress("another handler is doing this at the moment") from None
+                raise InProgress(held_until_ms) from None
             await tx.execute(RETAKE, {"what": self._key, "holder": self._holder, "until": until_ms})
         return True
+
+
+def _is_on(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

@@ -92,7 +92,8 @@ class Receiver:
         self._numbers = Numbers()
         self._watch = Watch(self._path)
         self._running: _Running | None = None
-        self._door = Door(Keys(secrets), self.options, self._clock, self._numbers, self._stored)
+        keys = Keys(secrets, self._clock.now_ms())
+        self._door = Door(keys, self.options, self._clock, self._numbers, self._stored)
 
     def on(self, *types: str) -> Callable[[F], F]:
         """Decorate a function that is called for events of these types.
@@ -246,12 +247,13 @@ class Receiver:
     async def _live(self, receive: Any, send: Any) -> None:
         """The lifespan protocol of ASGI."""
         await receive()
+        kind = "startup"
         try:
             async with self.running():
                 await send({"type": "lifespan.startup.complete"})
+                kind = "shutdown"
                 await receive()
         except Exception as error:
-            kind = "startup" if self._running is None else "shutdown"
             await send({"type": f"lifespan.{kind}.failed", "message": str(error)})
             raise
         await send({"type": "lifespan.shutdown.complete"})

@@ -11,15 +11,13 @@ nothing.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import (
     ColumnElement,
-    Select,
     bindparam,
     false,
     func,
@@ -31,9 +29,9 @@ from sqlalchemy import (
 )
 
 from runbell.errors import Conflict
-from runbell.receiver import schema
+from runbell.receiver import schema, turns
 from runbell.receiver.events import Envelope
-from runbell.receiver.order import decide
+from runbell.receiver.order import HANDLE, Verdict, decide
 from runbell.storage.codec import JsonColumn, to_json
 from runbell.storage.statements import Statement, insert_row, limited
 from runbell.storage.store import Row, Transaction
@@ -50,6 +48,7 @@ __all__ = [
     "release",
     "renew",
     "retry",
+    "set_aside",
     "store",
 ]
 
@@ -60,14 +59,9 @@ came under its id."""
 LONGEST_ERROR = 500
 """Characters of an error that are kept."""
 
-_e, _r = schema.events.c, schema.runs.c
+_e = schema.events.c
 _first: ColumnElement[int] = literal_column("1")
 _waiting = text(schema.WAITING)
-
-
-def _one(query: Select[Any]) -> Select[Any]:
-    return query.limit(_first).offset(literal_column("0"))
-
 
 INSERT = Statement("inbox_events.store", "An event that came.", insert_row(schema.events))
 FIND = Statement(
@@ -95,6 +89,7 @@ DUE = Statement(
             _e.done,
             _e.forced,
             _e.claim,
+            _e.error,
         )
         .where(_waiting, _e.due_at_ms <= bindparam("now_ms"))
         .order_by(_e.due_at_ms, _e.position)
@@ -104,19 +99,6 @@ NEXT_DUE = Statement(
     "inbox_events.next_due",
     "When the next event is due.",
     select(func.min(_e.due_at_ms)).where(_waiting),
-)
-AHEAD = Statement(
-    "inbox_events.ahead",
-    "How far a run is handled, and when the first of its events that is in front of another one, "
-    "and not done with, is due.",
-    select(
-        _one(select(_r.handled).where(_r.run_id == bindparam("run"))).scalar_subquery(),
-        _one(
-            select(_e.due_at_ms)
-            .where(_e.subject == bindparam("run"), _e.sequence < bindparam("sequence_no"), _waiting)
-            .order_by(_e.sequence)
-        ).scalar_subquery(),
-    ),
 )
 CLAIM = Statement(
     "inbox_events.claim",
@@ -184,37 +166,25 @@ RENEW = Statement(
     "Hold on to an event.",
     update(schema.events).values(due_at_ms=bindparam("until_ms")).where(*_held),
 )
-RELEASE = Statement(
-    "inbox_events.release",
-    "Let go of an event as if it had never been held: it is due at once.",
+SET_ASIDE = Statement(
+    "inbox_events.set_aside",
+    "Its turn has not come after all: look again at a moment, as if it had never been held.",
     update(schema.events)
-    .values(due_at_ms=bindparam("now_ms"), claim=null(), attempts=_e.attempts - _first)
+    .values(
+        due_at_ms=bindparam("until_ms"),
+        claim=null(),
+        attempts=_e.attempts - _first,
+        done=bindparam("succeeded"),
+        error=bindparam("why"),
+    )
     .where(*_held),
 )
-ADVANCE = Statement(
-    "inbox_runs.advance",
-    "A run is handled up to this number.",
-    update(schema.runs)
-    .values(handled=bindparam("sequence_no"), updated_at_ms=bindparam("now_ms"))
-    .where(_r.run_id == bindparam("run"), _r.handled < bindparam("sequence_no")),
-)
-BEGIN = Statement("inbox_runs.begin", "The same, of a run that is new.", insert_row(schema.runs))
-WAKE = Statement(
-    "inbox_events.wake",
-    "It may be the turn of the run's next event.",
+RELEASE = Statement(
+    "inbox_events.release",
+    "Let go of all that a process holds, as if it had never been held: it is due at once.",
     update(schema.events)
-    .values(due_at_ms=bindparam("now_ms"))
-    .where(
-        _e.position.in_(
-            _one(
-                select(_e.position)
-                .where(_e.subject == bindparam("run"), _e.sequence.is_not(None), _waiting)
-                .order_by(_e.sequence)
-            )
-        ),
-        _e.claim.is_(None),
-        _e.attempts == literal_column("0"),
-    ),
+    .values(due_at_ms=bindparam("now_ms"), claim=null(), attempts=_e.attempts - _first)
+    .where(_waiting, _e.claim == bindparam("holder")),
 )
 
 _names = JsonColumn(list[str])
@@ -245,6 +215,7 @@ class Claimed:
         attempt: 1 the first time; the fence of whoever holds it.
         done: names of handlers that have succeeded already.
         lapsed: somebody held it before, and let it lapse.
+        is_first: no handler has had it yet, as far as is known.
     """
 
     position: int
@@ -255,6 +226,7 @@ class Claimed:
     attempt: int
     done: frozenset[str]
     lapsed: bool
+    is_first: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,25 +304,35 @@ async def claim(
     gap_ms: int,
     max_attempts: int,
     limit: int,
+    held: Collection[int] = (),
 ) -> Claims:
-    """Hold up to `limit` events whose time and turn have come, until `lease_ms` from now."""
+    """Hold up to `limit` events whose time and turn have come, until `lease_ms` from now.
+
+    Args:
+        held: positions of events whose handlers run in this very process: they are not handed out
+            again, whatever the clock says of their claims.
+    """
     rows = await tx.fetch_all(DUE, {"now_ms": now_ms, "limit": limit})
     taken: list[Claimed] = []
     dead: list[str] = []
     stale = 0
     for row in rows:
         claimed = _claimed(row)
+        if claimed.position in held:
+            # The clock was set, or nobody here came to renew it: its handler still runs.
+            await _postpone(tx, claimed, now_ms + lease_ms)
+            continue
         if claimed.attempt > max_attempts:
             # It ended every process that held it: nobody was left to say that it failed.
             dead.append(claimed.id)
             await _mark(tx, claimed, "dead", now_ms, "its handler never ended")
             continue
-        verdict, until_ms = await _turn(tx, row, claimed, now_ms, gap_ms)
-        if verdict == "stale":
+        verdict = await _turn(tx, row, claimed, now_ms, gap_ms)
+        if verdict.what == "stale":
             stale += 1
             await _mark(tx, claimed, "stale", now_ms, None)
-        elif verdict == "wait":
-            await tx.execute(POSTPONE, {"place": claimed.position, "until_ms": until_ms})
+        elif verdict.what == "wait":
+            await _postpone(tx, claimed, verdict.until_ms)
         else:
             taken.append(claimed)
             await tx.execute(
@@ -395,7 +377,7 @@ async def retry(
     """An event has failed and is tried again; False where somebody else holds it by now."""
     params = _hold(claimed, holder) | {
         "until_ms": until_ms,
-        "succeeded": to_json(sorted(done)) if done else None,
+        "succeeded": _written(done),
         "why": error[:LONGEST_ERROR],
     }
     return bool(await tx.execute(RETRY, params))
@@ -412,29 +394,40 @@ async def renew(
     ]
 
 
-async def release(tx: Transaction, held: Iterable[Claimed], holder: str, now_ms: int) -> None:
-    """Let go of what is held, without having failed."""
-    for claimed in held:
-        await tx.execute(RELEASE, _hold(claimed, holder) | {"now_ms": now_ms})
+async def set_aside(
+    tx: Transaction, claimed: Claimed, holder: str, *, until_ms: int, done: frozenset[str]
+) -> bool:
+    """Handle an event later, without having failed; False where somebody else holds it by now."""
+    why = "a side effect of it is in progress elsewhere"
+    params = {"until_ms": until_ms, "succeeded": _written(done), "why": why}
+    return bool(await tx.execute(SET_ASIDE, _hold(claimed, holder) | params))
 
 
-async def _turn(
-    tx: Transaction, row: Row, claimed: Claimed, now_ms: int, gap_ms: int
-) -> tuple[str, int]:
-    run, sequence, forced = row[3], row[4], row[10]
-    if sequence is None or forced:
-        return "handle", 0
-    found = await tx.fetch_one(AHEAD, {"run": run, "sequence_no": sequence})
-    handled, ahead_due_ms = found if found is not None else (None, None)
+async def release(tx: Transaction, holder: str, now_ms: int) -> None:
+    """Let go of everything that is held, without having failed."""
+    await tx.execute(RELEASE, {"holder": holder, "now_ms": now_ms})
+
+
+async def _turn(tx: Transaction, row: Row, claimed: Claimed, now_ms: int, gap_ms: int) -> Verdict:
+    sequence, forced = row[4], row[10]
+    if sequence is None:
+        return HANDLE
     verdict = decide(
         sequence,
+        await turns.around(tx, claimed.envelope),
         urgent=claimed.envelope.urgent,
-        handled=handled or 0,
-        ahead_due_ms=ahead_due_ms,
+        forced=bool(forced),
         gap_until_ms=claimed.received_at_ms + gap_ms,
         now_ms=now_ms,
     )
-    return verdict.what, verdict.until_ms
+    if verdict.what == "wait" and claimed.envelope.urgent:
+        # What stands in front of it may wait for a gap, and has to wait no longer.
+        await turns.wake_first(tx, claimed.envelope.subject, now_ms)
+    return verdict
+
+
+async def _postpone(tx: Transaction, claimed: Claimed, until_ms: int) -> None:
+    await tx.execute(POSTPONE, {"place": claimed.position, "until_ms": until_ms})
 
 
 async def _mark(
@@ -443,7 +436,7 @@ async def _mark(
     await tx.execute(
         MARK, {"place": claimed.position, "outcome": outcome, "now_ms": now_ms, "why": error}
     )
-    await _advance(tx, claimed.envelope, now_ms)
+    await turns.advance(tx, claimed.envelope, now_ms)
 
 
 async def _end(
@@ -452,36 +445,21 @@ async def _end(
     params = _hold(claimed, holder) | {"outcome": outcome, "now_ms": now_ms, "why": error}
     if not await tx.execute(END, params):
         return False
-    await _advance(tx, claimed.envelope, now_ms)
+    await turns.advance(tx, claimed.envelope, now_ms)
     return True
-
-
-async def _advance(tx: Transaction, envelope: Envelope, now_ms: int) -> None:
-    """The run's next event need not wait for this one any more."""
-    if envelope.sequence is None:
-        return
-    place = {"run": envelope.subject, "sequence_no": envelope.sequence, "now_ms": now_ms}
-    if not await tx.execute(ADVANCE, place):
-        with contextlib.suppress(Conflict):  # then it is further already
-            await tx.execute(
-                BEGIN,
-                {
-                    "run_id": envelope.subject,
-                    "handled": envelope.sequence,
-                    "updated_at_ms": now_ms,
-                },
-            )
-    await tx.execute(WAKE, {"run": envelope.subject, "now_ms": now_ms})
 
 
 def _hold(claimed: Claimed, holder: str) -> dict[str, Any]:
     return {"place": claimed.position, "holder": holder, "attempt": claimed.attempt}
 
 
+def _written(names: frozenset[str]) -> str | None:
+    return to_json(sorted(names)) if names else None
+
+
 def _claimed(row: Row) -> Claimed:
-    (position, event_id, kind, subject, sequence, urgent, body, at_ms, attempts, done, _, held) = (
-        row
-    )
+    (position, event_id, kind, subject, sequence, urgent, body, at_ms, attempts, done, *rest) = row
+    _, held, error = rest
     return Claimed(
         position,
         event_id,
@@ -491,4 +469,5 @@ def _claimed(row: Row) -> Claimed:
         attempts + 1,
         frozenset(_names.decode(done)) if done else frozenset(),
         held is not None,
+        attempts == 0 and error is None,
     )

@@ -15,6 +15,9 @@ LEAST_RETAIN_DAYS: Final = 11
 """Deduplication has to outlive what a sender may still send: recovery reaches 7 days back, and a
 recovered delivery is tried for 3 more; a day for clocks and for whoever runs late."""
 
+HIGH: Final = 2.0**53
+"""More than any option means."""
+
 
 def _option(default: Any, help: str, low: float) -> Any:  # noqa: A002
     return field(default=default, metadata={"help": help, "low": low})
@@ -28,7 +31,10 @@ class Options:
     max_body: int = _option(1_048_576, "Largest body.", 1)
     body_timeout: float = _option(10.0, "Time within which a body has to arrive.", 0.001)
     max_bodies: int = _option(
-        67_108_864, "Bodies that are being read at a time, all together; further ones are a 503.", 1
+        67_108_864,
+        "Bodies that are held at a time, all together: while they are read, the first 64 KiB of "
+        "each aside, and while they are stored. Further ones are a 503.",
+        1,
     )
     concurrency: int = _option(64, "Events that are handled at a time.", 1)
     threads: int = _option(8, "Threads for handlers that are not async.", 1)
@@ -57,9 +63,13 @@ class Options:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if not value >= item.metadata["low"]:  # NaN is not either
+            kind = int if isinstance(item.default, int) else (int, float)
+            low = item.metadata["low"]
+            # Neither NaN nor an infinity is a number here.
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value < HIGH:
+                whole = "a whole number, " if kind is int else ""
                 raise ConfigurationError(
-                    f"{item.name} is {value!r}: it has to be {item.metadata['low']:g} or more"
+                    f"{item.name} is {value!r}: it has to be {whole}{low:g} or more"
                 )
 
 

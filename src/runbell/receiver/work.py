@@ -13,7 +13,6 @@ import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, TypeVar
 
@@ -23,11 +22,12 @@ from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.receiver import desk, rows
 from runbell.receiver.events import event_of
-from runbell.receiver.handlers import Handler, Handlers
+from runbell.receiver.handlers import Handler, Handlers, Threads
 from runbell.receiver.numbers import Numbers
+from runbell.receiver.once import InProgress
 from runbell.receiver.rows import Claimed
 from runbell.receiver.settings import Options
-from runbell.storage.store import Store
+from runbell.storage.store import Store, Work
 
 __all__ = ["Worker"]
 
@@ -62,7 +62,7 @@ class Worker:
         self._rng = rng
         self._holder = secrets.token_hex(8)
         self._backoff = RetryBackoff(start=options.retry_start, factor=2.0, cap=options.retry_cap)
-        self._threads = ThreadPoolExecutor(options.threads, thread_name_prefix="runbell-handler")
+        self._threads = Threads(options.threads)
         self._news = asyncio.Event()
         self._held: dict[asyncio.Task[None], Claimed] = {}
         self._background: list[asyncio.Task[None]] = []
@@ -86,25 +86,25 @@ class Worker:
             await asyncio.wait(self._held, timeout=self._options.shutdown_grace)
         for task in self._background:
             task.cancel()
-        left = dict(self._held)
+        left = list(self._held)
         for task in left:
             task.cancel()
         await asyncio.gather(*left, *self._background, return_exceptions=True)
-        if left:
-            now_ms = self._clock.now_ms()
-            with contextlib.suppress(StorageUnavailable):  # then the claims lapse
-                await self._store.write(
-                    lambda tx: rows.release(tx, left.values(), self._holder, now_ms)
-                )
-        # A thread can't be broken off: it ends when its handler does.
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        now_ms = self._clock.now_ms()
+        with contextlib.suppress(StorageUnavailable):  # then the claims lapse
+            # Also what was being claimed at that moment, of which nobody here knows.
+            await self._store.write(lambda tx: rows.release(tx, self._holder, now_ms))
 
     async def _lasting(self, work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except Exception:
-            logger.exception("a part of the receiver has ended: events are stored and not handled")
-            raise
+        """Do it for ever. What nobody thought of is loud, and does not end the handling."""
+        failures = 0
+        while True:
+            try:
+                await work()
+            except Exception:
+                failures += 1
+                logger.exception("a part of the receiver failed; it begins anew")
+                await self._clock.sleep(STORAGE_BACKOFF.delay(failures, self._rng))
 
     async def _hand_out(self) -> None:
         while True:
@@ -120,6 +120,7 @@ class Worker:
 
     async def _claim(self, limit: int) -> rows.Claims:
         options, now_ms = self._options, self._clock.now_ms()
+        held = {claimed.position for claimed in self._held.values()}
         due_ms = await self._store.read(rows.next_due)
         if due_ms is None or due_ms > now_ms:
             return rows.Claims((), (), 0, full=False)
@@ -132,6 +133,7 @@ class Worker:
                 gap_ms=round(options.gap_wait * 1000),
                 max_attempts=options.max_attempts,
                 limit=limit,
+                held=held,
             )
         )
         faults.hit("receiver.claimed")
@@ -175,10 +177,10 @@ class Worker:
         """Call the handlers of one event that is held, and write down how that ended."""
         handlers = self._handlers.of(claimed.envelope.type)
         began_ms = self._clock.now_ms()
-        if claimed.attempt == 1:
+        if claimed.is_first:
             self._numbers.lag.observe(max(0, began_ms - claimed.received_at_ms) / 1000)
         done = set(claimed.done)
-        failed: tuple[Handler, Exception] | None = None
+        failures: list[tuple[Handler, BaseException]] = []
         faults.hit("receiver.handling")
         for handler in handlers:
             if handler.name not in done:
@@ -186,21 +188,10 @@ class Worker:
                 if error is None:
                     done.add(handler.name)
                 else:
-                    failed = failed or (handler, error)
+                    failures.append((handler, error))
         faults.hit("receiver.handled")
         self._numbers.handling.observe(max(0, self._clock.now_ms() - began_ms) / 1000)
-        if failed is None:
-            outcome = "handled" if handlers else "unhandled"
-            kept = await self._until_stored(
-                lambda: self._store.write(
-                    lambda tx: rows.finish(
-                        tx, claimed, self._holder, self._clock.now_ms(), wanted=bool(handlers)
-                    )
-                )
-            )
-        else:
-            outcome = "dead" if claimed.attempt >= self._options.max_attempts else "failed"
-            kept = await self._fail(claimed, frozenset(done), *failed)
+        outcome, kept = await self._write_down(claimed, bool(handlers), frozenset(done), failures)
         faults.hit("receiver.finished")
         self._numbers.ended[outcome if kept else "lost"].inc()
         if not kept:
@@ -208,19 +199,55 @@ class Worker:
         if claimed.envelope.sequence is not None:
             self._news.set()  # it may be the turn of the run's next event
 
-    async def _call(self, handler: Handler, claimed: Claimed) -> Exception | None:
+    async def _write_down(
+        self,
+        claimed: Claimed,
+        wanted: bool,
+        done: frozenset[str],
+        failures: list[tuple[Handler, BaseException]],
+    ) -> tuple[str, bool]:
+        """How an event ended, and whether it was still held here to say so."""
+        if not failures:
+            finish = partial(rows.finish, claimed=claimed, holder=self._holder, wanted=wanted)
+            kept = await self._write(lambda tx: finish(tx, now_ms=self._clock.now_ms()))
+            return "handled" if wanted else "unhandled", kept
+        for handler, error in failures:
+            if not isinstance(error, InProgress):
+                dead = claimed.attempt >= self._options.max_attempts
+                return "dead" if dead else "failed", await self._fail(claimed, done, handler, error)
+        # Nothing has failed. Whoever is in the block ends it, or is dead and loses it.
+        ends_ms = min(error.until_ms for _, error in failures if isinstance(error, InProgress))
+        now_ms = self._clock.now_ms()
+        # As long again as it has waited: most blocks are short, and a dead one is long dead.
+        pause = min(max(now_ms - claimed.received_at_ms, 1_000), self._options.lease * 1000)
+        until_ms = max(now_ms + 1, min(ends_ms, now_ms + round(pause)))
+        logger.info("%s waits for a side effect that somebody else is about to have", claimed.id)
+        aside = partial(rows.set_aside, claimed=claimed, holder=self._holder, done=done)
+        return "set_aside", await self._write(lambda tx: aside(tx, until_ms=until_ms))
+
+    async def _call(self, handler: Handler, claimed: Claimed) -> BaseException | None:
         event = event_of(
             claimed.id, claimed.envelope, claimed.body, claimed.received_at_ms, claimed.attempt
         )
+        if not handler.is_async:
+            await self._threads.place()  # its time begins when it does
         try:
-            async with asyncio.timeout(self._options.handler_timeout):
+            async with asyncio.timeout(self._options.handler_timeout) as limit:
                 await handler.call(event, self._threads)
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises, it has failed
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the receiver stops
+            return error
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it has failed
+            if limit.expired():
+                rest = "" if handler.is_async else "; its thread goes on"
+                return TimeoutError(f"longer than {self._options.handler_timeout:g} s{rest}")
             return error
         return None
 
     async def _fail(
-        self, claimed: Claimed, done: frozenset[str], handler: Handler, error: Exception
+        self, claimed: Claimed, done: frozenset[str], handler: Handler, error: BaseException
     ) -> bool:
         attempt, most = claimed.attempt, self._options.max_attempts
         why = f"{handler.name}: {type(error).__name__}: {error}"
@@ -234,10 +261,8 @@ class Worker:
                 claimed.id,
                 exc_info=error,
             )
-            return await self._until_stored(
-                lambda: self._store.write(
-                    lambda tx: rows.bury(tx, claimed, self._holder, self._clock.now_ms(), why)
-                )
+            return await self._write(
+                lambda tx: rows.bury(tx, claimed, self._holder, self._clock.now_ms(), why)
             )
         delay = self._backoff.delay(attempt, self._rng)
         logger.warning(
@@ -250,11 +275,9 @@ class Worker:
             exc_info=error,
         )
         until_ms = self._clock.now_ms() + round(delay * 1000)
-        return await self._until_stored(
-            lambda: self._store.write(
-                lambda tx: rows.retry(
-                    tx, claimed, self._holder, until_ms=until_ms, done=done, error=why
-                )
+        return await self._write(
+            lambda tx: rows.retry(
+                tx, claimed, self._holder, until_ms=until_ms, done=done, error=why
             )
         )
 
@@ -276,9 +299,9 @@ class Worker:
         """Remove what is older than the inbox has to know."""
         while True:
             before_ms = self._clock.now_ms() - round(self._options.retain_days * DAY_MS)
-            removed = desk.Removed(SWEEP_ROWS, 0)
+            removed = desk.Removed()
             unheard = 0
-            while removed.events == SWEEP_ROWS:
+            while removed.full:
                 removed = await self._until_stored(
                     lambda: self._store.write(
                         lambda tx: desk.prune(tx, before_ms=before_ms, limit=SWEEP_ROWS)  # noqa: B023
@@ -292,6 +315,9 @@ class Worker:
                     self._options.retain_days,
                 )
             await self._clock.sleep(SWEEP_SECONDS)
+
+    async def _write(self, work: Work[T]) -> T:
+        return await self._until_stored(lambda: self._store.write(work))
 
     async def _until_stored(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do it, again and again while the inbox can't be used."""

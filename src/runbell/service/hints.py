@@ -24,6 +24,13 @@ LEAST_MS, MOST_MS = 50, 60_000
 REMEMBERED_RUNS = 1_000
 """The latest runs, which a start learns from."""
 
+FIRST_RUNS = 64
+"""Of each kind, so many are learned from, however fast they come; after that, one a second."""
+
+LEARNED_A_SECOND = 20
+"""Of all kinds: what was learned is worked out anew after so many runs, which takes some 20 ms."""
+
+MOST_KINDS = 1_000
 MOST_OPEN = 100_000
 """Runs whose beginnings are known at a time; beyond that the oldest is not learned from."""
 
@@ -44,8 +51,10 @@ class Hints:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._known = Foresight()
+        self._known = Foresight(most=MOST_KINDS)
         self._parts: dict[str, _Part] = {}
+        self._kinds: dict[Key, tuple[int, float]] = {}
+        self._second, self._learned = 0, 0
 
     async def learn(self, store: Store) -> None:
         """Learn from the latest runs that are stored."""
@@ -73,9 +82,26 @@ class Hints:
             part.started_ms = run.updated_at_ms
             return
         del self._parts[run.id]
-        if part.started_ms is not None:
+        if part.started_ms is None:
+            return
+        key = _key(record)
+        if self._is_news(key):
             whole = run.status not in _CUT_SHORT
-            self._learn(_key(record), part, run.updated_at_ms, ended=whole)
+            self._learn(key, part, run.updated_at_ms, ended=whole)
+
+    def _is_news(self, key: Key) -> bool:
+        """Whether one more run of a kind is worth its cost; a busy service has more than enough."""
+        now = self._clock.monotonic()
+        if int(now) != self._second:
+            self._second, self._learned = int(now), 0
+        count, at = self._kinds.get(key, (0, now))
+        if self._learned >= LEARNED_A_SECOND or (count >= FIRST_RUNS and now - at < 1.0):
+            return False
+        self._learned += 1
+        if len(self._kinds) >= MOST_KINDS:
+            del self._kinds[next(iter(self._kinds))]
+        self._kinds[key] = (count + 1, now)
+        return True
 
     def _learn(self, key: Key, part: _Part, at_ms: int, *, ended: bool) -> None:
         assert part.started_ms is not None

@@ -9,7 +9,6 @@ from runbell.client.providers.base import (
     ActingProvider,
     BatchingProvider,
     Provider,
-    default_policy,
 )
 from runbell.client.providers.jobs import Batches, FileBatches, FineTuningJobs, Responses
 from runbell.client.providers.runs import RunRef, Runs
@@ -26,7 +25,6 @@ __all__ = [
     "Responses",
     "RunRef",
     "Runs",
-    "default_policy",
     "provider_of",
 ]
 

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from runbell.client.view import View
-from runbell.pacing import Advised, Policy
 
-__all__ = ["ActingProvider", "BatchingProvider", "Provider", "default_policy"]
+__all__ = ["ActingProvider", "BatchingProvider", "Provider"]
 
 T = TypeVar("T", contravariant=True)
 
@@ -24,10 +23,12 @@ class Provider(Protocol[T]):
     that returns, be it a value, an awaitable, or the raw response of either (`with_raw_response`),
     whose headers are then heeded.
 
-    Three more methods are used where a provider has them:
+    Four more methods are used where a provider has them:
         `cancel(client, item, **options)`: ask the server to end it.
         `again(client, item, **options)`: begin the same work anew, for `restart_on`.
         `policy()`: a default policy that suits how long such work takes.
+        `kind_of(item)`: strings, or tuples of them, that work has in common which takes about as
+            long, for the default policy, which learns that.
     """
 
     def owns(self, item: object) -> bool:
@@ -75,10 +76,3 @@ class BatchingProvider(Provider[T], Protocol):
     def by_id(self, reply: Any) -> dict[str, Any] | None:
         """The objects of such an answer; None where it is none: the server can't do that."""
         ...
-
-
-def default_policy(provider: Provider[Any]) -> Policy:
-    """What a provider proposes; else what the server advises, or the tutorials' backoff."""
-    policy: Any = getattr(provider, "policy", None)
-    chosen: Policy = Advised() if policy is None else policy()
-    return chosen

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from runbell.client.view import Stage, View
+from runbell.client.view import Stage, View, stamp
 from runbell.errors import BadAnswer
 from runbell.pacing import Advised, Backoff, Policy
 
 __all__ = ["Batches", "FileBatches", "FineTuningJobs", "Responses"]
+
+
+ENDS = ("completed_at", "finished_at", "failed_at", "cancelled_at")
+"""Stamps of an end, as one kind or another calls it."""
 
 
 class _Job:
@@ -36,11 +40,17 @@ class _Job:
             id=item.id,
             status=status,
             stage=stage,
-            created_at=item.created_at,
-            expires_at=getattr(item, "expires_at", None),
+            created_at=stamp(item, "created_at"),
+            started_at=stamp(item, "in_progress_at"),
+            expires_at=stamp(item, "expires_at"),
+            ended_at=stamp(item, *ENDS),
             code=code,
             message=message,
         )
+
+    def kind_of(self, item: Any) -> tuple[str, str]:
+        """What jobs that take about as long have in common."""
+        return self.kind, str(getattr(item, "model", None) or getattr(item, "endpoint", None) or "")
 
     def reason(self, item: Any) -> tuple[str | None, str | None]:
         """Why it ended: a code and a sentence, where there are any."""
@@ -55,8 +65,8 @@ class Responses(_Job):
     pending = frozenset({"queued", "in_progress"})
 
     def reason(self, item: Any) -> tuple[str | None, str | None]:
-        if item.incomplete_details:
-            return item.incomplete_details.reason, None
+        if details := getattr(item, "incomplete_details", None):
+            return details.reason, None
         return super().reason(item)
 
     def retrieve(self, client: Any, item: Any, **options: Any) -> Any:
@@ -73,7 +83,7 @@ class Batches(_Job):
     pending = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
 
     def reason(self, item: Any) -> tuple[str | None, str | None]:
-        errors = (item.errors.data if item.errors else None) or []
+        errors = getattr(getattr(item, "errors", None), "data", None) or []
         return (errors[0].code, errors[0].message) if errors else (None, None)
 
     def retrieve(self, client: Any, item: Any, **options: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runbell.client.view import Stage, View
+from runbell.client.view import Stage, View, stamp
 from runbell.errors import BadAnswer
 from runbell.runs import ToolCall
 
@@ -15,6 +16,9 @@ __all__ = ["RunRef", "Runs", "stage_of"]
 PENDING = frozenset({"queued", "in_progress", "cancelling"})
 """Every status that is neither one of these, nor `requires_action`, ends a wait, also one that
 this version does not know."""
+
+ENDS = ("completed_at", "failed_at", "cancelled_at")
+"""Stamps of an end."""
 
 LATEST = 100
 
@@ -33,6 +37,9 @@ COPIED = (
     "response_format",
 )
 """What a run has of the request that created it."""
+
+RECOGNISED = ("assistant_id", "model", "instructions", "metadata")
+"""What a run that does the same work has in common with the one before."""
 
 OF_EVENTS = (
     "status",
@@ -74,15 +81,19 @@ class Runs:
         status = getattr(item, "status", None)
         if not isinstance(status, str):
             raise BadAnswer(f"this is no run: {str(item)[:100]!r}")
-        error, details = item.last_error, item.incomplete_details
+        error, details = (
+            getattr(item, "last_error", None),
+            getattr(item, "incomplete_details", None),
+        )
         return View(
             id=item.id,
             status=status,
             stage=stage_of(status),
             thread_id=item.thread_id,
-            created_at=item.created_at,
-            started_at=item.started_at,
-            expires_at=item.expires_at,
+            created_at=stamp(item, "created_at"),
+            started_at=stamp(item, "started_at"),
+            expires_at=stamp(item, "expires_at"),
+            ended_at=stamp(item, *ENDS),
             calls=_calls(item) if status == "requires_action" else (),
             code=error.code if error else (details.reason if details else None),
             message=error.message if error else getattr(item, "status_reason", None),
@@ -106,6 +117,29 @@ class Runs:
         same = {name: fields[name] for name in COPIED if fields.get(name) is not None}
         return client.beta.threads.runs.create(
             item.thread_id, assistant_id=item.assistant_id, **same, **options
+        )
+
+    def made_again(self, item: Any, found: Mapping[str, Any]) -> Any:
+        """The run that `again` made for this one, among the latest of the thread, newest first."""
+        newer = itertools.takewhile(lambda run: run.id != item.id, found.values())
+        asked = item.to_dict()
+        for run in newer if item.id in found else ():
+            same = run.to_dict()
+            if all((asked.get(name) or None) == (same.get(name) or None) for name in RECOGNISED):
+                return run
+        return None
+
+    def kind_of(self, item: Any) -> Any:
+        if isinstance(item, RunRef):
+            return None
+        tools = getattr(item, "tools", None) or ()
+        names = {
+            getattr(getattr(tool, "function", tool), "name", None) or tool.type for tool in tools
+        }
+        return (
+            getattr(item, "assistant_id", None) or "",
+            getattr(item, "model", None) or "",
+            tuple(sorted(names)),
         )
 
     def schemas(self, item: Any) -> Mapping[str, Any]:
@@ -155,7 +189,7 @@ def stage_of(status: str) -> Stage:
 
 
 def _calls(item: Any) -> tuple[ToolCall, ...]:
-    action = item.required_action
+    action = getattr(item, "required_action", None)
     if action is None:
         return ()
     return tuple(

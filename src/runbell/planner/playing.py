@@ -1,0 +1,258 @@
+"""What a policy does: the waiter's own flow, played under the virtual clock.
+
+Until it ends, a run looks like any other of its kind. So one run that takes as long as the longest
+shows every moment at which a policy looks, and where a shorter one would have ended between them:
+its calls and its delay follow, exactly, for a million runs as for one. Where the server answers
+at another moment for each run, since it holds the request or sends an event, 500 runs that stand
+for all are played one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from runbell.client.deeds import Order, Retrieve
+from runbell.client.fleet import Landed
+from runbell.client.simulation import SimulatedRun, Simulation
+from runbell.client.view import Answer
+from runbell.pacing import PolicySource
+from runbell.pacing.fleet import WorthPacer
+from runbell.pacing.foresight import Foresight
+from runbell.planner.traces import Floats, lasting
+
+__all__ = ["SAMPLE", "Looks", "Outcome", "held", "looks", "polled", "told", "within"]
+
+MOST_LOOKS = 5000
+"""Looks at one run that are played; beyond them the last pause is repeated."""
+
+SAMPLE = 500
+"""Runs that stand for all, where each is played. A percentile of them is one of all to 0.1 %."""
+
+FLEET = 1500
+"""Runs of a fleet under one budget, at the most."""
+
+LOST = 100
+"""The same, of those whose event is lost."""
+
+EXPIRES = 600.0
+"""Seconds after which a run expires, unless runs take longer than that."""
+
+
+class Outcome(NamedTuple):
+    """What came of a policy, run by run.
+
+    Attributes:
+        calls: in the mean.
+        delays: from a run's end until it is known, in seconds.
+        weights: how much each of them counts; None for all the same.
+    """
+
+    calls: float
+    delays: Floats
+    weights: Floats | None = None
+
+    @property
+    def mean(self) -> float:
+        """The mean delay, in seconds."""
+        return float(np.average(self.delays, weights=self.weights))
+
+    def percentiles(self, shares: list[float]) -> list[float]:
+        """These percentiles of the delay, in seconds."""
+        if self.weights is None:
+            return [float(value) for value in np.percentile(self.delays, shares)]
+        order = np.argsort(self.delays)
+        reached = np.cumsum(self.weights[order]) / self.weights.sum()
+        places = np.searchsorted(reached, np.array(shares) / 100 - 1e-12)
+        return [float(self.delays[order[min(at, len(order) - 1)]]) for at in places]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The moments at which a run is looked at while it goes on, in seconds after its beginning.
+
+    Attributes:
+        sent: when each request is sent. It is answered from the state half the latency later.
+        latency: until the answer is known.
+    """
+
+    sent: Floats
+    latency: float
+
+    def at(self, ends: Floats) -> Outcome:
+        """What comes of them for runs that end at these moments."""
+        seen = self.sent + self.latency / 2
+        which = np.searchsorted(seen, ends)
+        beyond = which == len(seen)
+        last = len(seen) - 1
+        known = seen[np.minimum(which, last)] + self.latency / 2
+        calls = which + 1
+        if beyond.any():
+            pause = self.sent[-1] - self.sent[-2]
+            more = np.ceil((ends[beyond] - seen[-1]) / pause)
+            known[beyond] = seen[-1] + more * pause + self.latency / 2
+            calls[beyond] = last + 1 + more
+        return Outcome(float(calls.mean()), known - ends)
+
+
+class _Server:
+    """The run service, played.
+
+    Args:
+        latency: seconds from a request to its answer, which says how it stood halfway.
+        holds: it applies `Prefer: wait`.
+    """
+
+    def __init__(self, latency: float, holds: bool = False) -> None:
+        self._latency, self._holds = latency, holds
+        self._runs: dict[str, tuple[float, float, float]] = {}
+        self.requests: dict[str, list[float]] = {}
+        self.kinds: dict[str, str] = {}
+
+    def create(self, name: str, at: float, seconds: float, expires: float) -> SimulatedRun:
+        self._runs[name] = (at, at + seconds, at + expires)
+        self.requests[name] = []
+        return self._seen(name, at)
+
+    def perform(self, order: Order, sent: float) -> tuple[float, Landed]:
+        assert isinstance(order.deed, Retrieve)
+        name, hold = order.deed.item.id, order.deed.hold
+        asked = self.requests[name]
+        asked.append(sent)
+        seen = sent + self._latency / 2
+        if hold and self._holds:
+            seen = min(max(seen, self._runs[name][1]), seen + hold)
+        item = self._seen(name, seen, over=len(asked) >= MOST_LOOKS)
+        answer = Answer(item, held=self._holds and hold is not None)
+        return seen + self._latency / 2, Landed(order.number, answer)
+
+    def _seen(self, name: str, at: float, over: bool = False) -> SimulatedRun:
+        began, ends, expires = self._runs[name]
+        status = "completed" if at >= ends or over else "in_progress"
+        return SimulatedRun(name, status, created_at=began, expires_at=expires)
+
+
+class _ByWorth(WorthPacer):
+    """The pacer of a waiter with a budget, which is told how long each run takes."""
+
+    def __init__(self, rpm: float, known: Foresight, server: _Server) -> None:
+        super().__init__(rpm)
+        self._known, self._server = known, server
+
+    def want(self, wait: Any, at: float, *, urgent: bool = False) -> None:
+        curve = self._known.schedule(self._server.kinds[wait.id]).curve
+        looked = wait.pending_until - self._known.latency / 2 if wait.polls else wait.began
+        self.expect(wait, curve, wait.began, looked)
+        super().want(wait, at, urgent=urgent)
+
+
+def looks(policy: PolicySource, until: float, latency: float) -> Looks:
+    """Every look of a policy at a run that takes `until` seconds."""
+    server = _Server(latency)
+    simulation = Simulation(server)
+    run = server.create("run", 0.0, until, 2 * until + EXPIRES)
+    simulation.begin(0.0, [run], policy=policy, timeout=2 * until + 10 * EXPIRES)
+    simulation.run()
+    return Looks(np.array(server.requests["run"]), latency)
+
+
+def polled(
+    draws: Mapping[str, Floats], policies: Mapping[str, PolicySource], latency: float
+) -> Outcome:
+    """What comes of polling runs of several kinds, each kind by a policy of its own."""
+    played: dict[int, Looks] = {}
+    longest = max(float(ends.max()) for ends in draws.values())
+    shared = len({id(policy) for policy in policies.values()}) == 1
+    outcomes = []
+    for kind, ends in draws.items():
+        policy = policies[kind]
+        if id(policy) not in played:
+            until = longest if shared else float(ends.max())
+            played[id(policy)] = looks(policy, until, latency)
+        outcomes.append(played[id(policy)].at(ends))
+    counts = [len(ends) for ends in draws.values()]
+    calls = float(np.average([each.calls for each in outcomes], weights=counts))
+    return Outcome(calls, np.concatenate([each.delays for each in outcomes]))
+
+
+def held(draws: Mapping[str, Floats], policy: PolicySource, latency: float) -> Outcome:
+    """What comes of having the server hold requests."""
+    seconds = lasting(draws, SAMPLE)
+    server = _Server(latency, holds=True)
+    simulation = Simulation(server, hold=True)
+    calls, delays = _each(simulation, server, seconds, policy, None)
+    return Outcome(calls, delays)
+
+
+def told(draws: Mapping[str, Floats], policy: PolicySource, latency: float, loss: float) -> Outcome:
+    """What comes of being told of ends by an event, which takes half the latency, or is lost."""
+    calls, delays, weights = 0.0, [], []
+    for share, delay, count in ((1 - loss, latency / 2, SAMPLE), (loss, None, LOST)):
+        if not share:
+            continue
+        seconds, server = lasting(draws, count), _Server(latency)
+        asked, late = _each(Simulation(server), server, seconds, policy, delay, pushed=True)
+        calls += share * asked
+        delays.append(late)
+        weights.append(np.full(count, share / count))
+    return Outcome(calls, np.concatenate(delays), np.concatenate(weights))
+
+
+def within(
+    draws: Mapping[str, Floats],
+    known: Foresight,
+    rpm: float,
+    runs_a_second: float,
+) -> float:
+    """The mean delay of a fleet that polls by what is known, within a budget that is too small.
+
+    Where there are many runs, a smaller fleet is played that has as many calls for each of them.
+    """
+    span = 60.0 + 20.0 * float(np.mean([ends.mean() for ends in draws.values()]))
+    share = min(1.0, FLEET / (runs_a_second * span))
+    rng = np.random.default_rng(3)
+    counts = np.array([len(ends) for ends in draws.values()])
+    names = list(draws)
+    server = _Server(known.latency)
+    simulation = Simulation(server, _ByWorth(max(rpm * share, 1.0), known, server))
+    ends: dict[str, float] = {}
+    for began in np.cumsum(rng.exponential(1 / (runs_a_second * share), FLEET)):
+        if began > span:
+            break
+        kind = names[rng.choice(len(names), p=counts / counts.sum())]
+        takes = float(rng.choice(draws[kind]))
+        name = f"run_{len(ends)}"
+        ends[name] = float(began) + takes
+        run = server.create(name, float(began), takes, 1e6)
+        server.kinds[name] = kind
+        simulation.begin(float(began), [run], policy=known.policy(kind), timeout=1e6)
+    late = [ending.at - ends[ending.item.id] for ending in simulation.run()]
+    return float(np.mean(late[len(late) // 5 :])) if late else 0.0
+
+
+def _each(
+    simulation: Simulation,
+    server: _Server,
+    seconds: Floats,
+    policy: PolicySource,
+    event_after: float | None,
+    *,
+    pushed: bool = False,
+) -> tuple[float, Floats]:
+    """Play one run after the other: the mean of their calls, and their delays."""
+    expires = max(EXPIRES, 1.2 * float(seconds[-1]))
+    ends: dict[str, float] = {}
+    for number, takes in enumerate(seconds):
+        name, began = f"run_{number}", number * 2 * (expires + EXPIRES)
+        ends[name] = began + float(takes)
+        run = server.create(name, began, float(takes), expires)
+        simulation.begin(began, [run], policy=policy, pushed=pushed)
+        if event_after is not None:
+            data = {"id": name, "status": "completed"}
+            simulation.tell(ends[name] + event_after, {"data": data})
+    endings = {ending.item.id: ending.at for ending in simulation.run()}
+    calls = sum(map(len, server.requests.values())) / len(seconds)
+    return calls, np.array([endings[name] - end for name, end in ends.items()])

@@ -1,0 +1,219 @@
+"""A journal that several programs use: each call is made once, and no output is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+import threading
+import time
+
+import pytest
+
+import runbell
+from runbell.client import calls
+from runbell.client.journal import KEEP_DURATIONS, LEASE_SECONDS, Journal, Stretch
+from runbell.errors import RunbellError
+from tests.waiter.mock import (
+    LIMIT,
+    QUICK,
+    Story,
+    after,
+    answer,
+    asking,
+    async_client,
+    client,
+    ended,
+    fields,
+    run,
+    until,
+)
+
+
+def wants_one_call(request):
+    return answer(fields("completed") if request.method == "POST" else asking())
+
+
+def test_two_programs_make_a_call_once(tmp_path):
+    path, gate, ran, sent = tmp_path / "waits.db", threading.Event(), [], []
+
+    def f():
+        ran.append(1)
+        gate.wait(LIMIT)
+        return "sunny"
+
+    def serve(request):
+        if request.method == "POST":
+            sent.append(request.read())
+        return wants_one_call(request)
+
+    options = {"tools": {"f": f}, "journal": path, "policy": QUICK}
+    with (
+        runbell.Waiter(client(serve), **options) as one,
+        runbell.Waiter(client(serve), **options) as other,
+        after(gate),
+    ):
+        stories = [Story(one.wait, run())]
+        until(lambda: ran)
+        stories.append(Story(other.wait, run()))
+        until(lambda: other._driver._fleet._calls)
+        gate.set()
+        assert [story.end().status for story in stories] == ["completed"] * 2
+    assert ran == [1]
+    assert len(sent) == 2
+    assert all(b"sunny" in body for body in sent)
+
+
+def test_a_claim_is_free_when_it_is_not_renewed(tmp_path):
+    now = 1000.0
+    with Journal(tmp_path / "w.db") as crashed, Journal(tmp_path / "w.db") as other:
+        assert crashed.begin("run", "call", "f", now) == "first"
+        assert crashed.begin("run", "call", "f", now + 1) == "held"
+        assert other.begin("run", "call", "f", now + LEASE_SECONDS - 1) == "held"
+        assert other.begin("run", "call", "f", now + LEASE_SECONDS) == "again"
+        crashed.finish("run", "call", "of nobody")  # it lost the call
+        assert other.output("run", "call") is None
+        other.finish("run", "call", "sunny")
+        assert crashed.output("run", "call") == "sunny"
+        assert crashed.begin("run", "call", "f", now + 1e6) == "first"  # it is forgotten by then
+
+
+def test_a_claim_is_renewed_and_one_that_is_given_up_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr("runbell.client.journal.LEASE_SECONDS", 0.06)
+    now = time.time()
+    with Journal(tmp_path / "w.db") as one, Journal(tmp_path / "w.db") as other:
+        assert one.begin("run", "call", "f", now) == "first"
+        held = "select held_until from tool_calls"
+        until(lambda: one._all(held)[0][0] > now + 0.1)
+        one.finish("run", "call", None)
+        assert other.begin("run", "call", "f", time.time()) == "again"
+
+
+def test_a_function_in_a_thread_that_outlives_its_waiter_is_written_down(tmp_path):
+    path, gate, begun = tmp_path / "waits.db", threading.Event(), threading.Event()
+    ran = []
+
+    def f():
+        ran.append(1)
+        begun.set()
+        gate.wait(LIMIT)
+        return {"sky": "blue"}
+
+    async def story():
+        waiter = runbell.AsyncWaiter(
+            async_client(wants_one_call), tools={"f": f}, journal=path, policy=QUICK
+        )
+        waiting = asyncio.create_task(waiter.wait(run()))
+        await asyncio.to_thread(begun.wait, LIMIT)
+        await waiter.aclose()
+        with pytest.raises(RunbellError, match="closed"):
+            await waiting
+
+    with after(gate):
+        asyncio.run(story())
+        gate.set()
+    with Journal(path) as journal:
+        until(lambda: journal.output("run_1", "call_1") == '{"sky": "blue"}')
+    with runbell.Waiter(client(wants_one_call), tools={"f": f}, journal=path) as waiter:
+        assert ended(waiter.wait, run(), timeout=LIMIT).status == "completed"
+    assert ran == [1]
+
+
+def test_a_coroutine_that_is_cancelled_frees_its_call(tmp_path):
+    path, begun = tmp_path / "waits.db", threading.Event()
+
+    async def f():
+        begun.set()
+        await asyncio.sleep(60)
+
+    async def story():
+        options = {"tools": {"f": f}, "journal": path, "policy": QUICK}
+        async with runbell.AsyncWaiter(async_client(wants_one_call), **options) as waiter:
+            waiting = asyncio.create_task(waiter.wait(run()))
+            await asyncio.to_thread(begun.wait, LIMIT)
+        with pytest.raises(RunbellError, match="closed"):
+            await waiting
+
+    asyncio.run(story())
+    with Journal(path) as journal:
+        assert journal.begin("run_1", "call_1", "f", time.time()) == "again"
+
+
+def test_nobody_else_may_read_it(tmp_path):
+    path = tmp_path / "waits.db"
+    old = os.umask(0)
+    try:
+        with Journal(path):
+            for each in tmp_path.iterdir():
+                assert stat.S_IMODE(each.stat().st_mode) == 0o600, each
+    finally:
+        os.umask(old)
+
+
+def test_a_journal_from_before_claims_is_taken_on(tmp_path):
+    path = tmp_path / "waits.db"
+    with sqlite3.connect(path) as old:
+        old.execute(
+            "create table tool_calls (run_id text not null, call_id text not null, name text not "
+            "null, begun_at real not null, output text, primary key (run_id, call_id)) "
+            "without rowid"
+        )
+        old.execute("insert into tool_calls values ('run', 'call', 'f', ?, 'sunny')", [time.time()])
+    old.close()
+    with Journal(path) as journal:
+        assert journal.begin("run", "call", "f", time.time()) == "held"
+        assert journal.output("run", "call") == "sunny"
+
+
+def test_durations_are_kept_and_bounded(tmp_path):
+    count = KEEP_DURATIONS + 20
+    seen = [Stretch('["a"]', (0.0, 1.0), (n, n + 1.0), n) for n in range(count)]
+    seen.append(Stretch('["b"]', None, (600.0, None), 7))
+    with Journal(tmp_path / "w.db") as journal:
+        for each in seen:
+            journal.note(each)
+    with Journal(tmp_path / "w.db") as journal:
+        assert journal.stretches() == seen[-KEEP_DURATIONS - 1 :]
+        shown = "select queue_seconds, run_seconds, ended, at_ms from durations where key = ?"
+        assert journal._all(shown + " order by id desc limit 1", '["a"]') == [
+            (0.5, count - 0.5, 1, count - 1)
+        ]
+        assert journal._all(shown, '["b"]') == [(None, 600.0, 0, 7)]
+
+
+# Threads.
+
+
+def test_functions_wait_for_a_thread_and_are_not_begun_when_nobody_wants_them(monkeypatch):
+    monkeypatch.setattr(calls, "MAX_THREADS", 2)
+    gate, ran, at_work, most = threading.Event(), [], [], []
+    lock = threading.Lock()
+
+    def f():
+        with lock:
+            ran.append(1)
+            at_work.append(1)
+            most.append(len(at_work))
+        gate.wait(LIMIT)
+        with lock:
+            at_work.pop()
+        return "x"
+
+    def serve(request):
+        run_id = request.url.path.split("/")[5]
+        if request.method == "POST":
+            return answer(fields("completed", run_id))
+        wanted = tuple((f"{run_id}_{n}", "f") for n in range(3))
+        return answer(asking(run_id, wanted))
+
+    with runbell.Waiter(client(serve), tools={"f": f}, policy=QUICK) as waiter, after(gate):
+        given_up = Story(waiter.wait, run("queued", "run_1"), timeout=0.3)
+        until(lambda: len(ran) == 2)
+        with pytest.raises(runbell.WaitTimeout):
+            given_up.end()
+        story = Story(waiter.wait, run("queued", "run_2"))
+        gate.set()
+        assert story.end().status == "completed"
+    assert len(ran) == 5  # the third call of the first run was not wanted any more
+    assert max(most) == 2

@@ -1,0 +1,267 @@
+"""The default policy learns: what is seen of runs, what is made of it, and where it is kept."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+
+import httpx
+import pytest
+from openai.types.beta.threads import Run
+
+import runbell
+from runbell.client.fleet import Fleet, Join, Landed
+from runbell.client.flow import waiting
+from runbell.client.journal import Journal
+from runbell.client.learning import FEW, Learned, Learning, Seen, stretch_of
+from runbell.client.providers import Responses, Runs
+from runbell.client.server import Server
+from runbell.client.simulation import Scripted, SimulatedRun, SimulatedRuns, Simulation
+from runbell.client.view import Answer, View
+from runbell.client.wait import Terms, Wait
+from runbell.clock import VirtualClock
+from runbell.pacing import FairPacer, Fixed, Foresight, WorthPacer
+from tests.waiter.mock import QUICK, asking, client, ended, fields, run
+
+DONE = View("r", "completed", "completed")
+
+
+def simulated(histories, learning, per_minute=None, **terms):
+    """Runs of one kind that begin a while apart: calls a run, and delays."""
+    world = Scripted(histories)
+    pacer = FairPacer() if per_minute is None else WorthPacer(per_minute)
+    simulation = Simulation(world, pacer, learning=learning)
+    for name, history in histories.items():
+        made = SimulatedRun(name, created_at=history[0][0], kind=("a", "m", ()))
+        simulation.begin(history[0][0], [made], timeout=600.0, **terms)
+    endings = {ending.item.id: ending for ending in simulation.run()}
+    delays = [endings[name].at - history[-1][0] for name, history in histories.items()]
+    return len(world.requests) / len(histories), sum(delays) / len(delays)
+
+
+def histories(count, *, queued=0.0, apart=200.0):
+    rng = random.Random(7)
+    return {
+        f"r{n}": [
+            (n * apart, "queued"),
+            (n * apart + queued, "in_progress"),
+            (n * apart + queued + rng.uniform(18, 22), "completed"),
+        ]
+        for n in range(count)
+    }
+
+
+@pytest.mark.parametrize("queued", [0.0, 10.0])
+def test_it_learns_from_what_it_sees(queued):
+    learning = Learning(Foresight())
+    cold, _ = simulated(histories(1, queued=queued), Learning(Foresight()))
+    simulated(histories(20, queued=queued), learning)
+    taught, delay = simulated(histories(20, queued=queued), learning)
+    assert learning.foresight.runs(("a", "m", ())) == 40
+    assert taught < 0.6 * cold
+    assert delay < 1.0
+    assert learning.foresight.survival(("a", "m", ()), 17.0) > 0.9  # of the run, not of the queue
+    assert learning.foresight.survival(("a", "m", ()), 23.5) < 0.1
+
+
+def test_what_is_seen_with_another_policy_is_learned_too():
+    learning = Learning(Foresight())
+    simulated(histories(10), learning, policy=Fixed(1.0))
+    assert learning.foresight.survival(("a", "m", ()), 16.0) > 0.9
+
+
+def test_a_wait_that_gives_up_learns_that_it_takes_longer():
+    learning = Learning(Foresight())
+    seen = []
+    learning.foresight.observe = lambda *given, **more: seen.append((given, more))
+    simulated({"r": [(0.0, "queued"), (0.0, "in_progress"), (5000.0, "completed")]}, learning)
+    (((_, seconds), more),) = seen
+    assert more["ended"] is False
+    assert 400 < seconds < 600
+
+
+@pytest.mark.parametrize(
+    ("seen", "view", "queue", "ran"),
+    [
+        # Never seen waiting: it started at once. Between two looks it ended.
+        (Seen(0.0, None, 1.0, 4.0, 6.0, True), DONE, None, (4.0, 6.0)),
+        # Seen waiting until 2, going on from 4: it started at 3, by what was seen.
+        (Seen(0.0, 2.0, 4.0, 8.0, 9.0, True), DONE, (2.0, 4.0), (5.0, 6.0)),
+        # The wait began when it was 10 s old.
+        (Seen(10.0, None, 0.1, 1.0, 2.0, True), DONE, None, (11.0, 12.0)),
+        # One look, and stamps of whole seconds: 3 s of queue, 5 of running.
+        (
+            Seen(0.0, None, None, 0.0, 60.0, True),
+            View("r", "failed", "ended", created_at=100, started_at=103, ended_at=108),
+            (2.0, 4.0),
+            (4.0, 6.0),
+        ),
+        # After outputs were submitted the stamps are about another part.
+        (
+            Seen(0.0, None, 1.0, 1.0, 2.0, False),
+            View("r", "completed", "completed", created_at=100, started_at=103, ended_at=180),
+            None,
+            (1.0, 2.0),
+        ),
+        # Somebody cancelled it, or nobody looks any more.
+        (
+            Seen(0.0, None, 1.0, 7.0, 9.0, True),
+            View("r", "cancelled", "ended"),
+            None,
+            (7.0, None),
+        ),
+        (Seen(0.0, None, 1.0, 7.0, None, True), View("r", "x", "pending"), None, (7.0, None)),
+    ],
+)
+def test_what_is_seen_bounds_what_it_took(seen, view, queue, ran):
+    assert stretch_of(seen, view) == (queue, ran)
+
+
+def test_what_says_nothing_is_not_learned():
+    nothing = Seen(None, None, None, 0.0, 3.0, True)
+    assert stretch_of(nothing, DONE) is None
+    assert stretch_of(nothing._replace(age=0.0, over=None), View("r", "x", "pending")) is None
+
+
+def test_it_is_kept_in_the_journal(tmp_path):
+    path, kind = tmp_path / "waits.db", ("asst_1", "m", ())
+
+    def serve(request):
+        return httpx.Response(200, json=fields("completed", request.url.path.rpartition("/")[2]))
+
+    with runbell.Waiter(client(serve), journal=path, policy=QUICK) as waiter:
+        for number in range(3):
+            ended(waiter.wait, run("queued", f"run_{number}"), timeout=20)
+    with Journal(path) as journal:
+        rows = journal._all("select key, queue_seconds, run_seconds, ended from durations")
+    assert [(json.loads(row[0]), row[1], row[3]) for row in rows] == [
+        (["asst_1", "m", []], None, 1)
+    ] * 3
+    assert all(0 <= row[2] < 10 for row in rows)
+    with runbell.Waiter(client(serve), journal=path) as again:
+        assert again._learning.foresight.runs(kind) == 3
+
+
+def test_each_part_of_a_run_is_a_stretch_and_its_stamps_are_of_the_first():
+    both = (("call_1", "f"), ("call_2", "f"))
+    now = int(time.time())
+    done = fields("completed", started_at=now - 500, completed_at=now)
+    looks = iter([asking(), asking(), asking(calls=both), asking(calls=both), done])
+    message = "Expected tool outputs for call_ids ['call_1', 'call_2'], got ['call_1']"
+    posts = iter(
+        [
+            httpx.Response(400, json={"error": {"message": message}}),
+            httpx.Response(200, json=fields("queued")),
+        ]
+    )
+
+    def serve(request):
+        return next(posts) if request.method == "POST" else httpx.Response(200, json=next(looks))
+
+    told = []
+    with runbell.Waiter(client(serve), tools={"f": lambda: "x"}, policy=QUICK) as waiter:
+        waiter._learning.observe = lambda kind, seen, view, now: told.append((seen, view))
+        ended(waiter.wait, run(), timeout=20)
+    # Until it wanted outputs, and from the submission to the end.
+    assert [view.status for _, view in told] == ["requires_action", "completed"]
+    assert all(stretch_of(*each)[1][1] < 20 for each in told)
+
+
+# What it asks first.
+
+
+def test_a_run_that_may_be_old_is_looked_at_first():
+    learned = Learned(Foresight())
+    assert learned.next_delay(0.0, 0) == 0.0
+    learned.know(("a",), 0.0)
+    assert learned.next_delay(0.0, 0) > 0.1  # a look at once would be in vain
+
+
+def test_advice_counts_where_little_is_known():
+    foresight = Foresight()
+    learned = Learned(foresight)
+    learned.know(("a",), 0.0)
+    learned.saw(SimulatedRun("r", "in_progress"), 7.0)
+    assert learned.next_delay(1.0, 1) == 7.0
+    for _ in range(FEW):
+        foresight.observe(("a",), 1.2)
+    learned = Learned(foresight)
+    learned.know(("a",), 0.0)
+    learned.saw(SimulatedRun("r", "in_progress"), 7.0)
+    assert learned.next_delay(1.0, 1) < 2.0
+
+
+def test_a_kind_is_assistant_model_and_tools():
+    tools = [{"type": "function", "function": {"name": name}} for name in "ba"]
+    made = Run.model_validate(
+        fields("queued", tools=[*tools, {"type": "file_search"}])
+        | {"parallel_tool_calls": True, "response_format": "auto", "tool_choice": "auto"}
+    )
+    assert Runs().kind_of(made) == ("asst_1", "m", ("a", "b", "file_search"))
+    assert Runs().kind_of(runbell.RunRef("t", "r")) is None
+    response = type("Response", (), {"model": "m"})()
+    assert Responses().kind_of(response) == ("response", "m")
+
+
+# One budget.
+
+
+class Expecting(FairPacer):
+    def __init__(self):
+        super().__init__()
+        self.expected = []
+        self.seen = []
+
+    def expect(self, wait, curve, began, looked):
+        self.expected.append((began, looked, round(curve.alive(0.0), 3)))
+
+    def saw_remaining(self, remaining, limit, now):
+        self.seen.append((remaining, limit, now))
+
+
+def test_a_pacer_is_told_what_to_expect_and_what_others_take():
+    clock, pacer = VirtualClock(start_ms=0), Expecting()
+    fleet = Fleet(clock, pacer, Server())
+    terms = Terms(
+        SimulatedRuns(), Fixed(2.0), clock, random.Random(0), learning=Learning(Foresight())
+    )
+    made = SimulatedRun("r", created_at=0.0, kind=("a",))
+    wait = Wait(made, terms, lambda *ended: None)
+    (order,) = fleet.turn([Join([wait], waiting)]).orders
+    clock.advance(0.5)
+    going = SimulatedRun("r", "in_progress", created_at=0.0, kind=("a",))
+    fleet.turn([Landed(order.number, Answer(going, quota=(7.0, 500.0)))])
+    assert pacer.expected == [(0.0, 0.0, 1.0), (0.0, 0.5, 1.0)]
+    assert pacer.seen == [(7.0, 500.0, 0.5)]
+
+
+def test_quota_is_read_from_an_answer():
+    seen = []
+    headers = {"x-ratelimit-remaining-requests": "12", "x-ratelimit-limit-requests": "500"}
+
+    def serve(request):
+        return httpx.Response(200, json=fields("completed"), headers=headers)
+
+    with runbell.Waiter(client(serve), calls_per_minute=6000, policy=QUICK) as waiter:
+        waiter._driver._fleet._saw_remaining = lambda *given: seen.append(given[:2])
+        ended(waiter.wait, run(), timeout=20)
+    assert seen == [(12.0, 500.0)]
+
+
+def test_a_tight_budget_goes_where_it_is_worth_most():
+    crowd = histories(60, apart=0.0)
+    learning = Learning(Foresight())
+    simulated(histories(20), learning)
+    _, fair = simulated_fair(crowd, learning)
+    _, worth = simulated(crowd, learning, per_minute=60)
+    assert worth < fair
+
+
+def simulated_fair(crowd, learning):
+    world = Scripted(crowd)
+    simulation = Simulation(world, FairPacer(60), learning=learning)
+    runs = [SimulatedRun(name, created_at=0.0, kind=("a", "m", ())) for name in crowd]
+    simulation.begin(0.0, runs, timeout=600.0, policy=Fixed(1.0))
+    delays = [ending.at - crowd[ending.item.id][-1][0] for ending in simulation.run()]
+    return None, sum(delays) / len(delays)
