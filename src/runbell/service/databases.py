@@ -50,14 +50,12 @@ class Database:
         name: for messages; without a password.
         url: names it on a command line; without a password.
         file: the SQLite file; None where it is none.
-        shared: other processes may be at work on it.
     """
 
     def __init__(self, store: ObservableStore, name: str, file: Path | None) -> None:
         self.store = store
         self.name = name
         self.file = file
-        self.shared = file is None
         self.url = name if file is None else f"sqlite:///{quote(str(file))}"
         self.changes = Changes()
 

@@ -50,7 +50,7 @@ from runbell.service.operations.access import (
     new_key,
 )
 from runbell.service.operations.context import Context
-from runbell.service.settings import Settings, mistaken_variables
+from runbell.service.settings import Settings, location, mistaken_variables
 from runbell.service.vault import Vault, load_or_make_key
 from runbell.storage import endpoints, projects
 
@@ -86,6 +86,11 @@ def work(settings: Settings, say: Callable[[str], None] = print) -> None:
     Raises:
         ConfigurationError: the worker cannot start; says why, and what to do.
     """
+    if settings.database.startswith("sqlite:"):
+        raise ConfigurationError(
+            f"{location(settings.database)} has one process, which serves too: a worker needs a "
+            "database for several, such as --database postgresql://USER@HOST/DATABASE"
+        )
     _live(settings, _work(settings, say))
 
 
@@ -170,11 +175,6 @@ def handlers(executor: Executor, deliverer: Deliverer) -> dict[JobKind, Handler]
 
 async def _work(settings: Settings, say: Callable[[str], None]) -> None:
     async with open_database(settings) as database:
-        if not database.shared:
-            raise ConfigurationError(
-                f"{database.name} has one process, which serves too: a worker needs a database for "
-                "several, such as --database postgresql://USER@HOST/DATABASE"
-            )
         vault = await _vault(settings, database)
         ctx, executor, deliverer = build(settings, database, SystemClock(), vault)
         _spare_the_collector()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -305,4 +306,5 @@ def _place(setting: str) -> str:
 def _without_password(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     credentials, at, host = rest.rpartition("@")
+    host = re.sub(r"(?i)((?:ssl)?password=)[^&]*", r"\1***", host)
     return f"{scheme}{separator}{'***@' if at and credentials else ''}{host}"
