@@ -36,8 +36,6 @@ from openai import (
     OpenAI,
 )
 
-from runbell.testing.databases import migrated_sqlite
-
 __all__ = ["AZURE_API_VERSION", "Answer", "Api", "Served", "eventually"]
 
 T = TypeVar("T")
@@ -200,6 +198,9 @@ class Served:
         assert self._process is None, "started already"
         self.starts += 1
         if self.starts == 1 and not self._new_database and not self.database_path.exists():
+            # Here, since pytest has to prepare the suites of this package before they are imported.
+            from runbell.testing.databases import migrated_sqlite
+
             migrated_sqlite(self.database_path).chmod(0o600)
         serve = ["serve", "--port", str(port), "--database", self.database, *self.args]
         self._process = self._spawn([*self.command, *serve])

@@ -7,7 +7,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from operator import mul
+from operator import mul, sub, truediv
 from typing import NamedTuple, Protocol
 
 from runbell.pacing.durations import Observation
@@ -188,6 +188,9 @@ class _Cells:
         counts, repeats, escaped = [0.0] * self.count, [0.0] * self.count, 0.0
         upto = [0.0, *accumulate(masses)]
         beyond = 0.5 * upto[-1] / (len(spread) + 1)
+        # A cell's part of a run is its mass times the run's scale, so the scales of all runs that
+        # may be in it are added up first: as what begins and what ends at each cell.
+        scales, squares, covered = ([0.0] * (self.count + 1) for _ in range(3))
         for (first, last), weight in spread:
             if first == last:
                 counts[first] += weight
@@ -197,14 +200,21 @@ class _Cells:
             inside = upto[end] - upto[first]
             outside = beyond if last == self.count else 0.0
             if inside + outside <= 0:
-                inside, shares = float(end - first), [1.0] * (end - first)
-            else:
-                shares = masses[first:end]
+                even = weight / (end - first)
+                for cell in range(first, end):
+                    counts[cell] += even
+                    repeats[cell] += even * even
+                continue
             scale = weight / (inside + outside)
             escaped += outside * scale
-            for cell, share in enumerate(shares, first):
-                counts[cell] += share * scale
-                repeats[cell] += (share * scale) ** 2
+            for sums, value in ((scales, scale), (squares, scale * scale), (covered, 1.0)):
+                sums[first] += value
+                sums[end] -= value
+        upto_here = zip(accumulate(scales), accumulate(squares), accumulate(covered), strict=True)
+        for cell, (mass, (scale, square, runs)) in enumerate(zip(masses, upto_here, strict=False)):
+            if runs:  # elsewhere, what rounding has left of the sums is nothing
+                counts[cell] += mass * scale
+                repeats[cell] += mass * mass * square
         return counts, repeats, escaped
 
     def smoothed(self, counts: list[float], repeats: list[float]) -> list[float]:
@@ -220,12 +230,16 @@ class _Cells:
             blurs.append(_blurred(counts, reach))
             own.append(1.0 / (2 * reach + 1))
         # What a cell's runs get from kernels other than their own.
+        theirs = [(cell, repeats[cell] / counts[cell]) for cell in taken]
         others = [
-            [max(blur[cell] - centre * repeats[cell] / counts[cell], 0.0) + 1e-9 for cell in taken]
+            [
+                1e-9 + (got if (got := blur[cell] - centre * part) > 0 else 0.0)
+                for cell, part in theirs
+            ]
             for blur, centre in zip(blurs, own, strict=True)
         ]
         shares = _earned([counts[cell] for cell in taken], others)
-        return [sum(map(mul, shares, column)) for column in zip(*blurs, strict=True)]
+        return _mixed(shares, blurs)
 
     def _reach(self, kernel: float) -> int:
         """Half the width of a box that has the kernel's variance, applied `_PASSES` times."""
@@ -238,15 +252,18 @@ def _earned(counts: list[float], others: list[list[float]]) -> list[float]:
     total = sum(counts) + sum(FAVOUR)
     shares = [favour / sum(FAVOUR) for favour in FAVOUR]
     for _ in range(_ROUNDS):
-        mixed = [
-            count / sum(map(mul, shares, column))
-            for count, column in zip(counts, zip(*others, strict=True), strict=True)
-        ]
+        mixed = list(map(truediv, counts, _mixed(shares, others)))
         shares = [
             (share * sum(map(mul, likely, mixed)) + favour) / total
             for share, likely, favour in zip(shares, others, FAVOUR, strict=True)
         ]
     return shares
+
+
+def _mixed(shares: list[float], columns: list[list[float]]) -> list[float]:
+    """Each cell's sum over the kernel widths, written out: nothing here takes more time."""
+    s, t, u, v, w = shares
+    return [s * a + t * b + u * c + v * d + w * e for a, b, c, d, e in zip(*columns, strict=True)]
 
 
 def _rule_of_thumb(logs: list[float]) -> float:
@@ -277,10 +294,8 @@ def _blurred(values: list[float], reach: int) -> list[float]:
         return values
     width, count = 2 * reach + 1, len(values)
     for _ in range(_PASSES):
-        sums = [0.0, *accumulate(values)]
-        padded = [0.0] * reach + sums + [sums[-1]] * reach
-        values = [
-            (high - low) / width
-            for low, high in zip(padded[:count], padded[width : width + count], strict=True)
-        ]
+        upto = [0.0, *accumulate(values)]
+        padded = [0.0] * reach + upto + [upto[-1]] * reach
+        near = map(sub, padded[width : width + count], padded[:count])
+        values = [total / width for total in near]
     return values
