@@ -131,6 +131,7 @@ class Served:
         watch: is called with every answer that a client of this object gets, and may raise.
         new_database: have the first start make the database, as users see it. Otherwise it finds
             one with today's schema and no rows, which saves each start a quarter of a second.
+        database: the URL of another one, which is there already.
     """
 
     def __init__(
@@ -143,15 +144,16 @@ class Served:
         key: str | None = "",
         watch: Watch | None = None,
         new_database: bool = False,
+        database: str | None = None,
     ) -> None:
         self.directory = directory
-        self._new_database = new_database
+        self._new_database = new_database or database is not None
         self.args = tuple(args)
         self.command = tuple(command)
         self.key = f"sk-test-{secrets.token_hex(16)}" if key == "" else key
         self.watch = watch
         self.database_path = directory / "runbell.db"
-        self.database = f"sqlite:///{self.database_path}"
+        self.database = database or f"sqlite:///{self.database_path}"
         self.root = ""
         self.starts = 0
         self._extra_env = dict(env or {})
