@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+pytest.register_assert_rewrite("runbell.testing.storage_contract")
+
 if TYPE_CHECKING:
     from openai import OpenAI
 

@@ -36,8 +36,6 @@ from openai import (
     OpenAI,
 )
 
-from runbell.testing.databases import migrated_sqlite
-
 __all__ = ["AZURE_API_VERSION", "Answer", "Api", "Served", "eventually"]
 
 T = TypeVar("T")
@@ -133,6 +131,7 @@ class Served:
         watch: is called with every answer that a client of this object gets, and may raise.
         new_database: have the first start make the database, as users see it. Otherwise it finds
             one with today's schema and no rows, which saves each start a quarter of a second.
+        database: the URL of another one, which is there already.
     """
 
     def __init__(
@@ -145,15 +144,16 @@ class Served:
         key: str | None = "",
         watch: Watch | None = None,
         new_database: bool = False,
+        database: str | None = None,
     ) -> None:
         self.directory = directory
-        self._new_database = new_database
+        self._new_database = new_database or database is not None
         self.args = tuple(args)
         self.command = tuple(command)
         self.key = f"sk-test-{secrets.token_hex(16)}" if key == "" else key
         self.watch = watch
         self.database_path = directory / "runbell.db"
-        self.database = f"sqlite:///{self.database_path}"
+        self.database = database or f"sqlite:///{self.database_path}"
         self.root = ""
         self.starts = 0
         self._extra_env = dict(env or {})
@@ -198,6 +198,9 @@ class Served:
         assert self._process is None, "started already"
         self.starts += 1
         if self.starts == 1 and not self._new_database and not self.database_path.exists():
+            # Here, since pytest has to prepare the suites of this package before they are imported.
+            from runbell.testing.databases import migrated_sqlite
+
             migrated_sqlite(self.database_path).chmod(0o600)
         serve = ["serve", "--port", str(port), "--database", self.database, *self.args]
         self._process = self._spawn([*self.command, *serve])

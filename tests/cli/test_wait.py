@@ -7,6 +7,7 @@ import json
 import pytest
 import typer
 
+import runbell as package
 from runbell.cli import wait as command
 from runbell.cli.watch import _active as active
 from runbell.pacing import Backoff, Fixed, SqrtElapsed
@@ -167,3 +168,22 @@ def test_the_doctor_says_what_to_do(here, monkeypatch, variable, value, advice):
     assert done.code == 1
     assert advice in done.out
     assert "not-a-key" not in done.out
+
+
+def test_what_is_imported_is_not_the_runs_time(here, monkeypatch):
+    begun = []
+    waiter = package.Waiter
+    monkeypatch.setattr(
+        package,
+        "Waiter",
+        lambda client, **more: begun.append(vars(client)) or waiter(client, **more),
+    )
+    assert here("wait", "thread_x", "run_x", "--timeout", "5").code == 4
+    assert "beta" in begun[0]  # its modules are loaded
+
+
+def test_a_timeout_without_an_answer_says_why(here, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    done = here("wait", "thread_x", "run_x", "--timeout", "0.2")
+    assert done.code == 124
+    assert "the last request failed: APIConnectionError" in done.err

@@ -251,6 +251,9 @@ class NamedLanes:
     def lane(self, model: str) -> OneLane:
         return self.lanes.get(model, self.others)
 
+    def models(self) -> list[str]:
+        return list(self.lanes)
+
     def subscribe(self, room: Callable[[], None], moved: Callable[[], None]) -> None:
         self.room, self.moved = room, moved
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from bench.polling.optimum import frontier
 from bench.polling.ratios import ratio
 from bench.polling.rules import LATENCY, checks_of, learned, outcome
+from runbell.pacing import foresight
 from runbell.pacing.foresight import Foresight
 from runbell.pacing.survival import ignorance
 
@@ -282,3 +283,23 @@ def test_advice_for_a_kind_that_nobody_knows_is_sane():
 def test_a_prior_of_ones_own_is_believed():
     patient = Foresight(prior=ignorance(600.0))
     assert patient.policy(KEY).next_delay(0, 0) > 5 * Foresight().policy(KEY).next_delay(0, 0)
+
+
+def test_one_look_works_out_one_thing_at_a_time(monkeypatch):
+    """What is learned of a kind, and of all kinds, takes tens of milliseconds of an event loop."""
+    worked_out = []
+    estimate = foresight.estimate
+    monkeypatch.setattr(
+        foresight, "estimate", lambda *given: worked_out.append(1) or estimate(*given)
+    )
+    known = Foresight()
+    for _ in range(10):
+        known.observe("k", (1.0, 2.0))
+    known.schedule("k")
+    most = 0
+    for _ in range(200):
+        known.observe("k", (1.0, 2.0))
+        worked_out.clear()
+        known.schedule("k")
+        most = max(most, len(worked_out))
+    assert most == 1

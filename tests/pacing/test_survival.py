@@ -6,7 +6,7 @@ import random
 import pytest
 
 from runbell.pacing.durations import Observation
-from runbell.pacing.survival import Curve, LogLogistic, Mixed, estimate
+from runbell.pacing.survival import Curve, LogLogistic, Mixed, _Cells, estimate
 
 
 def alive(found, seconds):
@@ -100,3 +100,29 @@ def test_the_prior_has_its_median_and_its_tail():
     assert prior.alive(8) == 0.5
     assert prior.alive(0) == prior.alive(-1) == 1
     assert prior.alive(8000) / prior.alive(800) == pytest.approx(10**-1.5, rel=1e-2)
+
+
+def test_a_run_known_by_an_interval_is_shared_among_its_cells():
+    """The sums for all runs at once are those for each run."""
+    seen = [Observation.of(each) for each in ((1.0, 2.0), (1.5, 4.0), (3.0, 3.0), (0.5, 1.2))]
+    seen.append(Observation.of(2.0, ended=False))
+    cells = _Cells.around(seen)
+    masses = [1.0 + cell % 7 for cell in range(cells.count)]
+    weights = [0.5 + place for place in range(len(seen))]
+    spread = list(zip(cells.ranges(), weights, strict=True))
+    counts, repeats, escaped = cells.counted(cells.ranges(), weights, masses)
+    beyond = 0.5 * sum(masses) / (len(seen) + 1)
+    wanted, squares, outside = [0.0] * cells.count, [0.0] * cells.count, 0.0
+    for (first, last), weight in spread:
+        past = beyond if last == cells.count else 0.0
+        inside = range(first, min(last + 1, cells.count))
+        scale = weight / (sum(masses[cell] for cell in inside) + past)
+        outside += past * scale
+        for cell in inside:
+            part = masses[cell] * scale
+            wanted[cell] += part
+            squares[cell] += part * part
+    assert counts == pytest.approx(wanted)
+    assert repeats == pytest.approx(squares)
+    assert escaped == pytest.approx(outside)
+    assert sum(counts) + escaped == pytest.approx(sum(weight for _, weight in spread))

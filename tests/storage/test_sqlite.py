@@ -6,10 +6,8 @@ from itertools import count
 
 import pytest
 
-pytest.register_assert_rewrite("runbell.testing.storage_contract")
-
-from runbell.testing.databases import migrated_sqlite, opened  # noqa: E402
-from runbell.testing.storage_contract import StorageContract, Stores  # noqa: E402
+from runbell.testing.databases import migrated_sqlite, opened
+from runbell.testing.storage_contract import StorageContract, Stores
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from runbell.errors import StorageUnavailable
-from runbell.storage import sqlite, threads
+from runbell.storage import events, sqlite, threads
 from runbell.storage.records import Thread
 from runbell.storage.sqlite import MAX_GROUP, SQLiteStore
 from runbell.storage.store import Transaction, Work
 from runbell.testing.databases import migrated_sqlite, opened, writer_held
 from runbell.testing.faults import armed
+from runbell.testing.storage_contract.stories import event
 
 GROUP = ["storage.group.begun", "storage.group.executed", "storage.group.committed"]
 
@@ -148,6 +149,28 @@ async def test_a_row_that_breaks_a_rule_of_the_schema_harms_its_own_unit_alone(
     assert (good, better) == ("good", "better")
     assert isinstance(bad, sqlite3.IntegrityError)
     assert stored(store) == {"good", "better"}
+
+
+@on_sqlite
+async def test_the_feed_has_the_order_of_the_commits(store: SQLiteStore) -> None:
+    """With one writer it is the order in which units were given to it, less those that failed."""
+    committed: list[str] = []
+
+    def unit(number: int) -> Work[None]:
+        async def work(tx: Transaction) -> None:
+            one = event(1, f"run_{number}", "p")
+            await events.append(tx, one)
+            tx.after_commit(lambda: committed.append(one.id))
+            if number % 5 == 0:
+                raise ValueError
+
+        return work
+
+    writing = (store.write(unit(number)) for number in range(1, 60))
+    await asyncio.gather(*writing, return_exceptions=True)
+    found, _ = await store.scan(lambda tx: events.page(tx, "p", after=None, types=None, limit=100))
+    assert [row[0] for row in found] == committed
+    assert committed == [f"evt_run_{number}_1" for number in range(1, 60) if number % 5]
 
 
 # A disk that is full, a database that is locked.

@@ -19,6 +19,7 @@ from runbell.errors import BadAnswer, ConfigurationError, RunbellError
 from runbell.pacing import Backoff, Fixed
 from tests.waiter.mock import (
     LIMIT,
+    PAGE,
     QUICK,
     Story,
     after,
@@ -277,3 +278,24 @@ def test_two_runs_never_share_a_submissions_key():
     with runbell.Waiter(client(serve), tools={"f": lambda: "x"}, policy=QUICK) as waiter:
         ended(waiter.wait, run())
     assert keys == ["runbell-run_1-call_1"]
+
+
+def test_options_that_are_of_another_kind_are_refused_or_understood():
+    with runbell.Waiter(client(lambda request: PAGE)) as waiter:
+        for timeout in ("60", 0, float("nan")):
+            with pytest.raises(ConfigurationError, match="timeout has to be seconds above 0"):
+                waiter.wait(run(), timeout=timeout)
+        assert waiter._shared({"restart_on": "expired"})["restart_on"] == {"expired"}
+
+
+def test_a_timeout_says_what_failed_last():
+    def serve(request):
+        raise httpx.ConnectError("refused")
+
+    with runbell.Waiter(client(serve)) as waiter, pytest.raises(runbell.WaitTimeout) as caught:
+        waiter.wait(runbell.RunRef("thread_1", "run_1"), timeout=0.2)
+    assert caught.value.__notes__ == [
+        "the last request failed: APIConnectionError: Connection error."
+    ]
+    assert isinstance(caught.value.__cause__, openai.APIConnectionError)
+    assert "it goes on" not in str(caught.value)  # nobody has seen it

@@ -217,3 +217,42 @@ def test_functions_wait_for_a_thread_and_are_not_begun_when_nobody_wants_them(mo
         assert story.end().status == "completed"
     assert len(ran) == 5  # the third call of the first run was not wanted any more
     assert max(most) == 2
+
+
+def test_whoever_lost_his_claim_gives_what_the_other_wrote_down(tmp_path):
+    """A process that stood still for longer than its claim lasts."""
+    path, gate, ran = tmp_path / "waits.db", threading.Event(), []
+    sent = []
+
+    def f():
+        ran.append(1)
+        gate.wait(LIMIT)
+        return "old"
+
+    def serve(request):
+        if request.method == "POST":
+            sent.append(request.read())
+        return wants_one_call(request)
+
+    with (
+        runbell.Waiter(client(serve), tools={"f": f}, journal=path, policy=QUICK) as waiter,
+        Journal(path) as other,
+        after(gate),
+    ):
+        story = Story(waiter.wait, run())
+        until(lambda: ran)
+        assert other.begin("run_1", "call_1", "f", time.time() + 2 * LEASE_SECONDS) == "again"
+        assert other.finish("run_1", "call_1", "new")
+        gate.set()
+        assert story.end().status == "completed"
+    assert len(sent) == 1
+    assert b"new" in sent[0]
+
+
+def test_old_calls_are_not_looked_for_with_each_claim(tmp_path):
+    statements = []
+    with Journal(tmp_path / "waits.db") as journal:
+        journal._db.set_trace_callback(statements.append)
+        for number in range(10):
+            journal.begin("run", str(number), "f", time.time())
+    assert sum(each.startswith("delete") for each in statements) == 1

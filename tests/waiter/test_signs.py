@@ -10,10 +10,17 @@ import openai
 import pytest
 
 import runbell
+from runbell.client.deeds import Submit, UseTool
+from runbell.client.fleet import Landed
+from runbell.client.hands import ToolOutcome
 from runbell.client.providers import Responses, Runs
+from runbell.client.records import Planned
 from runbell.client.server import GROWS_AFTER, HOLD_SECONDS, SHORTEST_HOLD, Server
+from runbell.client.simulation import Scripted, SimulatedRun, Simulation
+from runbell.client.tools import toolbox
 from runbell.client.view import View
 from runbell.pacing import Fixed
+from runbell.runs import ToolCall
 from tests.waiter.legal import Refused
 from tests.waiter.mock import QUICK, answer, asking, async_client, client, ended, fields, run
 
@@ -207,3 +214,48 @@ def test_a_gateway_may_leave_fields_out():
         id="resp_1", object="response", status="queued", created_at="soon"
     )
     assert Responses().view(response).created_at is None
+
+
+class Tooled(Scripted):
+    """A run that asks for outputs once, on a server that holds requests, or that does not."""
+
+    def __init__(self, holds):
+        asks = SimulatedRun("r", "requires_action", calls=(ToolCall("call_1", "f", "{}"),))
+        super().__init__({"r": [(0.0, "queued"), (0.2, asks.status)]}, latency=0.1, holds=holds)
+        self.asks, self.submitted = asks, None
+
+    def perform(self, order, sent):
+        if isinstance(order.deed, UseTool):
+            return sent + 0.1, Landed(order.number, ToolOutcome("sunny"))
+        if isinstance(order.deed, Submit):
+            self._histories = {"r": [(0.0, "queued"), (sent + 3.0, "completed")]}
+            self.submitted = sent + 0.1
+            return sent + 0.1, Landed(order.number, SimulatedRun("r", "queued"))
+        return super().perform(order, sent)
+
+    def _run(self, run_id, at):
+        found = super()._run(run_id, at)
+        return self.asks if found.status == self.asks.status else found
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_after_outputs_a_server_that_holds_is_asked_at_once(holds):
+    world = Tooled(holds)
+    simulation = Simulation(world, hold=True)
+    plans = []
+    simulation.begin(
+        0.0,
+        ["r"],
+        timeout=60.0,
+        tools=toolbox({"f": lambda: "sunny"}),
+        hooks=[lambda record: isinstance(record, Planned) and plans.append(record)],
+    )
+    (ending,) = simulation.run()
+    assert ending.item.status == "completed"
+    looks = [at for at, _ in world.requests if at >= world.submitted]
+    plan = next(each for each in plans if each.elapsed >= world.submitted)
+    if holds:
+        assert looks == [world.submitted]
+        assert plan.delay == 0.0
+    else:
+        assert looks[0] == pytest.approx(world.submitted + 0.5)

@@ -315,3 +315,16 @@ def test_outputs_survive_a_crash(stage, tmp_path):
 def test_a_journal_that_cannot_be_is_said_at_once(stage, tmp_path):
     with pytest.raises(runbell.RunbellError, match=r"the journal .* can't be used"):
         runbell.Waiter(stage.client, journal=tmp_path / "no" / "waits.db")
+
+
+@pytest.mark.parametrize(
+    ("tools", "complaint"),
+    [
+        (get_weather, "a list of functions"),
+        ("get_weather", "a list of functions"),
+        (["get_weather"], "'get_weather' is no function"),
+    ],
+)
+def test_what_is_no_list_of_functions_is_said_to_be_none(tools, complaint):
+    with pytest.raises(runbell.ToolMismatch, match=complaint):
+        toolbox(tools)

@@ -211,8 +211,9 @@ def test_one_signal_ends_five_thousand(tmp_path: Path) -> None:
 
     with many_files(), Served(tmp_path) as served:
         ended = asyncio.run(story(served))
-        served.stop(STOP_SECONDS)
-    assert ended < STOP_SECONDS
+        served.stop()
+    # Three times what the service promises, as in every test: the machine may be busy.
+    assert ended < 3 * STOP_SECONDS
 
 
 async def _busy_threads(crowd: Crowd) -> tuple[list[str], str]:

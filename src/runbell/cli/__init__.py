@@ -17,6 +17,8 @@ EXTRA_OF_PACKAGE = {
     "numpy": "planner",
     "aiohttp": "serve",
     "alembic": "serve",
+    "asyncpg": "postgresql",
+    "pgqueuer": "postgresql",
     "cryptography": "serve",
     "msgspec": "serve",
     "prometheus_client": "serve",

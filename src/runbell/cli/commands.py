@@ -60,6 +60,8 @@ def options(
 
 
 app.command("serve", cls=serve.ServeCommand)(serve.serve)
+app.command("worker", cls=serve.ServeCommand)(serve.worker)
+app.command("migrate")(serve.migrate)
 app.add_typer(keys.app, name="keys")
 app.add_typer(assistants.app, name="assistants")
 app.add_typer(endpoints.app, name="endpoints")

@@ -10,7 +10,7 @@ import typer
 
 from runbell.cli.tables import print_table, time_of
 from runbell.errors import ConfigurationError, InvalidSetting
-from runbell.service.settings import Settings, number, sqlite_path
+from runbell.service.settings import Settings, location, number
 
 if TYPE_CHECKING:
     from runbell.storage.store import Store
@@ -63,10 +63,10 @@ def create(
         owner = await access.ensure_project(store, clock, project)
         key, row = await access.create_key(store, clock, owner, "keys", rpm)
         # Beside the key, not with it: the output stays what a script wants.
-        typer.echo(f"{row.id} for the project {owner.name!r} in {path}", err=True)
+        typer.echo(f"{row.id} for the project {owner.name!r} in {where}", err=True)
         return key
 
-    path = sqlite_path(Settings.load({"database": database}).database).resolve()
+    where = location(Settings.load({"database": database}).database)
     typer.echo(_with_store(database, work, create=True))
 
 
@@ -118,12 +118,12 @@ def revoke(
 def _with_store(
     database: str | None, work: Callable[[Store], Awaitable[T]], *, create: bool = False
 ) -> T:
-    path = sqlite_path(Settings.load({"database": database}).database)
+    settings = Settings.load({"database": database})
 
     async def run() -> T:
-        from runbell.service.server import open_store
+        from runbell.service.databases import open_store
 
-        async with open_store(path, create=create) as store:
+        async with open_store(settings, create=create) as store:
             return await work(store)
 
     return asyncio.run(run())

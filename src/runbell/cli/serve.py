@@ -1,7 +1,8 @@
-"""`runbell serve`: the run service."""
+"""`runbell serve`: the run service; `runbell worker`: more of what it does; `runbell migrate`."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
 from collections.abc import Iterator
@@ -13,7 +14,12 @@ from typer.core import TyperCommand
 from runbell.service import upstreams
 from runbell.service.settings import Settings, environment_name
 
-__all__ = ["ServeCommand", "serve"]
+__all__ = ["ServeCommand", "migrate", "serve", "worker"]
+
+Database = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="The service's database. (RUNBELL_DATABASE)"),
+]
 
 UPSTREAM = {
     option: option.lstrip("-").replace("-", "_")
@@ -59,9 +65,40 @@ def serve(**given: Any) -> None:
     run(settings, say=lambda line: print(line, flush=True))  # noqa: T201 - its output
 
 
-def _options() -> Iterator[inspect.Parameter]:
+def worker(**given: Any) -> None:
+    """Execute runs and deliver webhooks beside `runbell serve`, on the same PostgreSQL database.
+
+    Stops gracefully on SIGTERM or Ctrl-C; what it was doing goes on in another process.
+    """
+    settings = Settings.load({name: value for name, value in given.items() if value is not None})
+    from runbell.service.server import work
+
+    work(settings, say=lambda line: print(line, flush=True))  # noqa: T201 - its output
+
+
+def migrate(database: Database = None) -> None:
+    """Bring a database's schema up to date, as each start does too; of several, one does it."""
+    from runbell.service.databases import open_store
+    from runbell.service.settings import location
+    from runbell.storage.migrate import HEAD
+
+    settings = Settings.load({"database": database})
+
+    async def open_once() -> None:
+        async with open_store(settings):
+            pass
+
+    asyncio.run(open_once())
+    typer.echo(f"{location(settings.database)} has schema {HEAD}")
+
+
+OF_REQUESTS = frozenset({"host", "port", "rpm", "max_body", "body_timeout", "retain_days"})
+"""Settings that say nothing to a worker."""
+
+
+def _options(*, requests: bool) -> Iterator[inspect.Parameter]:
     for item in dataclasses.fields(Settings):
-        if not item.metadata["option"]:
+        if not item.metadata["option"] or (not requests and item.name in OF_REQUESTS):
             continue
         yield _option(item)
         if item.name == "upstream":
@@ -108,7 +145,9 @@ def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
 
 
 # Typer reads a command's options from its signature; ours are the settings, defined there alone.
-serve.__signature__ = inspect.Signature(list(_options()))  # type: ignore[attr-defined]
-serve.__annotations__ = {
-    name: parameter.annotation for name, parameter in inspect.signature(serve).parameters.items()
-}
+for command in (serve, worker):
+    signature = inspect.Signature(list(_options(requests=command is serve)))
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {
+        name: parameter.annotation for name, parameter in signature.parameters.items()
+    }

@@ -72,6 +72,7 @@ def wait(
     with connect(base_url, api_key) as client:
         import runbell
 
+        client.beta.threads.runs  # noqa: B018 - its import takes a second that is not the run's
         # A held request shows nothing but the end: a terminal is there to see what happens.
         with runbell.Waiter(client, policy=chosen, hooks=[view.put], hold=not live) as waiter:
             ref = runbell.RunRef(thread, run)
@@ -100,7 +101,7 @@ def _outcome(work: _Work, ref: RunRef) -> _Outcome:
     try:
         return _Outcome(runbell.raise_for_status(work.result()), 0)
     except runbell.WaitTimeout as error:
-        return _Outcome(error.run, TIMEOUT, str(error))
+        return _Outcome(error.run, TIMEOUT, _with_notes(str(error), error))
     except runbell.ActionRequired as error:
         return _Outcome(error.run, WANTS_OUTPUTS, str(error))
     except runbell.RunError as error:
@@ -108,8 +109,11 @@ def _outcome(work: _Work, ref: RunRef) -> _Outcome:
     except APIStatusError as error:
         if error.status_code not in (401, 403, 404):
             raise
-        words = "\n  ".join([sentence(error), *getattr(error, "__notes__", ())])
-        return _Outcome(ref, NOT_ALLOWED, words)
+        return _Outcome(ref, NOT_ALLOWED, _with_notes(sentence(error), error))
+
+
+def _with_notes(words: str, error: BaseException) -> str:
+    return "\n  ".join([words, *getattr(error, "__notes__", ())])
 
 
 def parse_policy(text: str) -> Policy:

@@ -88,9 +88,11 @@ def timed_out(
 ) -> WaitTimeout:
     """The error for a run that has not ended yet; `cancelled`: the server took a cancel for it."""
     outlook = "its cancel was asked for" if cancelled else "it goes on: wait for it again to resume"
+    if not polls and not cancelled:  # nobody can say that
+        outlook = "wait for it again to resume"
+    looks = "1 look" if polls == 1 else f"{polls} looks"
     return WaitTimeout(
-        f"{view.name} was {view.status} when {why} after {waited:.1f} s and {polls} looks; "
-        f"{outlook}",
+        f"{view.name} was {view.status} when {why} after {waited:.1f} s and {looks}; {outlook}",
         polls=polls,
         waited=waited,
         retryable=True,

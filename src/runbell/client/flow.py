@@ -50,7 +50,7 @@ def waiting(wait: Wait) -> Flow[Any]:
         Exception: what the SDK raised, where trying again can't help or did not.
     """
     view = wait.view
-    held = False
+    held = holds = False
     try:
         while True:
             if view.has_ended:
@@ -58,14 +58,15 @@ def waiting(wait: Wait) -> Flow[Any]:
                 if reason is None:
                     return wait.item
                 yield from _restart(wait, view, reason)
-            elif _asks(wait, view):
-                yield from _answer_calls(wait, view)
+                held = holds
+            elif _asks(wait, view) and (yield from _answer_calls(wait, view)):
+                held = holds  # its holding the next request is the pause
             view = wait.view
             if view.has_ended:
                 continue
             try:
                 answer: Answer = yield Look(_next_look(wait, held))
-                held = answer.held
+                held, holds = answer.held, answer.holds
                 view = _saw(wait, answer)
             except TimeIsUp:
                 raise
@@ -78,7 +79,7 @@ def waiting(wait: Wait) -> Flow[Any]:
     cancelled = False
     if wait.terms.cancel_on_timeout:
         cancelled = yield from _cancel_at_the_end(wait)
-    raise wait.timed_out(why, cancelled) from last_error
+    raise wait.timed_out(why, last_error, cancelled)
 
 
 def cancelling(wait: Wait) -> Flow[Any]:
@@ -88,9 +89,8 @@ def cancelling(wait: Wait) -> Flow[Any]:
         if item is not None:
             wait.begin_part(item)
     except TimeIsUp:
-        raise wait.timed_out("the time was over, and no cancel had got through") from (
-            wait.last_error
-        )
+        why = "the time was over, and no cancel had got through"
+        raise wait.timed_out(why, wait.last_error) from wait.last_error
     except Exception as error:
         if status_of(error) != 400:
             raise
@@ -175,8 +175,11 @@ def _asks(wait: Wait, view: View) -> bool:
     )
 
 
-def _answer_calls(wait: Wait, view: View) -> Flow[None]:
+def _answer_calls(wait: Wait, view: View) -> Flow[bool]:
     """Call the functions, once each, and hand their outputs in together.
+
+    Returns:
+        Whether the server took them.
 
     Raises:
         ActionRequired: there is no function for some of the calls; none was called.
@@ -184,7 +187,7 @@ def _answer_calls(wait: Wait, view: View) -> Flow[None]:
     """
     ids = frozenset(call.id for call in view.calls)
     if wait.was_refused(ids):
-        return
+        return False
     provider: Any = wait.terms.provider
     tools = check(wait.terms.tools, provider.schemas(wait.item))
     missing = tuple(call for call in view.calls if call.name not in tools)
@@ -214,10 +217,11 @@ def _answer_calls(wait: Wait, view: View) -> Flow[None]:
         if is_not_accepting(error):
             wait.answered |= ids
         wait.refuse(ids, error)
-        return
+        return False
     wait.answered |= ids
     wait.begin_part(item)
     wait.tell(records.Submitted, call_ids=tuple(outputs))
+    return True
 
 
 def _reason_to_restart(wait: Wait, view: View) -> str | None:

@@ -137,16 +137,24 @@ class Entry:
             log.warning("%s of %s was begun before and has no output", call.id, run_id)
         return claim != "held"
 
-    def write(self, outcome: ToolOutcome | None) -> None:
-        """Write down what came of it; None where nothing did. The first time counts."""
+    def write(self, outcome: ToolOutcome | None) -> bool:
+        """Write down what came of it; None where nothing did. The first time counts.
+
+        Returns:
+            False where the call is somebody else's by now.
+        """
         if self._journal is None:
-            return
+            return True
         kept = outcome is not None and not (outcome.raised and self._deed.forget_errors)
         run_id, call_id = self._deed.run_id, self._deed.call.id
         try:
-            self._journal.finish(run_id, call_id, outcome.output if outcome and kept else None)
+            ours = self._journal.finish(
+                run_id, call_id, outcome.output if outcome and kept else None
+            )
         except RunbellError as error:  # an output is still worth more than an error
             log.error("%s of %s: its output was not kept: %s", call_id, run_id, error)
+            return True
+        return ours or not kept
 
     def gave(self, result: Any, error: Exception | None) -> None:
         """Take what the function gave, in its thread."""
@@ -262,7 +270,10 @@ class Hands:
         except BaseException:  # of whoever waits: what the function raises is an outcome
             entry.leave()
             raise
-        await self._blocking(entry.write, outcome)
+        while not await self._blocking(entry.write, outcome):
+            # This process stood still for so long that somebody else makes the call now.
+            if (output := await self._claimed(entry)) is not None:
+                return ToolOutcome(output, recorded=True)
         return outcome
 
     async def _claimed(self, entry: Entry) -> str | None:

@@ -4,6 +4,7 @@ calls, and how long runs took, in a SQLite file."""
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sqlite3
 import threading
@@ -21,6 +22,9 @@ log = logging.getLogger("runbell")
 
 KEEP_SECONDS = 7 * 86_400
 """Outputs are kept this long: no run lives that long without an end."""
+
+PRUNE_SECONDS = 3600.0
+"""How often those that are older are looked for, which reads the whole table."""
 
 LEASE_SECONDS = 15.0
 """For how long a call belongs to whoever makes it, who renews that while he is at it. So this long
@@ -119,6 +123,7 @@ class Journal:
         self._keeper: threading.Thread | None = None
         self._news = threading.Event()
         self._closing = False
+        self._pruned = -math.inf
         try:
             # Outputs of tools are nobody else's business. SQLite's own files get the same mode.
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -167,7 +172,9 @@ class Journal:
         with self._lock, self._problems():
             if self._closing:
                 raise RunbellError(f"the journal {self.path} was closed")
-            self._db.execute("delete from tool_calls where begun_at < ?", (now - KEEP_SECONDS,))
+            if now >= self._pruned + PRUNE_SECONDS:
+                self._db.execute("delete from tool_calls where begun_at < ?", (now - KEEP_SECONDS,))
+                self._pruned = now
             begun = self._db.execute(
                 CLAIM, {**about, "now": now, "until": now + LEASE_SECONDS}
             ).fetchall()
@@ -178,18 +185,28 @@ class Journal:
                 self._keep()
         return "first" if begun[0][0] == now else "again"
 
-    def finish(self, run_id: str, call_id: str, output: str | None) -> None:
+    def finish(self, run_id: str, call_id: str, output: str | None) -> bool:
         """Write down what the call gave, the first time that this is said; None, where it gave
-        nothing that is to be kept, frees it."""
+        nothing that is to be kept, frees it.
+
+        Returns:
+            False where the call is somebody else's by now, since its claim was not renewed in time:
+            the process stood still. What he writes down counts.
+        """
         with self._lock, self._problems():
             if self._closing and (run_id, call_id) not in self._begun:  # it was said before
-                return
+                return True
+            about = (run_id, call_id, self._owner)
             try:
                 self._db.execute(
                     "update tool_calls set output = ?, held_until = 0 "
                     "where run_id = ? and call_id = ? and output is null and owner = ?",
-                    (output, run_id, call_id, self._owner),
+                    (output, *about),
                 )
+                ours = self._db.execute(
+                    "select 1 from tool_calls where run_id = ? and call_id = ? and owner = ?", about
+                )
+                return ours.fetchone() is not None
             finally:
                 self._begun.discard((run_id, call_id))
                 self._close_if_done()

@@ -112,7 +112,12 @@ class Server:
     def patient(self, answer: Answer, hold: int | None, took: float) -> Answer:
         """The answer, `held` only where the server did take its time; or where it just showed
         that it would, so that the next request is sent at once."""
-        return replace(answer, held=hold is not None and answer.held and took >= hold / 2)
+        asked = hold is not None
+        return replace(
+            answer,
+            held=asked and answer.held and took >= (hold or 0) / 2,
+            holds=asked and self.holds is True,
+        )
 
     def refuses_batches(self, error: Exception | None, found: dict[str, object] | None) -> bool:
         """Whether the answer to a request for several says that there are no such requests."""

@@ -73,6 +73,9 @@ def toolbox(tools: Tools | None) -> dict[str, Tool]:
     """
     if tools is None:
         return {}
+    given: object = tools
+    if callable(given) or isinstance(given, str):
+        raise ToolMismatch(f"tools is a list of functions, or a dict by their names, not {tools!r}")
     pairs = tools.items() if isinstance(tools, Mapping) else [(_name_of(e), e) for e in tools]
     found: dict[str, Tool] = {}
     for name, function in pairs:
@@ -85,6 +88,8 @@ def toolbox(tools: Tools | None) -> dict[str, Tool]:
 
 
 def _name_of(function: Any) -> str:
+    if not callable(function):
+        raise ToolMismatch(f"{function!r} is no function: pass the function itself")
     name = getattr(function, "__name__", None)
     if not isinstance(name, str) or name == "<lambda>":
         raise ToolMismatch(f"{function!r} has no name: pass tools={{'name': function}}")

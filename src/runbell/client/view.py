@@ -68,7 +68,8 @@ class Answer:
     Attributes:
         item: the SDK's object.
         hint: the seconds of `openai-poll-after-ms`, None without.
-        held: the server applied `Prefer: wait` (`Preference-Applied`).
+        held: the server applied `Prefer: wait` (`Preference-Applied`), and that was a pause.
+        holds: the server is known to hold such a request: the next one need not wait for a policy.
         pushed: an event said so, nobody was asked.
         server_time: the `Date` of the answer, in seconds since the epoch, None without.
         quota: the requests that the server has left for this key, and its limit of them
@@ -78,10 +79,12 @@ class Answer:
     item: Any
     hint: float | None = None
     held: bool = False
+    holds: bool = False
     pushed: bool = False
     server_time: float | None = None
     quota: tuple[float, float] | None = None
 
     def about(self, item: Any) -> Answer:
-        """The same, of one of the objects that it was about."""
-        return replace(self, item=item)
+        """The same, of one of the objects that it was about. One of many waits for its policy, so
+        that the next request is about several again."""
+        return replace(self, item=item, holds=False)

@@ -59,7 +59,6 @@ class Terms:
         raise_tool_errors: a tool that raises ends the wait, instead of telling the model.
         hold: the server may hold requests; then only the statuses that settle a run are seen.
         pushed: somebody tells of events.
-        learning: what is told of how long the run took.
         answers_actions: tool calls are this wait's business; not while it sees a cancel through.
         learning: is told how long runs took.
     """
@@ -122,10 +121,6 @@ class Wait:
         id, thread_id: of the object; they change with a restart.
         done: is called with the wait, its result and its error, one of them None, at the end.
         status: as it was last seen; None before the first look.
-        kind: what such runs have in common; None while nobody knows.
-        age: seconds that it was old when this part began, or the wait; None likewise.
-        waiting_until: the moment at which it was last seen queued in this part.
-        running_from: the one at which it was first seen to go on; infinity when that is over.
         kind: what such runs have in common; None while nobody knows.
         age: seconds that it was old when this part began, or the wait; None likewise.
         waiting_until: the moment at which it was last seen queued in this part.
@@ -194,9 +189,15 @@ class Wait:
             about.setdefault("run_id", self.id)
             records.tell(self.terms.hooks, kind(elapsed=self.now - self.began, **about))
 
-    def timed_out(self, why: str, cancelled: bool = False) -> WaitTimeout:
-        """The error that says that it has not ended."""
-        return timed_out(self.item, self.view, self.now - self.began, self.polls, why, cancelled)
+    def timed_out(
+        self, why: str, last_error: Exception | None, cancelled: bool = False
+    ) -> WaitTimeout:
+        """The error that says that it has not ended; `last_error`: that of the last request."""
+        error = timed_out(self.item, self.view, self.now - self.began, self.polls, why, cancelled)
+        if last_error is not None:
+            error.add_note(f"the last request failed: {words(last_error)}")
+        error.__cause__ = last_error
+        return error
 
     def set_expiry(self, server_now: float | None = None) -> None:
         """Take the expiry from the object, by the server's clock or, where it does not tell the

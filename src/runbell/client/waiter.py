@@ -203,14 +203,17 @@ class _Waiter:
             raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
         timeout, max_errors = options.get("timeout"), options.get("max_errors", 10)
         on_tool_error = options.get("on_tool_error", "output")
-        if timeout is not None and not timeout > 0:
-            raise ConfigurationError(f"timeout has to be above 0, not {timeout}")
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+            raise ConfigurationError(f"timeout has to be seconds above 0, not {timeout!r}")
         if max_errors < 1:
             raise ConfigurationError(f"max_errors has to be at least 1, not {max_errors}")
         if on_tool_error not in ("output", "raise"):
             raise ConfigurationError(f"on_tool_error is 'output' or 'raise', not {on_tool_error!r}")
         tools = toolbox(options.get("tools"))
-        restart_on = frozenset(options.get("restart_on") or ())
+        restart_on = options.get("restart_on") or ()
+        if isinstance(restart_on, str):  # its letters are no statuses
+            restart_on = (restart_on,)
+        restart_on = frozenset(restart_on)
         return {
             "policy": options.get("policy"),
             "clock": self._clock,

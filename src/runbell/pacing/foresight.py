@@ -207,6 +207,11 @@ class Foresight:
             pass  # a list, or a tuple with one: it is known by another name
         return self._kinds.get(_hashable(key))
 
+    def learned_of_others(self) -> bool:
+        """Work out what is known of all kinds, where there is enough news of them: whether there
+        was. It takes milliseconds, perhaps of an event loop."""
+        return self._pool.learn()
+
     def parent(self) -> Survival:
         """What is believed of any run: what is known of all kinds, and the prior."""
         return self._pool.survival()
@@ -263,7 +268,10 @@ class _Kind:
             self.queued.add(seen)
 
     def schedule(self, known: Foresight) -> Schedule:
-        if self._schedule is None or self._news > min(_AGAIN * self._known, _AGAIN_RUNS - 1):
+        due = self._news > min(_AGAIN * self._known, _AGAIN_RUNS - 1)
+        if self._schedule is not None and due and known.learned_of_others():
+            return self._schedule  # this one's turn comes next: together they would take too long
+        if self._schedule is None or due:
             own = estimate(list(self.ran))
             doubt = (_DOUBT + own.escaped) / (_DOUBT + own.runs)
             self._schedule = schedule(own, known.parent(), doubt, known.price, known.latency)
@@ -297,7 +305,9 @@ class _Pool:
         self._news += 1
 
     def survival(self) -> Survival:
-        self._learn()
+        """What was last worked out of it."""
+        if self._known == 0:
+            self.learn()
         if self._own is None:
             return self._of.prior
         if self._survival is None:
@@ -306,7 +316,7 @@ class _Pool:
 
     def schedule(self) -> Schedule:
         """The checks of a run of a kind that was never seen."""
-        self._learn()
+        self.learn()
         if self._schedule is None:
             own = self._own or _of_prior(self._of.prior)
             # As likely as not it is like none of one kind seen, rarely like none of a hundred.
@@ -317,13 +327,16 @@ class _Pool:
             self.pauses = bytearray(_PLACES)
         return self._schedule
 
-    def _learn(self) -> None:
-        if self._news > min(_POOL_AGAIN * self._known, _POOL_AGAIN_RUNS - 1):
-            seen = self._of.sample()
-            self._own = estimate(seen, math.inf) if seen else None
-            self._schedule = self._survival = None
-            self._known += self._news
-            self._news = 0
+    def learn(self) -> bool:
+        """Take in the news, where there are enough: whether there were."""
+        if self._news <= min(_POOL_AGAIN * self._known, _POOL_AGAIN_RUNS - 1):
+            return False
+        seen = self._of.sample()
+        self._own = estimate(seen, math.inf) if seen else None
+        self._schedule = self._survival = None
+        self._known += self._news
+        self._news = 0
+        return True
 
 
 def _pause(found: bytearray, plan: Schedule, elapsed: float) -> float:

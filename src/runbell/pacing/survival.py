@@ -79,12 +79,18 @@ class Mixed(NamedTuple):
 def ignorance(median: float = 8.0) -> Mixed:
     """What is believed of a run that nothing is known about; the median in seconds is a guess.
 
-    Two beliefs in five are that the guess is far too short. It makes up for most of what is lost
-    where that is so, and where the guess is far too long as well, since runs that end early then
-    leave little doubt; where the guess is right it costs a few calls in a hundred. Weight, factor
-    and slope were chosen so that being 30 times wrong costs 1.6 times the calls at the most.
+    Nearly every second belief is that the guess is far too short. It makes up for most of what is
+    lost where that is so, and where the guess is right it costs a few calls in a hundred. One in a
+    hundred is that it is far too long, so that a run is not left alone for minutes that takes
+    seconds. Weights, factors and slopes were chosen for a guess that is 30 times wrong.
     """
-    return Mixed(((0.6, LogLogistic(median)), (0.4, LogLogistic(15 * median, 2.0))))
+    return Mixed(
+        (
+            (0.541, LogLogistic(median)),
+            (0.45, LogLogistic(15 * median, 2.0)),
+            (0.009, LogLogistic(median / 20)),
+        )
+    )
 
 
 class Estimate(NamedTuple):
@@ -126,7 +132,7 @@ _ROUNDS = 8
 """Rounds in which the weights of the widths are looked for."""
 
 _EVEN = [favour / sum(FAVOUR) for favour in FAVOUR]
-_FLOOR = 1e-6
+_FLOOR = 1e-9
 """The share of all mass that is spread evenly while runs are spread, so that each finds some."""
 
 _NOBODY = 1e-9

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from starlette.routing import compile_path
@@ -36,6 +36,9 @@ from runbell.service.wire.pages import MAX_IDS
 from runbell.storage.probes import probe
 
 __all__ = ["App"]
+
+if TYPE_CHECKING:
+    from runbell.service.shared_limits import SharedLimits
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +78,16 @@ _PAGES = logs.PROBES | frozenset(openapi.PATHS) | {"/"}
 
 
 class App:
-    """The application."""
+    """The application.
 
-    def __init__(self, ctx: Context, access: Access) -> None:
+    Args:
+        shared: counts requests where other processes do so too.
+    """
+
+    def __init__(self, ctx: Context, access: Access, shared: SharedLimits | None = None) -> None:
         self._ctx = ctx
         self._access = access
+        self._shared = shared
         self._limits = Limits(ctx.clock, ctx.settings.rpm)
         self._stopping = False
         self._probe_again = float("-inf")
@@ -170,7 +178,10 @@ class App:
             exchange.route, exchange.path = template.replace(":path}", "}"), found[1]
         caller = await self._access.caller(_key(headers))
         exchange.project = caller.project
-        told += self._limits.count(caller)
+        if self._shared is not None:
+            told += await self._shared.count(caller)
+        else:
+            told += self._limits.count(caller)
         if found is None:
             raise _no_such_path(method, path)
         routes, parameters = found

@@ -1,16 +1,44 @@
-"""Who is told, within this process, that a run has changed: wake-ups, never the truth."""
+"""Who is told, within this process, that a run has changed: wake-ups, never the truth.
+
+Where there are several processes, `service/neighbours.py` tells the others too.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from runbell.clock import Clock
-from runbell.runs import Run
+from runbell.runs import RunStatus
+from runbell.storage.store import Transaction
 
-__all__ = ["Changes", "Watch"]
+__all__ = ["Changes", "Moved", "Watch"]
+
+
+class Moved(Protocol):
+    """What is told of a run that has changed; a `Run` says it, and more."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def project_id(self) -> str: ...
+
+    @property
+    def status(self) -> RunStatus: ...
+
+    @property
+    def attempt(self) -> int: ...
+
+    @property
+    def sequence(self) -> int: ...
+
+    @property
+    def updated_at_ms(self) -> int:
+        """When it changed, in milliseconds since the epoch."""
+        ...
 
 
 class Changes:
@@ -18,16 +46,24 @@ class Changes:
     who wait for certain runs or for a project."""
 
     def __init__(self) -> None:
-        self._listeners: list[Callable[[Run], None]] = []
+        self._listeners: list[Callable[[Moved], None]] = []
         # Most runs have one watch, and a set of one would take most of the memory of a wait.
         self._watches: dict[str, Watch | set[Watch]] = {}
         self._closed = False
 
-    def subscribe(self, listener: Callable[[Run], None]) -> None:
+    def subscribe(self, listener: Callable[[Moved], None]) -> None:
         """Have `listener` called with each run that has changed, on the event loop."""
         self._listeners.append(listener)
 
-    def publish(self, run: Run) -> None:
+    def announce(self, tx: Transaction, run: Moved) -> None:
+        """Tell everybody that the run is as given, when this transaction is committed."""
+        tx.after_commit(lambda: self.publish(run))
+
+    def announce_wake(self, tx: Transaction, key: str) -> None:
+        """Wake those who wait for what has this id, when this transaction is committed."""
+        tx.after_commit(lambda: self.wake(key))
+
+    def publish(self, run: Moved) -> None:
         """Tell everybody that the run is now as given."""
         for listener in self._listeners:
             listener(run)
@@ -41,6 +77,11 @@ class Changes:
         """Wake those who wait for what has this id."""
         for watch in self._of(key):
             watch.wake()
+
+    def wake_all(self) -> None:
+        """Wake everybody who waits: something may have been missed."""
+        for key in list(self._watches):
+            self.wake(key)
 
     def watch(self, keys: Iterable[str], *, settled_alone: bool = False) -> Watch:
         """Wait for changes of these runs, of any run of these projects, or of what is owed to

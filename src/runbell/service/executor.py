@@ -15,6 +15,7 @@ from runbell import faults
 from runbell.errors import ModelError, StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.runs import Run, RunStatus
+from runbell.service.changes import Moved
 from runbell.service.draft import Draft
 from runbell.service.logs import having
 from runbell.service.operations import runs, turns
@@ -27,6 +28,7 @@ from runbell.service.operations.turns import (
     Outcome,
     Turn,
 )
+from runbell.storage import runs as run_rows
 
 __all__ = ["Executor"]
 
@@ -176,7 +178,14 @@ class Executor:
             await self._ctx.clock.sleep(self._backoff.delay(failures, self._rng))
         raise AssertionError("unreachable")
 
-    def _hear(self, run: Run) -> None:
+    async def look_again(self) -> None:
+        """Hear of what has become of the runs that are held here: it may have been missed."""
+        for run_id in list(self._holds):
+            record = await self._ctx.store.read(lambda tx: run_rows.find(tx, run_id))  # noqa: B023
+            if record is not None:
+                self._hear(record.run)
+
+    def _hear(self, run: Moved) -> None:
         """Stop the model call of a run that is not to go on, or that another worker has now."""
         hold = self._holds.get(run.id)
         if hold is None:

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 
-from runbell.runs import Run
-from runbell.service.changes import Changes
+from runbell.service.changes import Changes, Moved
 from runbell.storage import events
 from runbell.storage.events import FeedRow
 from runbell.storage.store import Store
@@ -66,10 +65,19 @@ class Feeds:
                 lambda tx: events.behind(tx, project, low=low, types=types, limit=limit)
             )
 
-    def _hear(self, run: Run) -> None:
-        tail = self._tails.get(run.project_id)
-        if tail is not None:
-            tail.stale = True
+    def followed(self, project: str) -> bool:
+        """Somebody follows this project's feed."""
+        return project in self._tails
+
+    def look_again(self, project: str | None = None) -> None:
+        """There may be events that were not read yet: of a project, or of any."""
+        for key in self._tails if project is None else (project,):
+            tail = self._tails.get(key)
+            if tail is not None:
+                tail.stale = True
+
+    def _hear(self, run: Moved) -> None:
+        self.look_again(run.project_id)
 
 
 class _Tail:

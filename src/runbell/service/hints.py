@@ -21,6 +21,12 @@ __all__ = ["Hints"]
 LEAST_MS, MOST_MS = 50, 60_000
 """Within these bounds, whatever was learned: the SDK keeps to the first hint that it is given."""
 
+UNKNOWN_MS = 500
+"""For a run of which too little is known: a guess would be wrong for whoever tries things out."""
+
+ENOUGH_OF_A_KIND, ENOUGH_OF_ALL = 8, 64
+"""Runs that have to be known before the hint follows what was learned of a kind, or of all."""
+
 REMEMBERED_RUNS = 1_000
 """The latest runs, which a start learns from."""
 
@@ -33,6 +39,9 @@ LEARNED_A_SECOND = 20
 MOST_KINDS = 1_000
 MOST_OPEN = 100_000
 """Runs whose beginnings are known at a time; beyond that the oldest is not learned from."""
+
+_NEVER = (0, float("-inf"))
+"""How many runs of a kind were learned from, and when the last was, on the monotonic clock."""
 
 _CUT_SHORT = frozenset({RunStatus.CANCELLING, RunStatus.CANCELLED, RunStatus.EXPIRED})
 """What ends so would have taken longer."""
@@ -54,7 +63,7 @@ class Hints:
         self._known = Foresight(most=MOST_KINDS)
         self._parts: dict[str, _Part] = {}
         self._kinds: dict[Key, tuple[int, float]] = {}
-        self._second, self._learned = 0, 0
+        self._runs, self._second, self._learned = 0, 0, 0
 
     async def learn(self, store: Store) -> None:
         """Learn from the latest runs that are stored."""
@@ -94,13 +103,10 @@ class Hints:
         now = self._clock.monotonic()
         if int(now) != self._second:
             self._second, self._learned = int(now), 0
-        count, at = self._kinds.get(key, (0, now))
+        count, at = self._kinds.get(key, _NEVER)
         if self._learned >= LEARNED_A_SECOND or (count >= FIRST_RUNS and now - at < 1.0):
             return False
         self._learned += 1
-        if len(self._kinds) >= MOST_KINDS:
-            del self._kinds[next(iter(self._kinds))]
-        self._kinds[key] = (count + 1, now)
         return True
 
     def _learn(self, key: Key, part: _Part, at_ms: int, *, ended: bool) -> None:
@@ -109,14 +115,22 @@ class Hints:
         ran = max(at_ms - part.started_ms, 0) / 1000
         queued = max(part.started_ms - part.queued_ms, 0) / 1000
         self._known.observe(key, ran, ended=ended, queued=queued)
+        count, _ = self._kinds.pop(key, _NEVER)
+        self._kinds[key] = (count + 1, self._clock.monotonic())
+        self._runs += 1
+        if len(self._kinds) > MOST_KINDS:
+            del self._kinds[next(iter(self._kinds))]
 
     def poll_after_ms(self, record: RunRecord) -> int:
         """Milliseconds until it is worth looking at a run that has not ended."""
+        key = _key(record)
+        if self._kinds.get(key, _NEVER)[0] < ENOUGH_OF_A_KIND and self._runs < ENOUGH_OF_ALL:
+            return UNKNOWN_MS
         part = self._parts.get(record.run.id)
         elapsed = 0.0
         if part is not None and part.started_ms is not None:
             elapsed = (self._clock.now_ms() - part.started_ms) / 1000
-        seconds = self._known.poll_after(_key(record), elapsed)
+        seconds = self._known.poll_after(key, elapsed)
         return max(LEAST_MS, min(round(seconds * 1000), MOST_MS))
 
     def soonest_ms(self, records: Iterable[RunRecord]) -> int | None:

@@ -1,7 +1,7 @@
 """How often may a key ask: requests a minute, counted in memory, told in OpenAI's words.
 
-Each process counts for itself, and a restart forgets. A key that has not asked for a minute costs
-no memory.
+One process counts for itself, and a restart forgets; several count in `service/shared_limits.py`.
+A key that has not asked for a minute costs no memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from runbell.errors import RequestRefused
 from runbell.pacing import Taken, TokenBucket
 from runbell.service.operations.access import Caller
 
-__all__ = ["Limits", "duration_text"]
+__all__ = ["Headers", "Limits", "bucket_of", "duration_text", "headers_of"]
 
 SWEEP_SECONDS = 60.0
 """How often full buckets are dropped; an empty one is full after a minute."""
@@ -52,11 +52,9 @@ class Limits:
         now = self._clock.monotonic()
         if now >= self._next_sweep:
             self._sweep(now)
-        taken = _bucket(rpm).take(self._full_at.get(caller.key_id, now), now)
-        if not taken.granted:
-            raise _limit_reached(caller, rpm, taken)
+        taken = bucket_of(rpm).take(self._full_at.get(caller.key_id, now), now)
         self._full_at[caller.key_id] = taken.full_at
-        return _headers(rpm, taken)
+        return headers_of(caller, rpm, taken)
 
     def _sweep(self, now: float) -> None:
         self._full_at = {key: at for key, at in self._full_at.items() if at > now}
@@ -78,8 +76,20 @@ def _milliseconds(seconds: float) -> int:
 
 
 @cache
-def _bucket(rpm: int) -> TokenBucket:
+def bucket_of(rpm: int) -> TokenBucket:
+    """The bucket of a key that may make so many requests a minute."""
     return TokenBucket.per_minute(rpm)
+
+
+def headers_of(caller: Caller, rpm: int, taken: Taken) -> Headers:
+    """What an answer says about a limit.
+
+    Raises:
+        RequestRefused: (429) there was no token.
+    """
+    if not taken.granted:
+        raise _limit_reached(caller, rpm, taken)
+    return _headers(rpm, taken)
 
 
 def _headers(rpm: int, taken: Taken) -> Headers:

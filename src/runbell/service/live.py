@@ -99,6 +99,12 @@ class Live:
     def __init__(self) -> None:
         self._followers: dict[str, list[Follower]] = {}
         self._closed = False
+        self._on_join: Callable[[str, int], None] = _nothing
+
+    def on_join(self, callback: Callable[[str, int], None]) -> None:
+        """Have `callback` called when somebody has joined a run, with the run's id and the number
+        of the latest event that it had before that."""
+        self._on_join = callback
 
     @property
     def following(self) -> int:
@@ -111,14 +117,22 @@ class Live:
         self._add(run_id, follower)
         return follower
 
-    def join(self, tx: Transaction, run_id: str, follower: Follower) -> None:
+    def join(self, tx: Transaction, run_id: str, follower: Follower, behind: int = 0) -> None:
         """Follow a run from this transaction on: from the first change in it that comes behind
         this call, and of none before.
 
         Who began to follow outside of it could miss what others do to the run as soon as it is
         committed, or hear of what was committed before and is told only now.
+
+        Args:
+            behind: the number of the run's latest event before that.
         """
-        tx.after_commit(lambda: self._add(run_id, follower))
+
+        def joined() -> None:
+            self._add(run_id, follower)
+            self._on_join(run_id, behind)
+
+        tx.after_commit(joined)
 
     def _add(self, run_id: str, follower: Follower) -> None:
         self._followers.setdefault(run_id, []).append(follower)
@@ -148,3 +162,7 @@ class Live:
         for followers in list(self._followers.values()):
             for follower in list(followers):
                 follower.close()
+
+
+def _nothing(run_id: str, behind: int) -> None:
+    """There is nobody else who could have changed the run."""

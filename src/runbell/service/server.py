@@ -18,10 +18,9 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import uvicorn
 
@@ -33,15 +32,14 @@ from runbell.service.app import App
 from runbell.service.backends import Backend, Backends
 from runbell.service.backends.echo import Echo
 from runbell.service.backends.timing import Observer
-from runbell.service.changes import Changes
 from runbell.service.connection import Connection
+from runbell.service.databases import Database, open_database
 from runbell.service.delivery.dialling import Poster
 from runbell.service.delivery.lanes import Deliverer
 from runbell.service.executor import Executor
 from runbell.service.feeds import Feeds
 from runbell.service.hints import Hints
 from runbell.service.jobs import Handler, JobKind
-from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
 from runbell.service.metrics import Metrics
 from runbell.service.operations import backlog
@@ -52,14 +50,11 @@ from runbell.service.operations.access import (
     new_key,
 )
 from runbell.service.operations.context import Context
-from runbell.service.settings import Settings, mistaken_variables, sqlite_path
+from runbell.service.settings import Settings, location, mistaken_variables
 from runbell.service.vault import Vault, load_or_make_key
 from runbell.storage import endpoints, projects
-from runbell.storage.lock import InstallationLock
-from runbell.storage.migrate import upgrade_sqlite
-from runbell.storage.sqlite import SQLiteStore
 
-__all__ = ["build", "handlers", "open_store", "run"]
+__all__ = ["build", "handlers", "run", "work"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,55 +74,47 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> None:
     Raises:
         ConfigurationError: the service cannot start; says why, and what to do.
     """
+    _live(settings, _serve(settings, say))
+
+
+def work(settings: Settings, say: Callable[[str], None] = print) -> None:
+    """Execute runs and deliver webhooks until SIGTERM or SIGINT, and take no requests.
+
+    Args:
+        say: shows a line to whoever started the process.
+
+    Raises:
+        ConfigurationError: the worker cannot start; says why, and what to do.
+    """
+    if settings.database.startswith("sqlite:"):
+        raise ConfigurationError(
+            f"{location(settings.database)} has one process, which serves too: a worker needs a "
+            "database for several, such as --database postgresql://USER@HOST/DATABASE"
+        )
+    _live(settings, _work(settings, say))
+
+
+def _live(settings: Settings, life: Coroutine[Any, Any, None]) -> None:
     logs.configure(settings.log_level, settings.log_format)
     for name, meant in mistaken_variables(os.environ).items():
         logger.warning("%s is no setting: is %s meant?", name, meant)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings, say))
-
-
-@contextlib.asynccontextmanager
-async def open_store(path: Path, *, create: bool = True) -> AsyncIterator[SQLiteStore]:
-    """The store in a SQLite file, its schema up to date; closed at the end.
-
-    Args:
-        create: make the file where there is none.
-
-    Raises:
-        ConfigurationError: the file can't be used.
-        StorageUnavailable: it is locked.
-    """
-    if not create and not path.exists():  # noqa: ASYNC240 - one look, before anything is served
-        raise ConfigurationError(f"there is no database at {path}: name it with --database")
-    upgrade_sqlite(path, InstallationLock(path))
-    store = await SQLiteStore.open(path)
-    try:
-        yield store
-    finally:
-        await store.close()
+        runner.run(life)
 
 
 def build(
-    settings: Settings, store: SQLiteStore, clock: Clock, vault: Vault
+    settings: Settings, database: Database, clock: Clock, vault: Vault
 ) -> tuple[Context, Executor, Deliverer]:
     """The parts of one service, put together; its jobs are not started."""
-    metrics = Metrics()
+    metrics, store = Metrics(), database.store
     backends = _backends(settings, clock, metrics)
-    jobs = EmbeddedJobs(
-        store,
-        clock,
-        backends,
-        concurrency=settings.max_concurrent_runs,
-        cancel_grace=settings.cancel_grace,
-    )
-    changes = Changes()
     ctx = Context(
         settings,
         clock,
         store,
-        jobs,
-        changes,
-        Feeds(store, changes),
+        database.jobs(clock, backends, settings),
+        database.changes,
+        Feeds(store, database.changes),
         Live(),
         Hints(clock),
         backends,
@@ -150,13 +137,13 @@ def _poster(settings: Settings, clock: Clock) -> Poster:
     )
 
 
-async def _vault(settings: Settings, store: SQLiteStore) -> Vault:
+async def _vault(settings: Settings, database: Database) -> Vault:
     """What secrets are encrypted with. A new key is made only where nothing is encrypted yet."""
-    sealed = await store.read(endpoints.some_sealed)
+    sealed = await database.store.read(endpoints.some_sealed)
     key = load_or_make_key(
         given=settings.encryption_key,
         key_file=settings.key_file,
-        beside=sqlite_path(settings.database),
+        beside=database.file,
         create=sealed is None,
     )
     vault = Vault(key)
@@ -186,41 +173,54 @@ def handlers(executor: Executor, deliverer: Deliverer) -> dict[JobKind, Handler]
     }
 
 
+async def _work(settings: Settings, say: Callable[[str], None]) -> None:
+    async with open_database(settings) as database:
+        vault = await _vault(settings, database)
+        ctx, executor, deliverer = build(settings, database, SystemClock(), vault)
+        _spare_the_collector()
+        ctx.backends.start()
+        await database.join(ctx, executor.look_again)
+        ctx.jobs.start(handlers(executor, deliverer))
+        stop = asyncio.Event()
+        with _signals(stop), _background(ctx.metrics.watch_loop()):
+            say(f"runbell: working for {database.name}")
+            await stop.wait()
+            ctx.changes.close()
+            await ctx.jobs.stop(settings.shutdown_grace)
+            await _let_go(ctx, executor, deliverer)
+
+
+async def _let_go(ctx: Context, executor: Executor, deliverer: Deliverer) -> None:
+    """After the last job: end what is left, and say in the tables what was given up."""
+    await deliverer.close()
+    await ctx.poster.close()
+    await executor.hand_back()
+    await ctx.backends.close()
+
+
 async def _serve(settings: Settings, say: Callable[[str], None]) -> None:
-    path = sqlite_path(settings.database)
-    lock = InstallationLock(path)
-    if not lock.acquire():
-        raise ConfigurationError(
-            f"{path} is in use by another runbell service (process {lock.holder()}): "
-            "stop that one, or name another file with --database"
-        )
-    with contextlib.ExitStack() as stack:
-        stack.callback(lock.release)
+    async with open_database(settings) as database:
         listener, loopback = _bind(settings.host, settings.port)
-        stack.callback(listener.close)
-        _raise_file_limit()
-        upgrade_sqlite(path, lock)
-        store = await SQLiteStore.open(path)
-        try:
-            await _serve_from(settings, store, listener, loopback=loopback, say=say)
-        finally:
-            await store.close()
+        with contextlib.closing(listener):
+            _raise_file_limit()
+            await _serve_from(settings, database, listener, loopback=loopback, say=say)
 
 
 async def _serve_from(
     settings: Settings,
-    store: SQLiteStore,
+    database: Database,
     listener: socket.socket,
     *,
     loopback: bool,
     say: Callable[[str], None],
 ) -> None:
-    vault = await _vault(settings, store)
-    ctx, executor, deliverer = build(settings, store, SystemClock(), vault)
-    project = await ensure_project(store, ctx.clock, DEFAULT_PROJECT)
+    vault = await _vault(settings, database)
+    ctx, executor, deliverer = build(settings, database, SystemClock(), vault)
+    project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
     url = _url(listener)
-    about_keys = await _about_keys(ctx, url, loopback=loopback)
-    app = App(ctx, Access(store, settings.api_key, project.id))
+    about_keys = await _about_keys(ctx, database, url, loopback=loopback)
+    access = Access(ctx.store, settings.api_key, project.id)
+    app = App(ctx, access, database.limits(settings.rpm))
     server = _Server(
         uvicorn.Config(
             app,
@@ -235,15 +235,16 @@ async def _serve_from(
             timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
         )
     )
-    await ctx.hints.learn(store)
+    await ctx.hints.learn(ctx.store)
     _spare_the_collector()
     ctx.backends.start()
+    await database.join(ctx, executor.look_again)
     ctx.jobs.start(handlers(executor, deliverer))
     stop = asyncio.Event()
     with _signals(stop), _background(retention.sweep(ctx), ctx.metrics.watch_loop()):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await server.listening(serving)
-        logger.info("everything is kept in %s", store.path.resolve())
+        logger.info("everything is kept in %s", database.name)
         if settings.retain_days:
             logger.info("what ended more than %g days ago is removed", settings.retain_days)
         say(f"runbell: listening on {url}")
@@ -258,19 +259,16 @@ async def _serve_from(
         stopping = asyncio.create_task(ctx.jobs.stop(settings.shutdown_grace))
         logger.info(
             "stopping: open requests, and %s, have %g s",
-            await _live(ctx, "model call", RunStatus.IN_PROGRESS),
+            await _going_on(ctx, "model call", RunStatus.IN_PROGRESS),
             settings.shutdown_grace,
         )
         await asyncio.gather(serving, stopping)
-        await deliverer.close()
-        await ctx.poster.close()
-        await executor.hand_back()
-        await ctx.backends.close()
-        going_on = await _live(ctx, "run", RunStatus.QUEUED, RunStatus.IN_PROGRESS)
+        await _let_go(ctx, executor, deliverer)
+        going_on = await _going_on(ctx, "run", RunStatus.QUEUED, RunStatus.IN_PROGRESS)
         logger.info("stopped; to go on at the next start: %s", going_on)
 
 
-async def _live(ctx: Context, name: str, *statuses: RunStatus) -> str:
+async def _going_on(ctx: Context, name: str, *statuses: RunStatus) -> str:
     """How many runs have one of these statuses, in words, by another name."""
     found = await backlog.look(ctx)
     if found is None:
@@ -295,7 +293,7 @@ class _Server(uvicorn.Server):
             raise ConfigurationError("the server ended before it had begun")
 
 
-async def _about_keys(ctx: Context, url: str, *, loopback: bool) -> list[str]:
+async def _about_keys(ctx: Context, database: Database, url: str, *, loopback: bool) -> list[str]:
     """What to say about keys. Where there is none, one is made: shown once on a terminal, else left
     in a file; beyond loopback, it has to be one that somebody chose."""
     chosen = ctx.settings.api_key
@@ -310,13 +308,13 @@ async def _about_keys(ctx: Context, url: str, *, loopback: bool) -> list[str]:
     if not loopback and not any(key.origin == "keys" for key in keys):
         raise ConfigurationError(
             f"{ctx.settings.host} can be reached from other machines: set RUNBELL_API_KEY, or make "
-            f"a key with: runbell keys create --database {ctx.settings.database}"
+            f"a key with: runbell keys create --database {database.url}"
         )
-    path = sqlite_path(ctx.settings.database).resolve()
+    path = database.file or Path("runbell").resolve()  # noqa: ASYNC240 - asks no disk
     if keys:
         are = "1 API key is" if len(keys) == 1 else f"{len(keys)} API keys are"
-        database = shlex.quote(f"sqlite:///{quote(str(path))}")
-        return [f"runbell: {are} open; for another: runbell keys create --database {database}"]
+        named = shlex.quote(database.url)
+        return [f"runbell: {are} open; for another: runbell keys create --database {named}"]
     project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
     key, row = new_key(ctx.clock, project, "serve")
     shown = "runbell: this is your API key; it is not shown again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,20 @@ from urllib.parse import unquote
 from runbell.errors import InvalidSetting
 from runbell.service.upstreams import UpstreamSettings, read_upstreams
 
-__all__ = ["Settings", "environment_name", "mistaken_variables", "number", "sqlite_path"]
+__all__ = [
+    "EMBEDDED",
+    "Settings",
+    "environment_name",
+    "location",
+    "mistaken_variables",
+    "number",
+    "sqlite_path",
+]
 
 N = TypeVar("N", int, float)
+
+EMBEDDED = "postgresql-embedded"
+"""Names a database on a PostgreSQL server that the service starts for itself."""
 
 SIMILAR = 0.9
 """How much of its letters an unknown variable shares with a setting's to be one misspelt."""
@@ -38,7 +50,8 @@ class Settings:
     port: int = _setting(8100, "Port to listen on; 0 takes a free one.", low=0)
     database: str = _setting(
         "sqlite:///runbell.db",
-        "Where everything is kept: sqlite:///FILE, or sqlite:////FILE from the root.",
+        "Where everything is kept: sqlite:///FILE, or sqlite:////FILE from the root; "
+        "postgresql://USER@HOST/DATABASE; or postgresql-embedded, a server of its own.",
     )
     upstream: tuple[UpstreamSettings, ...] = _setting(
         (),
@@ -162,7 +175,7 @@ class Settings:
             )
         if settings.port > 65_535:
             raise _wrong("port", settings.port, "the largest value is 65535")
-        sqlite_path(settings.database)
+        _check_database(settings.database)
         settings.retry_delays  # noqa: B018 - raises where it can't be read
         return settings
 
@@ -202,6 +215,22 @@ def mistaken_variables(environ: Iterable[str]) -> dict[str, str]:
     return {name: found[0] for name, found in close.items() if found}
 
 
+def location(database: str) -> str:
+    """Where a database is, for messages: without a password."""
+    if database.startswith("sqlite:"):
+        return str(sqlite_path(database).resolve())
+    return _without_password(database)
+
+
+def _check_database(url: str) -> None:
+    scheme, separator, rest = url.partition("://")
+    if scheme in ("postgresql", "postgres") and separator and rest:
+        return
+    if scheme == EMBEDDED and (not separator or (len(rest) > 1 and rest.startswith("/"))):
+        return
+    sqlite_path(url)
+
+
 def sqlite_path(url: str) -> Path:
     """The file that a database URL names.
 
@@ -213,7 +242,8 @@ def sqlite_path(url: str) -> Path:
         raise _wrong(
             "database",
             _without_password(url),
-            "use sqlite:///runbell.db, beside you, or sqlite:////var/lib/runbell.db, from the root",
+            "use sqlite:///runbell.db, beside you, or sqlite:////var/lib/runbell.db, from the "
+            f"root; to serve, postgresql://USER@HOST/DATABASE or {EMBEDDED} too",
         )
     if "?" in path or "#" in path:
         raise _wrong(
@@ -276,4 +306,5 @@ def _place(setting: str) -> str:
 def _without_password(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     credentials, at, host = rest.rpartition("@")
+    host = re.sub(r"(?i)((?:ssl)?password=)[^&]*", r"\1***", host)
     return f"{scheme}{separator}{'***@' if at and credentials else ''}{host}"

@@ -18,6 +18,13 @@ _own = (_a.project_id == bindparam("project"), _a.id == bindparam("key"))
 
 INSERT = Statement("assistants.insert", "A new assistant.", insert_row(schema.assistants))
 GET = Statement("assistants.get", "One assistant.", select_row(schema.assistants).where(*_own))
+GET_TO_CHANGE = Statement(
+    "assistants.get_to_change",
+    "One assistant, which is about to be changed.",
+    # Apart from the other: every new run reads its assistant, and none is to wait for another.
+    select_row(schema.assistants).where(*_own),
+    locks=True,
+)
 UPDATE = Statement(
     "assistants.update",
     "Replace what an assistant's maker chose.",
@@ -44,9 +51,16 @@ async def insert(tx: Transaction, assistant: Assistant) -> None:
     )
 
 
-async def get(tx: Transaction, project: str, assistant_id: str) -> Assistant | None:
-    """One assistant of the project."""
-    row = await tx.fetch_one(GET, {"project": project, "key": assistant_id})
+async def get(
+    tx: Transaction, project: str, assistant_id: str, *, to_change: bool = False
+) -> Assistant | None:
+    """One assistant of the project.
+
+    Args:
+        to_change: it is about to be changed in this transaction.
+    """
+    statement = GET_TO_CHANGE if to_change else GET
+    row = await tx.fetch_one(statement, {"project": project, "key": assistant_id})
     return _assistant(row) if row is not None else None
 
 

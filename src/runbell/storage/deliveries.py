@@ -59,7 +59,9 @@ _pending = text("deliveries.status = 'pending'")
 _one = (_d.endpoint_id == bindparam("endpoint"), _d.id == bindparam("key"))
 
 INSERT = Statement("deliveries.owe", "An event is owed.", insert_row(schema.deliveries))
-GET = Statement("deliveries.get", "One delivery.", select(schema.deliveries).where(*_one))
+GET = Statement(
+    "deliveries.get", "One delivery.", select(schema.deliveries).where(*_one), locks=True
+)
 
 _DUE_COLUMNS = (
     _d.position,

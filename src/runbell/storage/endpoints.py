@@ -45,12 +45,16 @@ INSERT = Statement(
     "webhook_endpoints.insert", "A new endpoint.", insert_row(schema.webhook_endpoints)
 )
 GET = Statement(
-    "webhook_endpoints.get", "One endpoint.", select_row(schema.webhook_endpoints).where(*_own)
+    "webhook_endpoints.get",
+    "One endpoint.",
+    select_row(schema.webhook_endpoints).where(*_own),
+    locks=True,
 )
 FIND = Statement(
     "webhook_endpoints.find",
     "An endpoint by its id alone.",
     select_row(schema.webhook_endpoints).where(_by_id),
+    locks=True,
 )
 COUNT = Statement(
     "webhook_endpoints.count",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import bindparam, literal_column, select
+from sqlalchemy import bindparam, literal_column, select, text
 
 from runbell.errors import UnknownCursor
 from runbell.runs import Event
@@ -26,32 +26,35 @@ CURSOR = Statement(
     select(_e.position).where(_e.project_id == bindparam("project"), _e.id == bindparam("key")),
 )
 _after = (_e.project_id == bindparam("project"), _e.position > bindparam("low"))
-NEWEST = Statement(
-    "events.newest",
-    "The project's newest event, and where in the feed it stands.",
+# Behind the horizon is what has been committed, and what comes in front of it may not have been.
+_SETTLED = text("events.position < runbell_feed_horizon()")
+_newest = (
     select(_e.position, _e.id)
     .where(_e.project_id == bindparam("project"))
     .order_by(_e.position.desc())
     .limit(literal_column("1"))
-    .offset(literal_column("0")),
+    .offset(literal_column("0"))
 )
+NEWEST = Statement(
+    "events.newest",
+    "The project's newest event, and where in the feed it stands.",
+    _newest,
+    postgresql=_newest.where(_SETTLED),
+)
+_page = limited(select(_e.id, _e.type, _e.body, _e.position).where(*_after).order_by(_e.position))
 PAGE = Statement(
     "events.page",
     "The project's events behind a position, in commit order.",
-    limited(select(_e.id, _e.type, _e.body, _e.position).where(*_after).order_by(_e.position)),
+    _page,
+    postgresql=_page.where(_SETTLED),
 )
+# A fixed number of slots, so that the text is compiled once; unused slots repeat.
+_page_of_types = _page.where(_e.type.in_([bindparam(f"type{slot}") for slot in range(10)]))
 PAGE_OF_TYPES = Statement(
     "events.page_of_types",
     "The same, of certain types alone.",
-    limited(
-        select(_e.id, _e.type, _e.body, _e.position)
-        .where(
-            *_after,
-            # A fixed number of slots, so that the text is compiled once; unused slots repeat.
-            _e.type.in_([bindparam(f"type{slot}") for slot in range(10)]),
-        )
-        .order_by(_e.position)
-    ),
+    _page_of_types,
+    postgresql=_page_of_types.where(_SETTLED),
 )
 
 

@@ -29,7 +29,9 @@ _in_thread = (
 _own = (*_in_thread, _m.id == bindparam("key"))
 
 INSERT = Statement("messages.insert", "A new message.", insert_row(schema.messages))
-GET = Statement("messages.get", "One message.", select_row(schema.messages).where(*_own))
+GET = Statement(
+    "messages.get", "One message.", select_row(schema.messages).where(*_own), locks=True
+)
 UPDATE = Statement(
     "messages.update",
     "Replace a message's metadata.",

@@ -81,9 +81,14 @@ _CHANGING = (
 INSERT = Statement("runs.insert", "A new run.", insert_row(schema.runs))
 _ROW = select_row(schema.runs, "pending_messages")
 GET = Statement(
-    "runs.get", "One run of a thread.", _ROW.where(*_in_thread, _r.id == bindparam("key"))
+    "runs.get",
+    "One run of a thread.",
+    _ROW.where(*_in_thread, _r.id == bindparam("key")),
+    locks=True,
 )
-FIND = Statement("runs.find", "A run by its id alone.", _ROW.where(_r.id == bindparam("key")))
+FIND = Statement(
+    "runs.find", "A run by its id alone.", _ROW.where(_r.id == bindparam("key")), locks=True
+)
 CHANGE = Statement(
     "runs.change",
     "Move a run on, if nobody has moved it since it was read.",
@@ -103,6 +108,7 @@ ACTIVE = Statement(
     "runs.active",
     "The run that holds a thread.",
     select(_r.id).where(_r.thread_id == bindparam("thread"), _active),
+    locks=True,
 )
 NEXT_WAITING = Statement(
     "runs.next_waiting",
@@ -119,6 +125,7 @@ TAKE_TURN = Statement(
     update_row(schema.runs, "waits_turn", "pending_messages").where(
         _r.id == bindparam("key"), _r.waits_turn, _live
     ),
+    refusable=True,
 )
 PENDING_MESSAGES = Statement(
     "runs.pending_messages",

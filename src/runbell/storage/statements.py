@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Table
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql import ClauseElement, bindparam, insert, literal_column, select, update
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import Insert, Update
 from sqlalchemy.sql.selectable import Select
 
-__all__ = ["Statement", "insert_row", "limited", "select_row", "update_row"]
+__all__ = ["PostgresqlText", "Statement", "insert_row", "limited", "select_row", "update_row"]
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresqlText:
+    """A statement as PostgreSQL takes it.
+
+    Attributes:
+        text: with `$1`, `$2`, … for its parameters.
+        writing: the same for a unit of work that writes: with the lock on what it reads, if it
+            is to have one.
+        names: of the parameters, in the order of their numbers.
+        inserts: it adds a row, or none where a unique key is taken.
+        refusable: it changes a row, and a unique key may be in its way.
+    """
+
+    text: str
+    writing: str
+    names: tuple[str, ...]
+    inserts: bool
+    refusable: bool
 
 
 class Statement:
@@ -21,14 +45,30 @@ class Statement:
         name: for logs and metrics, `table.verb`.
         purpose: what the statement does, in a sentence.
         clause: the statement itself; every value in it is a `bindparam` with a name.
+        postgresql: the same where PostgreSQL needs it in other words.
+        locks: what a unit that writes reads with this, it is about to change: until it has ended,
+            others that would do so too have to wait. SQLite has one writer, and needs no lock.
+        refusable: a row that is changed may come into conflict with another's unique key.
     """
 
-    __slots__ = ("__dict__", "clause", "name", "purpose")
+    __slots__ = ("__dict__", "clause", "locks", "name", "other", "purpose", "refusable")
 
-    def __init__(self, name: str, purpose: str, clause: ClauseElement) -> None:
+    def __init__(
+        self,
+        name: str,
+        purpose: str,
+        clause: ClauseElement,
+        *,
+        postgresql: ClauseElement | None = None,
+        locks: bool = False,
+        refusable: bool = False,
+    ) -> None:
         self.name = name
         self.purpose = purpose
         self.clause = clause
+        self.other = postgresql
+        self.locks = locks
+        self.refusable = refusable
 
     def __repr__(self) -> str:
         return f"<Statement {self.name}>"
@@ -37,10 +77,36 @@ class Statement:
     def sqlite(self) -> str:
         """The text for SQLite, with `:name` parameters."""
         compiled = self.clause.compile(dialect=sqlite.dialect(paramstyle="named"))
-        hidden = [name for name, value in compiled.params.items() if value is not None]
+        self._check(compiled.params)
+        return str(compiled)
+
+    @cached_property
+    def postgresql(self) -> PostgresqlText:
+        """The text for PostgreSQL, with numbered parameters."""
+        clause = self.clause if self.other is None else self.other
+        inserts = isinstance(clause, Insert)
+        if isinstance(clause, Insert):
+            # Without it, SQLAlchemy would have the database's own values returned.
+            clause = clause.inline()
+        dialect = PGDialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call] # theirs
+        compiled = cast(SQLCompiler, clause.compile(dialect=dialect))
+        self._check(compiled.params)
+        text = str(compiled)
+        if inserts:
+            # A violated key would end the whole transaction, and the unit may go on.
+            text += " ON CONFLICT DO NOTHING"
+        return PostgresqlText(
+            text,
+            f"{text} FOR NO KEY UPDATE" if self.locks else text,
+            tuple(compiled.positiontup or ()),
+            inserts,
+            self.refusable,
+        )
+
+    def _check(self, params: Mapping[str, Any]) -> None:
+        hidden = [name for name, value in params.items() if value is not None]
         if hidden:
             raise TypeError(f"{self.name} has values that are no named parameters: {hidden}")
-        return str(compiled)
 
 
 def insert_row(table: Table) -> Insert:

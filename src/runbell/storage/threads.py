@@ -16,7 +16,7 @@ _t = schema.threads.c
 _own = (_t.project_id == bindparam("project"), _t.id == bindparam("key"))
 
 INSERT = Statement("threads.insert", "A new thread.", insert_row(schema.threads))
-GET = Statement("threads.get", "One thread.", select_row(schema.threads).where(*_own))
+GET = Statement("threads.get", "One thread.", select_row(schema.threads).where(*_own), locks=True)
 UPDATE = Statement(
     "threads.update",
     "Replace a thread's metadata and tool resources.",

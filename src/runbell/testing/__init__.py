@@ -8,6 +8,8 @@
     receivers         a receiver of webhooks that misbehaves in every way
     certificates      good and bad certificates for it (needs `trustme`)
     histories         what a feed of events has to be
+    postgresql        databases on a private PostgreSQL, in no time (needs `embedded-postgresql`)
+    jobs_contract     what every engine for jobs has to pass (needs `pytest`)
     storage_contract  what every database driver has to pass (needs `pytest` and `hypothesis`)
 
 Import what you need from its module; nothing here is imported by production code.

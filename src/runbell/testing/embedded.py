@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from runbell.clock import VirtualClock
+from runbell.clock import Clock, VirtualClock
 from runbell.runs import Run, RunEvent, RunStatus
 from runbell.service.backends import Backends
 from runbell.service.backends.echo import Echo
@@ -30,6 +30,7 @@ from runbell.service.delivery.lanes import Deliverer
 from runbell.service.executor import Executor
 from runbell.service.feeds import Feeds
 from runbell.service.hints import Hints
+from runbell.service.jobs import Jobs, Lanes
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.live import Live
 from runbell.service.metrics import Metrics
@@ -58,12 +59,28 @@ from runbell.testing.backends import ScriptedBackend
 from runbell.testing.databases import ObservedStore, migrated_sqlite, opened
 from runbell.testing.posts import ScriptedPoster
 
-__all__ = ["EmbeddedService", "embedded", "on_a_service"]
+__all__ = ["EmbeddedService", "Engine", "embedded", "embedded_engine", "on_a_service"]
 
 QUIET_TURNS = 25
 """Turns of the event loop without a unit of work after which nothing is on its way any more."""
 
 FEED_PAGE = 100
+
+
+Engine = Callable[[ObservedStore, Clock, Lanes, Settings], Jobs]
+"""Makes an engine for jobs."""
+
+
+def embedded_engine(store: ObservedStore, clock: Clock, lanes: Lanes, settings: Settings) -> Jobs:
+    """The engine of a single process."""
+    return EmbeddedJobs(
+        store,
+        clock,
+        lanes,
+        concurrency=settings.max_concurrent_runs,
+        cancel_grace=settings.cancel_grace,
+        rng=random.Random(0),
+    )
 
 
 class EmbeddedService:
@@ -78,8 +95,14 @@ class EmbeddedService:
     """
 
     def __init__(
-        self, store: Store, clock: VirtualClock, settings: Settings, backend: ScriptedBackend
+        self,
+        store: Store,
+        clock: VirtualClock,
+        settings: Settings,
+        backend: ScriptedBackend,
+        engine: Engine | None = None,
     ) -> None:
+        self.engine = engine or embedded_engine
         self.store = ObservedStore(store)
         self.clock = clock
         self.settings = settings
@@ -94,14 +117,7 @@ class EmbeddedService:
         """Put the parts together on what the store has, as a process does before it serves."""
         metrics = Metrics()
         backends = Backends([self.backend, Echo(self.clock)], self.clock, metrics)
-        self.jobs = EmbeddedJobs(
-            self.store,
-            self.clock,
-            backends,
-            concurrency=self.settings.max_concurrent_runs,
-            cancel_grace=self.settings.cancel_grace,
-            rng=random.Random(0),
-        )
+        self.jobs = self.engine(self.store, self.clock, backends, self.settings)
         changes = Changes()
         self.ctx = Context(
             self.settings,

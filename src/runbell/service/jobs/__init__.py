@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -36,12 +36,14 @@ class Job:
     Attributes:
         due_ms: not before this time, in milliseconds since the epoch; None is at once.
         model: of a run that is to be executed: it stands in line with others of its server.
+        turn: which of the run's turns, or cancels, this is; the same job is never put twice.
     """
 
     kind: JobKind
     key: str
     due_ms: int | None = None
     model: str = ""
+    turn: int = 0
 
 
 Handler = Callable[[str], Awaitable[None]]
@@ -65,6 +67,10 @@ class Lanes(Protocol):
 
     def lane(self, model: str) -> Lane:
         """Where runs of this model stand now."""
+        ...
+
+    def models(self) -> Collection[str]:
+        """Every model that is known to be served."""
         ...
 
     def subscribe(self, room: Callable[[], None], moved: Callable[[], None]) -> None:

@@ -50,7 +50,7 @@ async def modify(
     """Change what the request names; runs that exist keep what they were created with."""
 
     async def work(tx: Transaction) -> Assistant:
-        assistant = await assistants.get(tx, project, assistant_id)
+        assistant = await assistants.get(tx, project, assistant_id, to_change=True)
         if assistant is None:
             raise refusals.not_found("assistant", assistant_id)
         config = _changed(assistant.config, request)

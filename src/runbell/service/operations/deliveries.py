@@ -68,7 +68,7 @@ async def resend(ctx: Context, project: str, endpoint_id: str, delivery_id: str)
         delivery = await _get(tx, endpoint_id, delivery_id)
         await deliveries.send_again(tx, delivery, ctx.clock.now_ms())
         await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint_id))
-        tx.after_commit(lambda: ctx.changes.wake(endpoint_id))
+        ctx.changes.announce_wake(tx, endpoint_id)
         return await _seen(tx, await _get(tx, endpoint_id, delivery_id))
 
     return await ctx.store.write(work)
@@ -96,7 +96,7 @@ async def recover(ctx: Context, project: str, endpoint_id: str, since: int | Non
         for position in found:
             count += await deliveries.recover(tx, position, now_ms)
         await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint_id))
-        tx.after_commit(lambda: ctx.changes.wake(endpoint_id))
+        ctx.changes.announce_wake(tx, endpoint_id)
         return count
 
     recovered, low = 0, 0

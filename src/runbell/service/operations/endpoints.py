@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -199,7 +198,7 @@ async def delete(ctx: Context, project: str, endpoint_id: str) -> None:
     async def work(tx: Transaction) -> None:
         if not await endpoints.remove(tx, project, endpoint_id):
             raise refusals.not_found("webhook endpoint", endpoint_id)
-        tx.after_commit(partial(ctx.changes.wake, endpoint_id))
+        ctx.changes.announce_wake(tx, endpoint_id)
 
     await ctx.store.write(work)
 
@@ -250,7 +249,7 @@ async def _resume(ctx: Context, tx: Transaction, endpoint: Endpoint) -> None:
     """What waited for an endpoint may go on now."""
     if endpoint.enabled:
         await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint.id))
-    tx.after_commit(partial(ctx.changes.wake, endpoint.id))
+    ctx.changes.announce_wake(tx, endpoint.id)
 
 
 def _changed(ctx: Context, endpoint: Endpoint, request: EndpointFields) -> Endpoint:

@@ -90,16 +90,21 @@ async def create(
             raise refusals.not_found("thread", thread_id)
         assistant = await _assistant(tx, project, request.assistant_id)
         config = _config(ctx, assistant, request)
-        active = await runs.active(tx, thread_id)
-        if active is not None and request.on_active_run != "enqueue":
-            raise refusals.thread_busy(thread_id, active)
-        if active is not None and await runs.waiting(tx, thread_id) >= MAX_WAITING:
-            raise refusals.too_many_waiting(thread_id, MAX_WAITING)
-        run = _new_run(ctx, project, thread_id, request, waits_turn=active is not None)
-        record = RunRecord(run, config)
+        run = _new_run(ctx, project, thread_id, request)
         _join(ctx, tx, run, follower)
-        await _store(ctx, tx, record, request.additional_messages or ())
-        return record
+        while True:
+            active = await runs.active(tx, thread_id)
+            if active is not None and request.on_active_run != "enqueue":
+                raise refusals.thread_busy(thread_id, active)
+            if active is not None and await runs.waiting(tx, thread_id) >= MAX_WAITING:
+                raise refusals.too_many_waiting(thread_id, MAX_WAITING)
+            record = RunRecord(replace(run, waits_turn=active is not None), config)
+            try:
+                await _store(ctx, tx, record, request.additional_messages or ())
+            except Conflict:
+                # The thread's run has ended just now, and let another one start.
+                continue
+            return record
 
     return await ctx.store.write(work)
 
@@ -123,7 +128,7 @@ async def create_with_thread(
         await threads.insert(tx, thread)
         for message in first:
             await messages.insert(tx, message)
-        run = _new_run(ctx, project, thread.id, request, waits_turn=False)
+        run = _new_run(ctx, project, thread.id, request)
         record = RunRecord(run, config)
         _join(ctx, tx, run, follower)
         await _store(ctx, tx, record, ())
@@ -156,7 +161,7 @@ async def modify(
             return record
         run = replace(record.run, metadata=request.metadata)
         await runs.set_metadata(tx, run)
-        tx.after_commit(lambda: ctx.changes.publish(run))
+        ctx.changes.announce(tx, run)
         return RunRecord(run, record.config)
 
     return await ctx.store.write(work)
@@ -357,7 +362,7 @@ async def _message_of(tx: Transaction, step: RunStep) -> Message | None:
 
 def _join(ctx: Context, tx: Transaction, run: Run, follower: Follower | None) -> None:
     if follower is not None:
-        ctx.live.join(tx, run.id, follower)
+        ctx.live.join(tx, run.id, follower, run.sequence)
 
 
 async def _store(
@@ -367,17 +372,10 @@ async def _store(
     added = tuple(
         new_message(ctx, run.project_id, run.thread_id, message) for message in additional
     )
-    try:
-        await store_run(ctx, tx, record, added)
-    except Conflict:
-        # Another transaction was quicker, where the database has more than one writer.
-        active = await runs.active(tx, run.thread_id)
-        raise refusals.thread_busy(run.thread_id, active or "unknown") from None
+    await store_run(ctx, tx, record, added)
 
 
-def _new_run(
-    ctx: Context, project: str, thread_id: str, request: RunOptions, *, waits_turn: bool
-) -> Run:
+def _new_run(ctx: Context, project: str, thread_id: str, request: RunOptions) -> Run:
     now_ms = ctx.clock.now_ms()
     seconds = request.expires_after or ctx.settings.run_expiry
     return Run(
@@ -389,7 +387,6 @@ def _new_run(
         created_at_ms=now_ms,
         expires_at_ms=now_ms + round(seconds * 1000),
         updated_at_ms=now_ms,
-        waits_turn=waits_turn,
         metadata=request.metadata or {},
     )
 

@@ -5,7 +5,6 @@ Every operation that moves a run goes through `move`; nothing else writes a stat
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 import msgspec
@@ -44,7 +43,7 @@ async def create(
     await _announce(ctx, tx, record)
     await ctx.jobs.enqueue(tx, Job(JobKind.EXPIRE, run.id, due_ms=run.expires_at_ms))
     if not run.waits_turn:
-        await ctx.jobs.enqueue(tx, Job(JobKind.RUN, run.id, model=record.config.model))
+        await ctx.jobs.enqueue(tx, _turn(record))
 
 
 async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change) -> RunRecord:
@@ -65,10 +64,11 @@ async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change)
     after = RunRecord(moved, record.config)
     await _announce(ctx, tx, after)
     if moved.status is RunStatus.QUEUED:
-        await ctx.jobs.enqueue(tx, Job(JobKind.RUN, moved.id, model=record.config.model))
+        await ctx.jobs.enqueue(tx, _turn(after))
     elif moved.status is RunStatus.CANCELLING:
         due_ms = moved.updated_at_ms + round(ctx.settings.cancel_grace * 1000)
-        await ctx.jobs.enqueue(tx, Job(JobKind.FINISH_CANCEL, moved.id, due_ms=due_ms))
+        job = Job(JobKind.FINISH_CANCEL, moved.id, due_ms=due_ms, turn=moved.sequence)
+        await ctx.jobs.enqueue(tx, job)
     elif moved.status.is_terminal and not run.waits_turn:
         await _pass_turn(ctx, tx, moved.thread_id)
     return after
@@ -79,7 +79,7 @@ async def _announce(ctx: Context, tx: Transaction, record: RunRecord) -> None:
     event = event_of(run, ctx.new_id("evt"))
     await events.append(tx, event)
     await _owe(ctx, tx, run, event)
-    tx.after_commit(lambda: ctx.changes.publish(run))
+    ctx.changes.announce(tx, run)
     tx.after_commit(lambda: _record(ctx, record))
     tx.after_commit(
         lambda: ctx.live.tell(run.id, f"thread.run.{run.status}", lambda: run_object(record))
@@ -95,7 +95,7 @@ async def _owe(ctx: Context, tx: Transaction, run: Run, event: Event) -> None:
         await deliveries.owe(tx, endpoint.id, event)
         if endpoint.enabled:
             await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint.id))
-            tx.after_commit(partial(ctx.changes.wake, endpoint.id))
+            ctx.changes.announce_wake(tx, endpoint.id)
 
 
 def _record(ctx: Context, record: RunRecord) -> None:
@@ -153,5 +153,10 @@ async def _pass_turn(ctx: Context, tx: Transaction, thread_id: str) -> None:
             tx, msgspec.structs.replace(message, created_at_ms=now_ms, completed_at_ms=now_ms)
         )
     await runs.take_turn(tx, waiting.run.id)
-    job = Job(JobKind.RUN, waiting.run.id, model=waiting.config.model)
-    await ctx.jobs.enqueue(tx, job)
+    await ctx.jobs.enqueue(tx, _turn(waiting))
+
+
+def _turn(record: RunRecord) -> Job:
+    """A worker is to take the run up. Its number is that of the event that has queued it."""
+    run = record.run
+    return Job(JobKind.RUN, run.id, model=record.config.model, turn=run.sequence)

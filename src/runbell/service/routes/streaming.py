@@ -19,7 +19,7 @@ from runbell.service.wire.streams import DONE, broken_off, frame, message_delta,
 from runbell.storage.records import Message, RunStep, TextPart
 from runbell.storage.runs import RunRecord
 
-__all__ = ["replay_run", "stream_run"]
+__all__ = ["replay_run", "retold", "stream_run"]
 
 _LAST = frozenset(f"thread.run.{status}" for status in RunStatus if status.is_settled)
 """Events behind which nothing comes, until somebody submits tool outputs."""
@@ -79,7 +79,7 @@ async def _replayed(
                 return
             record = settled
         for step, message in await runs.steps_with_messages(ctx, record.run):
-            for event, part in _retold(step, message):
+            for event, part in retold(step, message):
                 yield frame(event, part)
         yield _stands(record)
         yield DONE
@@ -107,7 +107,7 @@ def _stands(record: RunRecord) -> bytes:
     return frame(f"thread.run.{record.run.status}", run_object(record))
 
 
-def _retold(step: RunStep, message: Message | None) -> Iterator[tuple[str, Any]]:
+def retold(step: RunStep, message: Message | None) -> Iterator[tuple[str, Any]]:
     """The events of a step, as they would have been if each text had come in one piece."""
     begun = msgspec.structs.replace(
         step,

@@ -124,11 +124,12 @@ class FeedContract:
         assert len((await read(store))[0]) == 1
 
     @on_a_store
-    async def test_the_feed_is_in_commit_order_and_a_reader_misses_nothing(
-        self, store: Store
-    ) -> None:
+    async def test_a_reader_of_the_feed_misses_nothing(self, store: Store) -> None:
         """Whoever reads on from the last event that he saw, while others write, sees each event
-        once: nothing that commits later appears in front of it. Units that fail leave no trace."""
+        once: nothing that commits later appears in front of it. Units that fail leave no trace.
+
+        A driver with one writer also keeps the order in which units were committed; where there
+        are several, that order is nobody's, but what comes after another's end comes behind it."""
         rng = random.Random(0)
         committed: list[str] = []
         seen: list[str] = []
@@ -163,7 +164,10 @@ class FeedContract:
         written.set()
         await following
         assert len(committed) == 25 * 5
-        assert seen == committed
+        assert sorted(seen) == sorted(committed)
         everything, more = await read(store, limit=1_000)
-        assert [event_id for event_id, _, _ in everything] == committed
+        assert [event_id for event_id, _, _ in everything] == seen
         assert not more
+        for run in range(25):
+            own = [event_id for event_id in seen if event_id.startswith(f"evt_run_{run}_")]
+            assert own == [f"evt_run_{run}_{number}" for number in range(1, 6)]

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from runbell.runs import Event
 from runbell.storage import projects
@@ -23,7 +23,13 @@ Stores = Callable[[], AbstractAsyncContextManager[Store]]
 PROJECT, OTHER = "proj_a", "proj_b"
 """The projects that every story has."""
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=25)
+PROPERTY = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    # One method is the test of several drivers, which is what a contract is for.
+    suppress_health_check=[HealthCheck.differing_executors],
+)
 """A property is tried on so many stores, always the same."""
 
 

@@ -1,0 +1,162 @@
+"""Where everything is kept: what `--database` names, opened, with what belongs to its kind.
+
+A SQLite file has one process, which does everything. A PostgreSQL database has any number, all
+alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote
+
+from runbell.clock import Clock
+from runbell.errors import ConfigurationError, MissingExtra
+from runbell.service.changes import Changes
+from runbell.service.jobs import Jobs, Lanes
+from runbell.service.jobs.embedded import EmbeddedJobs
+from runbell.service.operations.context import Context
+from runbell.service.settings import EMBEDDED, Settings, sqlite_path
+from runbell.storage.lock import InstallationLock
+from runbell.storage.migrate import upgrade_sqlite
+from runbell.storage.sqlite import SQLiteStore
+from runbell.storage.store import Store
+
+if TYPE_CHECKING:
+    from runbell.service.shared_limits import SharedLimits
+
+__all__ = ["Database", "ObservableStore", "open_database", "open_store"]
+
+
+class ObservableStore(Store, Protocol):
+    """A store that can be watched."""
+
+    on_commit: Callable[[int, float], None]
+
+    @property
+    def waiting(self) -> int:
+        """Units of work that wait, or are under way."""
+        ...
+
+
+class Database:
+    """An open database, and how processes on it work together.
+
+    Attributes:
+        store: where everything is kept.
+        changes: tells who waits that something has changed.
+        name: for messages; without a password.
+        url: names it on a command line; without a password.
+        file: the SQLite file; None where it is none.
+    """
+
+    def __init__(self, store: ObservableStore, name: str, file: Path | None) -> None:
+        self.store = store
+        self.name = name
+        self.file = file
+        self.url = name if file is None else f"sqlite:///{quote(str(file))}"
+        self.changes = Changes()
+
+    def jobs(self, clock: Clock, lanes: Lanes, settings: Settings) -> Jobs:
+        """The engine for jobs."""
+        return EmbeddedJobs(
+            self.store,
+            clock,
+            lanes,
+            concurrency=settings.max_concurrent_runs,
+            cancel_grace=settings.cancel_grace,
+        )
+
+    def limits(self, rpm: int) -> SharedLimits | None:
+        """Counts requests where other processes do so too; None where there are none.
+
+        Args:
+            rpm: requests a minute of a key that has no limit of its own.
+        """
+        return None
+
+    async def join(self, ctx: Context, missed: Callable[[], Awaitable[None]]) -> None:
+        """Begin to hear what other processes change.
+
+        Args:
+            missed: is called when something of that may not have been heard.
+        """
+
+    async def close(self) -> None:
+        """Let go of the database."""
+        await self.store.close()
+
+
+@contextlib.asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
+    """The database that the settings name, its schema up to date; closed at the end.
+
+    Raises:
+        ConfigurationError: it can't be used; says what to change.
+        StorageUnavailable: it can't be reached, or is locked.
+    """
+    url = settings.database
+    if url.startswith("sqlite:"):
+        async with _open_sqlite(sqlite_path(url)) as database:
+            yield database
+        return
+    try:
+        from runbell.service.postgresql import open_postgresql, private_server
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("asyncpg", "pgqueuer"):
+            raise
+        raise MissingExtra("a PostgreSQL database", "postgresql") from None
+    if url.startswith(EMBEDDED):
+        with private_server(url) as (private, folder):
+            async with open_postgresql(private, f"the PostgreSQL in {folder}") as database:
+                yield database
+        return
+    async with open_postgresql(url, None) as database:
+        yield database
+
+
+@contextlib.asynccontextmanager
+async def open_store(settings: Settings, *, create: bool = True) -> AsyncIterator[Store]:
+    """The store alone, also beside a running service, its schema up to date.
+
+    Args:
+        create: make the SQLite file where there is none.
+
+    Raises:
+        ConfigurationError: the database can't be used.
+        StorageUnavailable: it is locked, or can't be reached.
+    """
+    if not settings.database.startswith("sqlite:"):
+        async with open_database(settings) as database:
+            yield database.store
+        return
+    path = sqlite_path(settings.database)
+    if not create and not path.exists():
+        raise ConfigurationError(f"there is no database at {path}: name it with --database")
+    upgrade_sqlite(path, InstallationLock(path))
+    store = await SQLiteStore.open(path)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def _open_sqlite(path: Path) -> AsyncIterator[Database]:
+    lock = InstallationLock(path)
+    if not lock.acquire():
+        raise ConfigurationError(
+            f"{path} is in use by another runbell service (process {lock.holder()}): "
+            "stop that one, or name another file with --database"
+        )
+    try:
+        upgrade_sqlite(path, lock)
+        database = Database(await SQLiteStore.open(path), str(path.resolve()), path.resolve())  # noqa: ASYNC240
+        try:
+            yield database
+        finally:
+            await database.close()
+    finally:
+        lock.release()

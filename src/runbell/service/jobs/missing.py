@@ -1,0 +1,115 @@
+"""What the tables owe and PgQueuer has no job for: law 1, in a few statements.
+
+A job is missing where somebody took it away by hand, or where the database was restored without it;
+and of an endpoint, where a process died between a commit and what follows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from runbell.service.jobs import Job, JobKind
+from runbell.storage import deliveries
+from runbell.storage.postgresql import PostgresqlView
+from runbell.storage.store import Transaction
+
+__all__ = ["Missing", "missing_jobs", "prune_log"]
+
+AT_ONCE = 1_000
+"""Jobs of each kind that are found in one sweep."""
+
+_HAS_NONE = "NOT EXISTS (SELECT FROM pgqueuer q WHERE q.dedupe_key = {key})"
+"""Whatever became of it: one that was kept aside is not to be put again."""
+
+# A run in progress was queued by the event in front of its latest.
+_TURN = "(r.sequence - (r.status = 'in_progress')::int)"
+TURNS = f"""
+SELECT r.id, {_TURN} AS turn, r.config FROM runs r
+WHERE r.status IN ('queued', 'in_progress') AND NOT r.waits_turn
+AND {_HAS_NONE.format(key=f"'run:' || r.id || ':' || {_TURN}")}
+ORDER BY r.position LIMIT $1
+"""  # noqa: S608 - constants
+EXPIRIES = f"""
+SELECT r.id, r.expires_at_ms FROM runs r
+WHERE r.status IN ('queued', 'in_progress', 'requires_action', 'cancelling')
+AND {_HAS_NONE.format(key="'expire:' || r.id || ':0'")}
+ORDER BY r.expires_at_ms LIMIT $1
+"""  # noqa: S608 - constants
+CANCELS = f"""
+SELECT r.id, r.sequence, r.cancelling_at_ms FROM runs r
+WHERE r.status = 'cancelling'
+AND {_HAS_NONE.format(key="'finish_cancel:' || r.id || ':' || r.sequence")}
+ORDER BY r.position LIMIT $1
+"""  # noqa: S608 - constants
+MODELS = """
+WITH RECURSIVE names AS (
+    (SELECT entrypoint FROM pgqueuer WHERE status = 'queued' AND entrypoint > 'run:'
+     ORDER BY entrypoint LIMIT 1)
+    UNION ALL
+    SELECT (SELECT q.entrypoint FROM pgqueuer q
+            WHERE q.status = 'queued' AND q.entrypoint > names.entrypoint
+            ORDER BY q.entrypoint LIMIT 1)
+    FROM names WHERE names.entrypoint IS NOT NULL
+)
+SELECT entrypoint FROM names WHERE entrypoint LIKE 'run:%' AND entrypoint <> 'run:*' LIMIT $1
+"""
+"""Each name once, by a look into the index for each."""
+
+PRUNED_AT_ONCE = 10_000
+PRUNE = """
+WITH old AS (SELECT id FROM pgqueuer_log WHERE created < now() - interval '10 minutes'
+             ORDER BY created LIMIT $1),
+gone AS (DELETE FROM pgqueuer_log WHERE id IN (SELECT id FROM old) RETURNING 1)
+SELECT count(*) FROM gone
+"""
+
+MAX_MODELS = 200
+"""Models beside those that this process knows, which it looks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Jobs that are to be put, and the models of runs that wait for a worker."""
+
+    jobs: list[Job]
+    models: frozenset[str]
+
+
+class _Asked(msgspec.Struct):
+    model: str
+
+
+_ASKED = msgspec.json.Decoder(_Asked)
+
+
+async def missing_jobs(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> Missing:
+    """What is owed and has no job."""
+    assert isinstance(tx, PostgresqlView)
+    jobs = [
+        Job(JobKind.RUN, run_id, model=_ASKED.decode(config).model, turn=turn)
+        for run_id, turn, config in await tx.fetch(TURNS, AT_ONCE)
+    ]
+    jobs += [
+        Job(JobKind.EXPIRE, run_id, due_ms=expires_at_ms)
+        for run_id, expires_at_ms in await tx.fetch(EXPIRIES, AT_ONCE)
+    ]
+    jobs += [
+        Job(JobKind.FINISH_CANCEL, run_id, due_ms=since_ms + cancel_grace_ms, turn=sequence)
+        for run_id, sequence, since_ms in await tx.fetch(CANCELS, AT_ONCE)
+    ]
+    # Whether they have a job is for PgQueuer to say: there is one an endpoint at the most.
+    jobs += [
+        Job(JobKind.DELIVER, endpoint_id, due_ms=due_ms if due_ms > now_ms else None)
+        for endpoint_id, due_ms in await deliveries.due_by_endpoint(tx)
+    ]
+    names = await tx.fetch(MODELS, MAX_MODELS)
+    return Missing(jobs, frozenset(row[0].removeprefix("run:") for row in names))
+
+
+async def prune_log(tx: Transaction) -> bool:
+    """Forget what happened to jobs some time ago; whether there may be more of that."""
+    assert isinstance(tx, PostgresqlView)
+    rows = await tx.fetch(PRUNE, PRUNED_AT_ONCE)
+    return bool(rows[0][0] == PRUNED_AT_ONCE)

@@ -1,0 +1,421 @@
+"""Jobs of several processes: PgQueuer's, put in the transaction of the change.
+
+It hands out, notices when a worker is lost, defers, tries again, and keeps aside what fails for
+good. What is ours is the words between it and the port: which job is the same as another, in whose
+line a run stands, and the slow sweep that finds what got lost.
+
+A run's job is named after its model, so that a model server without room holds up its own runs
+alone: a worker asks for those jobs only that it has a place for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from pgqueuer.domain.errors import RetryRequested
+from pgqueuer.domain.models import Job as PickedJob
+
+from runbell import faults
+from runbell.clock import Clock
+from runbell.errors import StorageUnavailable
+from runbell.pacing import RetryBackoff
+from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
+from runbell.service.jobs.engine import Manager, PooledDriver, queries, within
+from runbell.service.jobs.missing import Missing, missing_jobs, prune_log
+from runbell.storage import deliveries, runs
+from runbell.storage.listening import Listener
+from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
+from runbell.storage.store import Transaction
+
+__all__ = ["PgQueuerJobs"]
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 4.0
+"""After so long without a sign of life a worker is lost, and its jobs are handed out again."""
+
+POLL_SECONDS = 1.0
+"""How often a worker looks without having been told: lost workers tell nothing."""
+
+BATCH = 10
+"""Jobs that a worker takes at once."""
+
+SWEEP_SECONDS = 30.0
+"""How often the tables are searched for what has no job."""
+
+LAST_SECONDS = 2.0
+"""How long PgQueuer has, at the end, to write down what became of its jobs."""
+
+MAX_FAILURES = 20
+"""How often a job may fail with a defect before it is kept aside."""
+
+MAX_DEADLINES = 50
+"""Deadlines, and endpoints of one process, that are handled at the same time."""
+
+MAX_UNPLACED = 50
+"""Runs of models that nobody has listed, which stand in one line until their place is known."""
+
+SLACK_MS = 20
+"""Deadlines are put so much later: the database's clock is not ours."""
+
+ANY_MODEL = "run:*"
+LATER = "deliver_later"
+"""An endpoint that is owed something later: its job only puts the one that delivers."""
+
+RELEASE = "UPDATE pgqueuer SET dedupe_key = NULL WHERE id = $1"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Put:
+    """A job as PgQueuer takes it."""
+
+    key: str
+    entrypoint: str
+    payload: bytes
+    delay: timedelta
+
+
+class PgQueuerJobs:
+    """The engine of several processes.
+
+    Args:
+        listener: hears what PgQueuer tells.
+        lanes: where runs stand in line.
+        concurrency: how many runs of a lane this process may execute at the same time.
+        cancel_grace: seconds from the start of a cancel to its end by force.
+    """
+
+    def __init__(
+        self,
+        store: PostgresqlStore,
+        listener: Listener,
+        clock: Clock,
+        lanes: Lanes,
+        *,
+        concurrency: int,
+        cancel_grace: float,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._store = store
+        self._driver = PooledDriver(store, listener)
+        self._clock = clock
+        self._lanes = lanes
+        self._concurrency = concurrency
+        self._cancel_grace_ms = round(cancel_grace * 1000)
+        self._rng = rng or random.Random()
+        self._backoff = RetryBackoff(start=0.1, cap=5.0)
+        self._handlers: Mapping[JobKind, Handler] = {}
+        self._manager: Manager | None = None
+        self._loops: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._running: set[asyncio.Task[Any]] = set()
+        self._busy: Counter[object] = Counter()
+        self._room = asyncio.Event()
+        self._turns: dict[str, asyncio.Event] = {}
+        self._found: frozenset[str] = frozenset()
+        self._owed: set[str] = set()
+        self._owing = asyncio.Event()
+
+    # Putting.
+
+    async def enqueue(self, tx: Transaction, job: Job) -> None:
+        if job.kind is JobKind.DELIVER and job.due_ms is not None:
+            # The endpoint's own job, which is at work, looks for that when it ends.
+            return
+        self._put(tx, self._named(job))
+
+    def _named(self, job: Job) -> _Put:
+        """What the job is called, and what it is the same as."""
+        due_in_ms = 0
+        if job.due_ms is not None:
+            due_in_ms = max(0, job.due_ms - self._clock.now_ms()) + SLACK_MS
+        delay = timedelta(milliseconds=due_in_ms)
+        match job.kind:
+            case JobKind.RUN:
+                known = job.model in self._lanes.models()
+                entrypoint = f"run:{job.model}" if known else ANY_MODEL
+                payload = f"{job.key} {job.model}".encode()
+                return _Put(f"run:{job.key}:{job.turn}", entrypoint, payload, delay)
+            case JobKind.DELIVER if job.due_ms is not None:
+                # One that waits is not in the way of one that is due.
+                return _Put(f"deliver:{job.key}@{job.due_ms}", LATER, job.key.encode(), delay)
+        key = f"{job.kind}:{job.key}:{job.turn}"
+        return _Put(key, job.kind.value, job.key.encode(), delay)
+
+    def _put(self, tx: Transaction, put: _Put) -> None:
+        """Put a job at the end of the transaction, with others that it brings."""
+        assert isinstance(tx, PostgresqlTransaction), "jobs are where the runs are"
+        batch: dict[str, _Put] | None = tx.carried.get(self)
+        if batch is None:
+            batch = tx.carried[self] = {}
+            tx.lasts.append(lambda: self._put_all(tx, batch))
+        batch[put.key] = put
+
+    async def _put_all(self, tx: PostgresqlTransaction, batch: Mapping[str, _Put]) -> None:
+        for put in await _skipped(tx, batch.values()):
+            if put.entrypoint == JobKind.DELIVER:
+                endpoint_id = put.payload.decode()
+                tx.after_commit(lambda endpoint_id=endpoint_id: self._owe(endpoint_id))  # type: ignore[misc]
+
+    def _owe(self, endpoint_id: str) -> None:
+        """Put an endpoint's job once more: the one that was there when this was owed may have
+        looked before it was committed, and have ended since."""
+        self._owed.add(endpoint_id)
+        self._owing.set()
+
+    async def _put_owed(self) -> None:
+        await self._owing.wait()
+        self._owing.clear()
+        owed, self._owed = self._owed, set()
+        try:
+            await self._put_now(Job(JobKind.DELIVER, endpoint_id) for endpoint_id in owed)
+        except BaseException:
+            self._owed |= owed
+            self._owing.set()
+            raise
+
+    async def _put_now(self, jobs: Iterable[Job]) -> None:
+        puts = [self._named(job) for job in jobs]
+
+        async def work(tx: Transaction) -> None:
+            assert isinstance(tx, PostgresqlTransaction)
+            await _skipped(tx, puts)
+
+        if puts:
+            await self._store.write(work)
+
+    # Handing out.
+
+    def start(self, handlers: Mapping[JobKind, Handler]) -> None:
+        self._handlers = handlers
+        self._lanes.subscribe(self._have_room, self._have_room)
+        self._loops = [
+            asyncio.create_task(self._forever(self._manage), name="jobs-manager"),
+            asyncio.create_task(self._forever(self._put_owed), name="jobs-owed"),
+            asyncio.create_task(self._forever(self._sweep), name="jobs-sweep"),
+        ]
+
+    @property
+    def alive(self) -> bool:
+        return bool(self._loops) and not any(loop.done() for loop in self._loops)
+
+    async def stop(self, grace: float) -> None:
+        self._stopping = True
+        for loop in self._loops[1:]:
+            loop.cancel()
+        if self._manager is not None:
+            self._manager.shutdown.set()
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=grace)
+            # Each gives its job back: another worker goes on with it.
+            for task in late:
+                task.cancel()
+        if self._loops and self._manager is not None:
+            # It writes down what became of its jobs. A database that is away is not waited for.
+            await asyncio.wait(self._loops[:1], timeout=LAST_SECONDS)
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        self._loops = []
+
+    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
+        failures = 0
+        while not self._stopping:
+            try:
+                await step()
+                failures = 0
+            except StorageUnavailable as error:
+                failures += 1
+                logger.warning("jobs wait for the database: %s", error)
+                await self._clock.sleep(self._backoff.delay(failures, self._rng))
+            except Exception:
+                failures += 1
+                logger.exception("handing out jobs failed; it is tried again")
+                await self._clock.sleep(self._backoff.delay(failures, self._rng))
+
+    async def _manage(self) -> None:
+        """Let PgQueuer hand out jobs, until this is stopped."""
+        manager = self._manager = Manager(queries(self._driver))
+        manager.attach(self.wanted, self.handle)
+        try:
+            await manager.run(
+                batch_size=BATCH,
+                dequeue_timeout=timedelta(seconds=POLL_SECONDS),
+                heartbeat_timeout=timedelta(seconds=HEARTBEAT_SECONDS),
+                log_aggregation_interval=timedelta(0),
+            )
+        finally:
+            self._manager = None
+
+    def wanted(self) -> set[str]:
+        """The jobs that this process has a place for, by their names at PgQueuer."""
+        if self._stopping:
+            return set()
+        names = {
+            name
+            for name in (JobKind.EXPIRE, JobKind.FINISH_CANCEL, JobKind.DELIVER, LATER)
+            if self._busy[name] < MAX_DEADLINES
+        }
+        if self._busy[ANY_MODEL] < MAX_UNPLACED:
+            names.add(ANY_MODEL)
+        for model in (*self._lanes.models(), *self._found):
+            lane = self._lanes.lane(model)
+            if self._has_room(lane):
+                names.add(f"run:{model}")
+        return {str(name) for name in names}
+
+    def _has_room(self, lane: Lane) -> bool:
+        running = self._busy[lane]
+        return running < self._concurrency and lane.takes(running)
+
+    def _have_room(self) -> None:
+        self._room.set()
+        self._room = asyncio.Event()
+        self._driver.wake()
+
+    async def handle(self, job: PickedJob) -> None:
+        """Do a job that PgQueuer has handed out.
+
+        Raises:
+            RetryRequested: it is to be handed out again, later or, where this process stops, now.
+        """
+        if self._stopping:
+            # It was asked for before that.
+            raise RetryRequested(timedelta(0), "its worker stops")
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        name = job.entrypoint
+        place = ANY_MODEL if name == ANY_MODEL else name
+        self._busy[place] += 1
+        faults.hit("jobs.woken")
+        try:
+            await self._tried(job)
+        except asyncio.CancelledError:
+            if self._stopping:
+                raise RetryRequested(timedelta(0), "its worker stops") from None
+            raise
+        except RetryRequested:
+            raise
+        except Exception as error:
+            if job.attempts + 1 >= MAX_FAILURES:
+                logger.exception("%s failed too often and is kept aside", name)
+                raise RuntimeError(
+                    f"it failed {MAX_FAILURES} times: {type(error).__name__}"
+                ) from None
+            logger.exception("%s failed; it is tried again", name)
+            delay = self._backoff.delay(job.attempts + 1, self._rng)
+            # Without the error itself: what PgQueuer notes of it is kept, and read by others.
+            raise RetryRequested(timedelta(seconds=delay), type(error).__name__) from None
+        finally:
+            self._busy[place] -= 1
+            self._running.discard(task)
+
+    async def _tried(self, job: PickedJob) -> None:
+        """Do a job; where the database is away it is waited for."""
+        failures = 0
+        while True:
+            try:
+                await self._do(job)
+                return
+            except StorageUnavailable as error:
+                failures += 1
+                logger.warning("%s waits for the database: %s", job.entrypoint, error)
+            await self._clock.sleep(self._backoff.delay(failures, self._rng))
+
+    async def _do(self, job: PickedJob) -> None:
+        key = (job.payload or b"").decode()
+        match job.entrypoint:
+            case JobKind.EXPIRE:
+                await self._expire(key)
+            case JobKind.FINISH_CANCEL:
+                await self._handlers[JobKind.FINISH_CANCEL](key)
+            case JobKind.DELIVER:
+                await self._deliver(key, job)
+            case name if name == LATER:
+                await self._put_now([Job(JobKind.DELIVER, key)])
+            case _:
+                run_id, _, model = key.partition(" ")
+                await self._run(run_id, model)
+
+    async def _run(self, run_id: str, model: str) -> None:
+        # A turn that follows at once waits here for the end of the one before.
+        while (before := self._turns.get(run_id)) is not None:
+            await before.wait()
+        ended = self._turns[run_id] = asyncio.Event()
+        try:
+            lane = self._lanes.lane(model)
+            while not self._has_room(lane):
+                await self._room.wait()
+                lane = self._lanes.lane(model)
+            self._busy[lane] += 1
+            try:
+                await self._handlers[JobKind.RUN](run_id)
+            finally:
+                was_full = not self._has_room(lane)
+                self._busy[lane] -= 1
+                if was_full:
+                    self._have_room()
+        finally:
+            del self._turns[run_id]
+            ended.set()
+
+    async def _expire(self, run_id: str) -> None:
+        record = await self._store.read(lambda tx: runs.find(tx, run_id))
+        if record is None or record.run.status.is_terminal:
+            return
+        early_ms = record.run.expires_at_ms - self._clock.now_ms()
+        if early_ms > 0:
+            raise RetryRequested(timedelta(milliseconds=early_ms + SLACK_MS), "it is early")
+        await self._handlers[JobKind.EXPIRE](run_id)
+
+    async def _deliver(self, endpoint_id: str, job: PickedJob) -> None:
+        await self._handlers[JobKind.DELIVER](endpoint_id)
+        # From here on, what is owed puts a job of its own. What was owed before is found by the
+        # look behind this: nothing falls between the two.
+        await self._driver.fetch(RELEASE, job.id)
+        due_ms = await self._store.read(lambda tx: deliveries.next_due(tx, endpoint_id))
+        if due_ms is not None:
+            later = due_ms if due_ms > self._clock.now_ms() else None
+            await self._put_now([Job(JobKind.DELIVER, endpoint_id, due_ms=later)])
+
+    # The sweep.
+
+    async def _sweep(self) -> None:
+        """Put what the tables owe and has no job, now and again; forget old lines of its log."""
+        now_ms = self._clock.now_ms()
+        found = await self._store.scan(lambda tx: missing_jobs(tx, now_ms, self._cancel_grace_ms))
+        await self._put_missing(found)
+        while await self._store.write(prune_log):
+            pass
+        await self._clock.sleep(SWEEP_SECONDS * (0.9 + 0.2 * self._rng.random()))
+
+    async def _put_missing(self, found: Missing) -> None:
+        if found.jobs:
+            logger.info("%d jobs were missing", len(found.jobs))
+        await self._put_now(found.jobs)
+        # Models that only another process knows: who has them in line is not left waiting.
+        self._found = found.models
+        self._driver.wake()
+
+
+async def _skipped(tx: PostgresqlTransaction, puts: Iterable[_Put]) -> list[_Put]:
+    """Put jobs; those that are there already, and were left out."""
+    # In one order everywhere: who puts the same job at this moment is waited for.
+    ordered = sorted(puts, key=lambda put: put.key)
+    ids = await queries(within(tx)).enqueue(
+        [put.entrypoint for put in ordered],
+        [put.payload for put in ordered],
+        [0] * len(ordered),
+        [put.delay for put in ordered],
+        [put.key for put in ordered],
+        on_conflict="skip",
+    )
+    return [put for put, job_id in zip(ordered, ids, strict=True) if job_id is None]

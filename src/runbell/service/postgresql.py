@@ -1,0 +1,126 @@
+"""A PostgreSQL database, and how the processes on it work together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+from runbell.clock import Clock
+from runbell.errors import ConfigurationError
+from runbell.service.databases import Database
+from runbell.service.jobs import Jobs, Lanes, engine
+from runbell.service.jobs.pgqueuer import PgQueuerJobs
+from runbell.service.neighbours import CHANNEL, Neighbours, SharedChanges
+from runbell.service.operations.context import Context
+from runbell.service.retelling import Retelling
+from runbell.service.settings import EMBEDDED, Settings, location
+from runbell.service.shared_limits import SharedLimits
+from runbell.storage.listening import Listener
+from runbell.storage.migrate_postgresql import LOCK, upgrade_postgresql
+from runbell.storage.postgresql import PostgresqlStore, connect, unavailable
+from runbell.storage.private_postgresql import PrivatePostgresql
+
+__all__ = ["PostgresqlDatabase", "migrate", "open_postgresql", "private_server"]
+
+PRIVATE_FOLDER = "runbell.postgresql"
+"""Where the data of a private server is, unless the URL says so."""
+
+OLDEST = 14
+"""The oldest PostgreSQL that it is tested with, and has what the feed needs."""
+
+
+class PostgresqlDatabase(Database):
+    """One process's share in a database."""
+
+    def __init__(self, store: PostgresqlStore, listener: Listener, name: str) -> None:
+        super().__init__(store, name, None)
+        self._own = store
+        self._listener = listener
+        self._neighbours: Neighbours | None = None
+        self._retelling: Retelling | None = None
+        self.shared_changes = self.changes = SharedChanges(store)
+
+    def jobs(self, clock: Clock, lanes: Lanes, settings: Settings) -> Jobs:
+        return PgQueuerJobs(
+            self._own,
+            self._listener,
+            clock,
+            lanes,
+            concurrency=settings.max_concurrent_runs,
+            cancel_grace=settings.cancel_grace,
+        )
+
+    def limits(self, rpm: int) -> SharedLimits:
+        return SharedLimits(self._own, rpm)
+
+    async def join(self, ctx: Context, missed: Callable[[], Awaitable[None]]) -> None:
+        neighbours = self._neighbours = Neighbours(
+            self._own, self._listener, ctx.clock, self.shared_changes, ctx.feeds, missed
+        )
+        self._retelling = Retelling(ctx, neighbours)
+        self.shared_changes.start()
+        await self._listener.start(CHANNEL, engine.CHANNEL)
+
+    async def close(self) -> None:
+        if self._retelling is not None and self._neighbours is not None:
+            await self._retelling.close()
+            await self._neighbours.close()
+        await self.shared_changes.stop()
+        await self._listener.close()
+        await super().close()
+
+
+@contextlib.asynccontextmanager
+async def open_postgresql(url: str, name: str | None) -> AsyncIterator[PostgresqlDatabase]:
+    """A database whose schema is brought up to date first; closed at the end.
+
+    Args:
+        name: for messages; by default the URL's own, without its password.
+
+    Raises:
+        ConfigurationError: it can't be used.
+        StorageUnavailable: it can't be reached.
+    """
+    await migrate(url)
+    database = PostgresqlDatabase(
+        await PostgresqlStore.open(url), Listener(url), name or location(url)
+    )
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def migrate(url: str) -> None:
+    """Bring a database's schema up to date. Of several processes one does, and the others wait.
+
+    Raises:
+        ConfigurationError: it was written by a newer version, is another program's, or too old.
+        StorageUnavailable: it can't be reached.
+    """
+    connection = await connect(url)
+    try:
+        with unavailable():
+            if connection.get_server_version().major < OLDEST:
+                raise ConfigurationError(f"PostgreSQL {OLDEST} or newer is needed")
+            # The session's, since PgQueuer's own statements need transactions of their own.
+            await connection.execute("SELECT pg_advisory_lock($1)", LOCK + 1)
+            await upgrade_postgresql(connection)
+            await engine.install(connection)
+    finally:
+        connection.terminate()
+
+
+@contextlib.contextmanager
+def private_server(url: str) -> Iterator[tuple[str, Path]]:
+    """A server of this process's own: the URL of its database, and where its data is."""
+    path = unquote(url.removeprefix(EMBEDDED).removeprefix("://").removeprefix("/"))
+    folder = Path(path or PRIVATE_FOLDER).resolve()
+    server = PrivatePostgresql(folder)
+    server.start()
+    try:
+        yield server.url(), folder
+    finally:
+        server.stop()

@@ -1,0 +1,129 @@
+"""How a PostgreSQL database gets its schema: the same migrations, in one transaction, by whoever of
+several processes comes first.
+
+Beside the tables there is what gives the feed its order. SQLite has one writer, so its numbers are
+the order of the commits. Here a number says which transaction an event belongs to, and the feed is
+read up to a horizon: the oldest transaction that has not ended yet. Whatever will be committed
+later is behind that horizon, so that nothing can appear in front of an event that was read.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from runbell.errors import ConfigurationError
+from runbell.storage.migrate import HEAD, SERVICE
+
+if TYPE_CHECKING:
+    import asyncpg
+
+__all__ = ["LOCK", "revision", "statements", "upgrade_postgresql"]
+
+LOCK = 0x52756E62656C6C
+"""The advisory lock of who changes a schema: "Runbell" in ASCII."""
+
+_OFFSET = """
+CREATE OR REPLACE FUNCTION runbell_feed_offset() RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT {offset}::bigint'
+"""
+
+_FUNCTIONS = """
+CREATE OR REPLACE FUNCTION runbell_feed_position() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    low bigint := (pg_current_xact_id()::text::bigint + runbell_feed_offset()) << 16;
+    high bigint;
+BEGIN
+    SELECT max(position) INTO high FROM events WHERE position >= low AND position < low + 65536;
+    RETURN coalesce(high + 1, low);
+END $$;
+CREATE OR REPLACE FUNCTION runbell_feed_horizon() RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + runbell_feed_offset()) << 16
+$$;
+ALTER TABLE events ALTER COLUMN position SET DEFAULT runbell_feed_position();
+"""
+"""A position is a transaction's number, and behind that the event's within it. Numbers of
+transactions grow; but a database that was restored elsewhere begins with low ones again, which is
+what the offset is for."""
+
+_LIMITS = """
+CREATE UNLOGGED TABLE IF NOT EXISTS runbell_limits (
+    key_id TEXT PRIMARY KEY,
+    full_at DOUBLE PRECISION NOT NULL
+) WITH (fillfactor = 50)
+"""
+"""What the keys of all processes have asked for: when the bucket of each is full again."""
+
+
+async def upgrade_postgresql(connection: asyncpg.Connection) -> None:
+    """Create the schema of a database or bring it up to `HEAD`; others wait meanwhile.
+
+    Raises:
+        ConfigurationError: the database is newer than this version, or another program's.
+    """
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+        current = await revision(connection)
+        if current is not None and current > HEAD:
+            raise ConfigurationError(
+                f"the database was written by a newer version of Runbell (schema {current}, this "
+                f"version has {HEAD}): upgrade with pip install -U runbell"
+            )
+        if current != HEAD:
+            await connection.execute(statements(current))
+        if await connection.fetchval("SELECT to_regproc('runbell_feed_position')") is None:
+            await connection.execute(_OFFSET.format(offset=0))
+            await connection.execute(_FUNCTIONS)
+        await connection.execute(_LIMITS)
+        await _stay_ahead(connection)
+
+
+async def _stay_ahead(connection: asyncpg.Connection) -> None:
+    """Let the next position be behind every event, also of those that came from elsewhere."""
+    latest = await connection.fetchval("SELECT coalesce(max(position), 0) FROM events")
+    low = await connection.fetchval("SELECT runbell_feed_horizon()")
+    if latest >= low:
+        offset = await connection.fetchval("SELECT runbell_feed_offset()")
+        missing = ((latest - low) >> 16) + 1
+        await connection.execute(_OFFSET.format(offset=offset + missing))
+
+
+async def revision(connection: asyncpg.Connection) -> str | None:
+    """The schema's revision; None for a database that has none of our tables.
+
+    Raises:
+        ConfigurationError: it has tables that look like ours, of another program.
+    """
+    known, landmark = [
+        await connection.fetchval("SELECT to_regclass($1)", table)
+        for table in (SERVICE.version_table, SERVICE.landmark)
+    ]
+    if known is None and landmark is None:
+        return None
+    if known is None or landmark is None:
+        raise ConfigurationError(
+            "the database has tables of another program: name one of Runbell's own with --database"
+        )
+    found: str | None = await connection.fetchval(
+        f"SELECT version_num FROM {SERVICE.version_table}"  # noqa: S608 - a constant
+    )
+    return found
+
+
+def statements(current: str | None, target: str = "head") -> str:
+    """What brings a database forward.
+
+    Args:
+        current: its revision; None for one without tables.
+        target: the revision that it is to have.
+    """
+    # Imported here: a database that is up to date starts without Alembic.
+    from alembic import command
+    from alembic.config import Config
+
+    written = io.StringIO()
+    config = Config(output_buffer=written)
+    config.set_main_option("script_location", str(SERVICE.folder))
+    command.upgrade(config, target if current is None else f"{current}:{target}", sql=True)
+    return written.getvalue()

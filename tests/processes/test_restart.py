@@ -1,0 +1,95 @@
+"""PostgreSQL is restarted in the middle of everything."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runbell.storage.private_postgresql import PrivatePostgresql
+from runbell.testing.receivers import Receiver
+from tests.processes.house import House, several
+from tests.served import eventually
+
+RECOVERY_S = 5.0
+
+
+@pytest.fixture
+def server() -> Iterator[PrivatePostgresql]:
+    """A server of its own, which keeps what was committed."""
+    with tempfile.TemporaryDirectory(prefix="runbell-test-") as name:
+        # Where we are root, the server is somebody else.
+        Path(name).chmod(0o711)
+        server = PrivatePostgresql(Path(name))
+        server.start()
+        yield server
+        server.stop()
+
+
+def test_a_restart_of_the_database_is_waited_for(server: PrivatePostgresql, tmp_path: Path) -> None:
+    """Meanwhile requests are answered with 503; afterwards all goes on by itself, soon; nothing
+    that was acknowledged is lost, and nothing is doubled."""
+    with Receiver() as receiver, several(tmp_path, 1, server.url()) as house:
+        hook = {"name": "all", "url": receiver.url, "event_types": ["thread.run.*"]}
+        house.api.post("/v1/webhook_endpoints", hook).ok()
+        over, began = threading.Event(), threading.Event()
+        with ThreadPoolExecutor(3) as pool:
+            asking = [pool.submit(_ask, house, over, began) for _ in range(2)]
+            assert began.wait(20)
+            server.halt()
+            eventually(lambda: _status(house) == 503, "it says that it cannot")
+            time.sleep(1)
+            server.resume()
+            eventually(lambda: _status(house) == 200, "it can again", RECOVERY_S)
+            late = house.run("after the restart")
+            path = f"/v1/threads/{late['thread_id']}/runs/{late['id']}"
+            waited = house.api.get(path, headers={"Prefer": f"wait={RECOVERY_S:g}"})
+            assert waited.ok()["status"] == "completed"
+            over.set()
+            asked = [each.result(30) for each in asking]
+        statuses = Counter(status for answers, _ in asked for status in answers)
+        assert set(statuses) == {200, 503}
+        made = {run for _, runs in asked for run in runs}
+        eventually(lambda: not house.rows(GOING_ON), "all have ended", 30)
+        eventually(lambda: not house.rows(OWED), "nothing is owed any more", 30)
+        histories = house.check()
+        assert made <= set(histories)
+        told = {event["id"] for history in histories.values() for event in history}
+        assert told == {each.header("webhook-id") for each in receiver.requests}
+
+
+GOING_ON = "SELECT id FROM runs WHERE status <> 'completed' LIMIT 1"
+OWED = "SELECT id FROM deliveries WHERE status <> 'succeeded' LIMIT 1"
+
+
+def _status(house: House) -> int:
+    return house.api.get("/v1/assistants").status
+
+
+def _ask(
+    house: House, over: threading.Event, began: threading.Event
+) -> tuple[list[int], list[Any]]:
+    """Begin runs until it is over: the answers, and the runs that were acknowledged."""
+    statuses, runs = [], []
+    body = {
+        "assistant_id": house.assistant,
+        "thread": {"messages": [{"role": "user", "content": "sleep 0.2\nx"}]},
+    }
+    while not over.is_set():
+        answer = house.api.post("/v1/threads/runs", body)
+        statuses.append(answer.status)
+        if answer.status == 200:
+            runs.append(answer.json()["id"])
+        else:
+            assert answer.headers["retry-after"] == "1"
+        if len(runs) == 10:
+            began.set()
+        time.sleep(0.02)
+    return statuses, runs

@@ -1,0 +1,163 @@
+"""The feed on PostgreSQL, where many write at a time: a cursor that was handed out stays in front
+of everything that is committed later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+
+from runbell.storage import events, projects
+from runbell.storage.migrate_postgresql import upgrade_postgresql
+from runbell.storage.postgresql import PostgresqlStore
+from runbell.storage.records import Project
+from runbell.storage.store import Transaction
+from runbell.testing.postgresql import database, emptied
+from runbell.testing.storage_contract.stories import event
+
+
+def on_postgresql(story: Callable[[PostgresqlStore, str], Awaitable[None]]) -> Callable[[], None]:
+    """Make a test of an async function that is given a store with one project, and its URL."""
+
+    async def telling() -> None:
+        url = await database()
+        store = await PostgresqlStore.open(url)
+        try:
+            await store.write(lambda tx: projects.insert(tx, Project("p", "p", 1)))
+            await story(store, url)
+        finally:
+            await store.close()
+            await emptied(url)
+
+    def test() -> None:
+        asyncio.run(telling())
+
+    test.__doc__ = story.__doc__
+    return test
+
+
+class Writer:
+    """A unit that appends an event, and is then paused in the middle of its transaction."""
+
+    def __init__(self, store: PostgresqlStore, run_id: str) -> None:
+        self._go_on, self._appended = asyncio.Event(), asyncio.Event()
+        self._writing = asyncio.create_task(store.write(self._work))
+        self._run_id = run_id
+
+    async def _work(self, tx: Transaction) -> None:
+        await events.append(tx, event(1, self._run_id, "p"))
+        self._appended.set()
+        await self._go_on.wait()
+
+    async def appended(self) -> None:
+        await asyncio.wait_for(self._appended.wait(), 30)
+
+    async def commit(self) -> None:
+        self._go_on.set()
+        await self._writing
+
+
+async def read(store: PostgresqlStore, after: str | None) -> list[str]:
+    rows, _ = await store.scan(lambda tx: events.page(tx, "p", after=after, types=None, limit=100))
+    return [row[0] for row in rows]
+
+
+async def told(store: PostgresqlStore, run_id: str) -> None:
+    await store.write(lambda tx: events.append(tx, event(1, run_id, "p")))
+
+
+@on_postgresql
+async def test_what_commits_later_is_not_in_front_of_a_cursor(
+    store: PostgresqlStore, url: str
+) -> None:
+    """An event is not shown while one that was begun before it may still come: with the numbers
+    of a sequence the reader would go on behind the second, and never see the first."""
+    await told(store, "before")
+    slow = Writer(store, "slow")
+    await slow.appended()
+    await told(store, "quick")
+    seen = await read(store, None)
+    assert seen == ["evt_before_1"]
+    assert (await store.read(lambda tx: events.head(tx, "p")))[1] == "evt_before_1"
+    await slow.commit()
+    assert seen + await read(store, seen[-1]) == ["evt_before_1", "evt_slow_1", "evt_quick_1"]
+
+
+@on_postgresql
+async def test_whoever_is_slow_to_append_comes_behind_those_who_were_quick(
+    store: PostgresqlStore, url: str
+) -> None:
+    """A transaction counts from its first write, whatever that was; not from its event."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def work(tx: Transaction) -> None:
+        await projects.insert(tx, Project("q", "q", 1))
+        begun.set()
+        await go_on.wait()
+        await events.append(tx, event(1, "late", "p"))
+
+    writing = asyncio.create_task(store.write(work))
+    await asyncio.wait_for(begun.wait(), 30)
+    await told(store, "quick")
+    assert await read(store, None) == [], "the other may still have an event"
+    go_on.set()
+    await writing
+    assert await read(store, None) == ["evt_late_1", "evt_quick_1"]
+
+
+@on_postgresql
+async def test_a_writer_that_gives_up_holds_nobody_back(store: PostgresqlStore, url: str) -> None:
+    """Its place stays empty."""
+
+    async def fails(tx: Transaction) -> None:
+        await events.append(tx, event(1, "never", "p"))
+        raise ValueError
+
+    await asyncio.gather(store.write(fails), return_exceptions=True)
+    await told(store, "quick")
+    assert await read(store, None) == ["evt_quick_1"]
+
+
+@on_postgresql
+async def test_events_that_came_from_elsewhere_stay_in_front(
+    store: PostgresqlStore, url: str
+) -> None:
+    """As after a restore into another server, where the numbers of transactions are low again: the
+    next start puts what is new behind what is there."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(
+            "INSERT INTO events VALUES ($1, 'p', 'evt_old', 'old', 1, 'thread.run.queued', 1, '')",
+            1 << 50,
+        )
+        await upgrade_postgresql(connection)
+        await upgrade_postgresql(connection)
+        await told(store, "new")
+        assert await read(store, None) == ["evt_old", "evt_new_1"]
+        assert await read(store, "evt_old") == ["evt_new_1"]
+    finally:
+        await connection.execute(
+            "CREATE OR REPLACE FUNCTION runbell_feed_offset() RETURNS bigint "
+            "LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT 0::bigint'"
+        )
+        await connection.close()
+
+
+@on_postgresql
+async def test_the_events_of_one_transaction_keep_their_order(
+    store: PostgresqlStore, url: str
+) -> None:
+    """Also beside the events of others."""
+
+    async def work(tx: Transaction) -> None:
+        for number in range(1, 30):
+            await events.append(tx, event(number, "long", "p"))
+
+    await asyncio.gather(store.write(work), *(told(store, f"r{n}") for n in range(20)))
+    seen = await read(store, None)
+    assert len(seen) == 49
+    long = [each for each in seen if each.startswith("evt_long")]
+    assert long == [f"evt_long_{number}" for number in range(1, 30)]
+    first = seen.index(long[0])
+    assert seen[first : first + 29] == long
