@@ -15,9 +15,10 @@ from openai import AsyncOpenAI
 from runbell.clock import VirtualClock
 from runbell.runs import RunStatus, lifecycle
 from runbell.service.app import App
+from runbell.service.databases import open_database
 from runbell.service.operations.access import Access, create_key, ensure_project
 from runbell.service.operations.context import Context
-from runbell.service.server import build, handlers, open_store
+from runbell.service.server import build, handlers
 from runbell.service.settings import Settings
 from runbell.service.vault import Vault
 from runbell.storage import runs
@@ -37,9 +38,10 @@ def test_one_run_walks_through_all_rooms(tmp_path: Path):
 async def _the_walk(file: Path) -> None:
     # An empty file becomes a database, and a project gets a key: storage knows its digest alone.
     clock = VirtualClock()
-    async with open_store(file) as store:
-        settings = Settings(allow_private_webhooks=True)
-        ctx, executor, deliverer = build(settings, store, clock, Vault(bytes(32)))
+    settings = Settings(allow_private_webhooks=True, database=f"sqlite:///{file}")
+    async with open_database(settings) as database:
+        store = database.store
+        ctx, executor, deliverer = build(settings, database, clock, Vault(bytes(32)))
         project = await ensure_project(store, clock, "default")
         key, row = await create_key(store, clock, project, "keys")
         assert key not in repr(row)
