@@ -267,9 +267,9 @@ def _explain() -> None:
     lines = (
         f"Now {mix} runs of every kind, waited for in four ways at the same time. The loop of the",
         "tutorials sleeps 0.5 s, then 1.5 times as long each time, up to 5 s, and gives up after",
-        f"{ways.GIVE_UP_SECONDS:g} s (there: 60 s), so this takes a moment. The waiter that polls asks",
-        "about all runs at once, and has to guess how long they take: it learns only from these.",
-        "Webhooks go to a receiver on loopback, which verifies and stores them.",
+        f"{ways.GIVE_UP_SECONDS:g} s (there: 60 s), so this takes a moment. The waiter that polls",
+        "asks about all runs at once, and has to guess how long they take: it learns only from",
+        "these. Webhooks go to a receiver on loopback, which verifies and stores them.",
     )
     typer.echo("\n".join(lines))
     typer.echo()
