@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from bench.polling.fleets import Fleet, bound, free, paced
-from runbell.pacing.fleet import Pile, WorthPacer, worth
+from runbell.pacing.fleet import WorthPacer
+from runbell.pacing.worth import Pile, worth
 from runbell.pacing.survival import Curve, LogLogistic
 
 

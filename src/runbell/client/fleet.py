@@ -28,8 +28,8 @@ from runbell.client.deeds import (
 )
 from runbell.client.server import Server
 from runbell.client.tools import Tool
-from runbell.client.trouble import copy_of, retry_after, status_of
-from runbell.client.view import Answer
+from runbell.client.trouble import copy_of, quota_of, retry_after, status_of
+from runbell.client.view import Answer, Quota
 from runbell.client.wait import TimeIsUp, Wait
 from runbell.client.wishes import Do, Flow, Look, UseTools, Wish
 from runbell.clock import Clock
@@ -132,6 +132,9 @@ class Fleet:
         # Not every pacer asks what a call is worth, or minds what others take.
         self._expect = getattr(pacer, "expect", None)
         self._saw_remaining = getattr(pacer, "saw_remaining", None)
+        self._refused = getattr(pacer, "refused", None)
+        self._answered = getattr(pacer, "answered", None)
+        self._probe: Wait | None = None
         self._told_meanwhile: set[Wait] = set()
         self._flights: dict[int, _Flight] = {}
         self._timers: list[tuple[float, int, Wait]] = []
@@ -261,6 +264,8 @@ class Fleet:
         wait.flow = wait.wish = wait.order = None
         self._open.discard(wait)
         self._told_meanwhile.discard(wait)
+        if self._probe is wait:
+            self._probe = None
         self._pacer.forget(wait)
         self._unindex(wait, wait.id)
         if not self._open:
@@ -284,16 +289,17 @@ class Fleet:
 
     def _want(self, wait: Wait, at: float) -> None:
         """It would like a look at this moment."""
-        if (
-            wait.polls_of_part == 0
-            and wait.retry_at is None
-            and self._server.holds is not False
-            and self._asking.may_hold(wait)
-        ):  # the server's holding the request is what takes the time
-            at = min(at, self._clock.monotonic())
+        if wait.polls_of_part == 0 and wait.retry_at is None and self._asking.may_hold(wait):
+            if self._server.holds is None and self._probe is None:
+                self._probe = wait  # one is enough to find out whether the server holds requests
+            if self._server.holds or self._probe is wait:
+                # The server's holding the request is what takes the time.
+                at = min(at, self._clock.monotonic())
         learning = wait.terms.learning
         if self._expect is not None and learning is not None and wait.kind is not None:
-            self._expect(wait, learning.curve(wait.kind), wait.started, wait.pending_until)
+            curve = learning.curve(wait.kind)
+            if curve is not None:
+                self._expect(wait, curve, wait.started, wait.pending_until)
         self._pacer.want(wait, at)
 
     # Time.
@@ -379,18 +385,40 @@ class Fleet:
     def _failed(self, error: Exception, flight: _Flight, now: float) -> None:
         """What a failure says about the server, for everybody."""
         pause = retry_after(error, self._clock.now_ms() / 1000)
-        if pause is not None and status_of(error) == 429:
-            self._pacer.pause(now + pause)
+        quota = quota_of(error)
+        self._count(quota, flight, now)
+        if status_of(error) == 429:
+            if pause is not None:
+                self._pacer.pause(now + pause)
+            if self._refused is not None:
+                self._refused(now, flight.began, told=pause is not None or quota is not None)
         if flight.hold:
             self._server.broke(error, now - flight.began)
 
     def _heard(self, answer: Answer, flight: _Flight, now: float) -> Answer:
         """The answer, `held` if the server's holding it was a pause."""
         took = now - flight.began
-        if answer.quota is not None and self._saw_remaining is not None:
-            self._saw_remaining(*answer.quota, now)
+        self._count(answer.quota, flight, now)
+        if self._answered is not None:
+            self._answered()
+        unknown = self._server.holds is None
         self._server.answered(flight.hold, answer.held, took)
+        if unknown and self._server.holds:
+            self._ask_at_once()
         return self._server.patient(answer, flight.hold, took)
+
+    def _count(self, quota: Quota | None, flight: _Flight, now: float) -> None:
+        """Tell the pacer what the server says about its limit."""
+        if quota is not None and self._saw_remaining is not None:
+            self._saw_remaining(
+                quota.remaining, quota.limit, now, sent=flight.began, reset=quota.reset
+            )
+
+    def _ask_at_once(self) -> None:
+        """The server turned out to hold requests: nobody waits for a policy any more."""
+        for wait in self._open:
+            if isinstance(wait.wish, Look) and wait.order is None and wait.wish.at < math.inf:
+                self._want(wait, wait.wish.at)
 
     def _landed_together(
         self, waits: Sequence[Wait], flight: _Flight, landed: Landed, now: float

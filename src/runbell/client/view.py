@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from runbell.runs import ToolCall
 
-__all__ = ["Answer", "Stage", "View", "name_of", "stamp"]
+__all__ = ["Answer", "Quota", "Stage", "View", "name_of", "stamp"]
 
 Stage = Literal["pending", "wants", "completed", "ended"]
 """`wants`: it waits for tool outputs; `ended`: in any other way than `completed`."""
@@ -61,6 +61,20 @@ class View:
         return name_of(self.id, self.thread_id)
 
 
+class Quota(NamedTuple):
+    """What a server says about its limit of requests for this key.
+
+    Attributes:
+        remaining, limit: `x-ratelimit-remaining-requests`, `-limit-requests`.
+        reset: the seconds of `x-ratelimit-reset-requests`, until all of it is there again; None
+            where it does not say.
+    """
+
+    remaining: float
+    limit: float
+    reset: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a server answered about one run.
@@ -72,8 +86,7 @@ class Answer:
         holds: the server is known to hold such a request: the next one need not wait for a policy.
         pushed: an event said so, nobody was asked.
         server_time: the `Date` of the answer, in seconds since the epoch, None without.
-        quota: the requests that the server has left for this key, and its limit of them
-            (`x-ratelimit-remaining-requests`, `-limit-requests`); None where it does not say.
+        quota: what it says about its limit; None where it says nothing.
     """
 
     item: Any
@@ -82,7 +95,7 @@ class Answer:
     holds: bool = False
     pushed: bool = False
     server_time: float | None = None
-    quota: tuple[float, float] | None = None
+    quota: Quota | None = None
 
     def about(self, item: Any) -> Answer:
         """The same, of one of the objects that it was about. One of many waits for its policy, so

@@ -12,7 +12,19 @@ from typing import NamedTuple, Protocol
 
 from runbell.pacing.durations import Observation
 
-__all__ = ["Curve", "Estimate", "LogLogistic", "Mixed", "Survival", "estimate", "ignorance"]
+__all__ = [
+    "TAIL_SHAPE",
+    "Curve",
+    "Estimate",
+    "LogLogistic",
+    "Mixed",
+    "Survival",
+    "estimate",
+    "ignorance",
+]
+
+TAIL_SHAPE = 1.5
+"""Of runs that outlast all that is known, the survival falls as 1/t to this power."""
 
 
 class Survival(Protocol):
@@ -36,7 +48,7 @@ class LogLogistic(NamedTuple):
     """
 
     median: float = 8.0
-    shape: float = 1.5
+    shape: float = TAIL_SHAPE
 
     def alive(self, seconds: float) -> float:
         return float(1.0 / (1.0 + (max(seconds, 0.0) / self.median) ** self.shape))
@@ -49,11 +61,12 @@ class Curve:
     each kind of run.
     """
 
-    __slots__ = ("table", "times")
+    __slots__ = ("_areas", "table", "times")
 
     def __init__(self, times: Iterable[float], alive: Iterable[float]) -> None:
         self.times: Sequence[float] = array("f", times)
         self.table: Sequence[float] = array("f", alive)
+        self._areas: Sequence[float] | None = None
 
     def alive(self, seconds: float) -> float:
         after = bisect_right(self.times, seconds)
@@ -61,10 +74,39 @@ class Curve:
             return 1.0
         if after == len(self.times):
             # Past the table, the tail of a run of unknown scale.
-            return float(self.table[-1] * (self.times[-1] / seconds) ** LogLogistic().shape)
+            return float(self.table[-1] * (self.times[-1] / seconds) ** TAIL_SHAPE)
         low, high = self.times[after - 1], self.times[after]
         share = (seconds - low) / (high - low)
         return self.table[after - 1] + share * (self.table[after] - self.table[after - 1])
+
+    @property
+    def areas(self) -> Sequence[float]:
+        """For each of the times, ∫ S from there to the last of them, in seconds.
+
+        Summed up from the end, since what is left there is small, and so keeps its digits.
+        """
+        if self._areas is None:
+            times, table = self.times, self.table
+            upto = [0.0]
+            for place in range(len(times) - 2, -1, -1):
+                piece = (times[place + 1] - times[place]) * (table[place] + table[place + 1]) / 2
+                upto.append(upto[-1] + piece)
+            self._areas = array("f", reversed(upto))
+        return self._areas
+
+    def ahead(self, seconds: float) -> tuple[float, float]:
+        """S(seconds), and ∫ S from there to the last of the times; less than 0 past it."""
+        times, table = self.times, self.table
+        after = bisect_right(times, seconds)
+        if after == 0:
+            return 1.0, self.areas[0] + times[0] - seconds
+        if after == len(times):
+            alive = table[-1] * (times[-1] / seconds) ** TAIL_SHAPE
+            return alive, -(seconds - times[-1]) * (table[-1] + alive) / 2
+        low, high = times[after - 1], times[after]
+        left = (high - seconds) / (high - low)
+        alive = table[after] + left * (table[after - 1] - table[after])
+        return alive, self.areas[after] + (high - seconds) * (alive + table[after]) / 2
 
 
 class Mixed(NamedTuple):
