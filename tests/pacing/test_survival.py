@@ -6,7 +6,8 @@ import random
 import pytest
 
 from runbell.pacing.durations import Observation
-from runbell.pacing.survival import Curve, LogLogistic, Mixed, _Cells, estimate
+from runbell.pacing.estimate import _Cells, estimate
+from runbell.pacing.survival import Curve, LogLogistic, Mixed
 
 
 def alive(found, seconds):

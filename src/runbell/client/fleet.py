@@ -43,6 +43,9 @@ log = logging.getLogger("runbell")
 MAX_IN_FLIGHT = 64
 """Requests at the same time: each may be a connection, and a thread."""
 
+FIRST_IN_FLIGHT = 16
+"""The same before the first answer."""
+
 REMEMBERED_CALLS = 10_000
 """Outputs of tool calls that are kept in memory, for waits that begin again."""
 
@@ -135,6 +138,7 @@ class Fleet:
         self._refused = getattr(pacer, "refused", None)
         self._answered = getattr(pacer, "answered", None)
         self._probe: Wait | None = None
+        self._heard_of = False
         self._told_meanwhile: set[Wait] = set()
         self._flights: dict[int, _Flight] = {}
         self._timers: list[tuple[float, int, Wait]] = []
@@ -182,7 +186,7 @@ class Fleet:
 
     def _until(self) -> float | None:
         moments = [self._timers[0][0]] if self._timers else []
-        if len(self._flights) < MAX_IN_FLIGHT and (at := self._pacer.next_at()) is not None:
+        if len(self._flights) < self._most and (at := self._pacer.next_at()) is not None:
             moments.append(at)
         return min(moments, default=None)
 
@@ -330,8 +334,13 @@ class Fleet:
 
     # Requests.
 
+    @property
+    def _most(self) -> int:
+        """Requests that may be on their way: few until the server said what it allows."""
+        return MAX_IN_FLIGHT if self._heard_of else FIRST_IN_FLIGHT
+
     def _grant(self, now: float) -> None:
-        while len(self._flights) < MAX_IN_FLIGHT:
+        while len(self._flights) < self._most:
             wait: Any = self._pacer.take(now)
             if wait is None:
                 return
@@ -386,12 +395,14 @@ class Fleet:
         """What a failure says about the server, for everybody."""
         pause = retry_after(error, self._clock.now_ms() / 1000)
         quota = quota_of(error)
+        self._heard_of = True
         self._count(quota, flight, now)
         if status_of(error) == 429:
             if pause is not None:
                 self._pacer.pause(now + pause)
+            told = pause is not None or (quota is not None and quota.reset is not None)
             if self._refused is not None:
-                self._refused(now, flight.began, told=pause is not None or quota is not None)
+                self._refused(now, flight.began, told)
         if flight.hold:
             self._server.broke(error, now - flight.began)
 
@@ -399,6 +410,10 @@ class Fleet:
         """The answer, `held` if the server's holding it was a pause."""
         took = now - flight.began
         self._count(answer.quota, flight, now)
+        self._heard_of = True
+        learning = flight.waits[0].terms.learning
+        if learning is not None and not flight.hold:
+            learning.answered(took)
         if self._answered is not None:
             self._answered()
         unknown = self._server.holds is None

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runbell.client.journal import Journal, Stretch
+from runbell.errors import RunbellError
 from runbell.pacing import Advised, Backoff
-from runbell.pacing.foresight import Foresight, ForesightPolicy, SeenRun
+from runbell.pacing.foresight import Foresight
+from runbell.pacing.policies import SeenRun
+from runbell.pacing.watching import ForesightPolicy
 
 if TYPE_CHECKING:
     from runbell.client.view import View
     from runbell.pacing.survival import Curve
 
 __all__ = ["Learned", "Learning", "Seen", "stretch_of"]
+
+log = logging.getLogger("runbell")
 
 FEW = 8
 """Runs of a kind below which a server's advice, which may rest on many, is better than a guess."""
@@ -52,7 +58,7 @@ class Learned:
     """The waiter's default policy: Foresight, as soon as it is known what the run is.
 
     A run that may be old is looked at first. Where few runs of its kind were seen, what the server
-    advises is followed.
+    advises is followed. Whatever goes wrong in what learns, the wait goes on without it.
     """
 
     __slots__ = ("_foresight", "_hint", "_kind", "_plan")
@@ -68,8 +74,11 @@ class Learned:
 
     def know(self, kind: Any, age: float) -> None:
         """Be told of which kind the run is, and how many seconds old it was when the part began."""
-        self._kind = kind
-        self._plan = self._foresight.policy(kind, age=age)
+        try:
+            self._plan = self._foresight.policy(kind, age=age)
+            self._kind = kind
+        except Exception:  # it is not worth a wait
+            log.exception("nothing is foreseen of a run of the kind %r", kind)
 
     def saw(self, run: SeenRun, hint: float | None) -> None:
         """Be told the last answer, and the server's advice."""
@@ -80,9 +89,14 @@ class Learned:
     def next_delay(self, elapsed: float, polls: int) -> float | None:
         if self._plan is None:
             return Backoff().next_delay(elapsed, polls)
-        if polls and self._hint is not None and self._foresight.runs(self._kind) < FEW:
-            return max(self._hint, Advised.STRETCH * elapsed)
-        return self._plan.next_delay(elapsed, polls)
+        try:
+            if polls and self._hint is not None and self._foresight.runs(self._kind) < FEW:
+                return max(self._hint, Advised.STRETCH * elapsed)
+            return self._plan.next_delay(elapsed, polls)
+        except Exception:  # it is not worth a wait
+            log.exception("nothing is foreseen of a run of the kind %r", self._kind)
+            self._plan = None
+            return Backoff().next_delay(elapsed, polls)
 
 
 class Learning:
@@ -97,9 +111,9 @@ class Learning:
         self.foresight = foresight
         self._journal = journal
         self._kinds: dict[Any, Any] = {}
-        for stretch in journal.stretches() if journal is not None else ():
+        for stretch in _kept(journal) if journal is not None else ():
             # What somebody else has written there is not worth failing for.
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
                 self._learn(json.loads(stretch.key), stretch.queue, stretch.run)
 
     def policy(self, item: Any) -> Learned:
@@ -115,9 +129,17 @@ class Learning:
             self._kinds.clear()
         return None if kind is None else self._kinds.setdefault(kind, kind)
 
-    def curve(self, kind: Any) -> Curve:
-        """How long runs of a kind take."""
-        return self.foresight.schedule(kind).curve
+    def curve(self, kind: Any) -> Curve | None:
+        """How long runs of a kind take; None where that can't be said."""
+        try:
+            return self.foresight.schedule(kind).curve
+        except Exception:  # it is not worth a wait
+            log.exception("nothing is foreseen of a run of the kind %r", kind)
+            return None
+
+    def answered(self, seconds: float) -> None:
+        """A look that nobody held was answered after so long."""
+        self.foresight.answered(seconds)
 
     def observe(self, kind: Any, seen: Seen, view: View, now: float) -> None:
         """Learn from a stretch of a run that is over, or that nobody looks at any more.
@@ -130,7 +152,10 @@ class Learning:
         if found is None:
             return
         queue, run = found
-        self._learn(kind, queue, run)
+        try:
+            self._learn(kind, queue, run)
+        except Exception:  # it is not worth a wait
+            log.exception("nothing is learned from a run of the kind %r", kind)
         if self._journal is not None:
             key = json.dumps(kind, ensure_ascii=False)
             self._journal.note(Stretch(key, queue, run, int(now * 1000)))
@@ -142,6 +167,15 @@ class Learning:
         self.foresight.observe(
             kind, low if high is None else (low, high), ended=high is not None, queued=queue
         )
+
+
+def _kept(journal: Journal) -> list[Stretch]:
+    """What was written down; nothing where the table is somebody else's."""
+    try:
+        return journal.stretches()
+    except RunbellError as error:
+        log.warning("nothing is learned from the journal: %s", error)
+        return []
 
 
 Span = tuple[float, float]

@@ -14,7 +14,7 @@ from runbell.pacing.worth import Pile
 
 __all__ = ["WorthPacer"]
 
-_CROWD = 32
+_CROWD = 16
 """Waits that are compared with each other at the most, however many there are. Where more are
 worth the bar, the bar is raised to the better half of them; where none is, it is lowered to
 half as many."""

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from runbell.pacing.survival import TAIL_SHAPE, Curve, Estimate, Survival
+from runbell.pacing.estimate import Estimate, believed
+from runbell.pacing.survival import TAIL_SHAPE, Curve, Survival
 
 __all__ = ["MOST_POINTS", "PAUSES", "Schedule", "best_checks", "best_pause", "schedule"]
 
-POINTS = 192
+POINTS = 160
 """Moments among which the checks of a kind are chosen."""
 
 MOST_POINTS = 255
@@ -145,17 +146,14 @@ class Schedule(NamedTuple):
 def schedule(
     own: Estimate,
     parent: Survival,
-    parent_weight: float,
+    doubt: float,
     price: float,
     latency: float,
     points: int = POINTS,
 ) -> Schedule:
-    """The best checks of a run that takes as long as the mixture of `own` and `parent` says."""
+    """The best checks of a run that takes as long as `own` and `parent` say; see `believed`."""
     times, ended = _moments(own, points)
-    alive = [
-        (1 - parent_weight) * (1 - value) + parent_weight * parent.alive(time)
-        for time, value in zip(times, ended, strict=True)
-    ]
+    alive = believed(own, ended, parent, doubt, times)
     apart = latency * (1 - _SLACK)
     # After the last moment a check is a Keller gap g from the next, and costs price/g and g/2 a
     # second, which are equal; ∫ 2·price/g·S(t) dt, where S falls as 1/t^shape.

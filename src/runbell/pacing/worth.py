@@ -48,14 +48,14 @@ class Pile(NamedTuple):
     def reaches(self, bar: float) -> float:
         """The moment at which `value` is `bar`, roughly."""
         curve, looked = self.curve, self.looked
-        times, table, areas = curve.times, curve.table, curve.areas
+        times, table = curve.times, curve.table
         # At the curve's own times `value` is (t·S(x) + area(t) - this) / S(t).
         base = looked * self.alive + self.area
         first = low = bisect_right(times, looked)
         end = high = len(times)
         while low < high:
             middle = (low + high) // 2
-            if times[middle] * self.alive + areas[middle] - base < bar * table[middle]:
+            if times[middle] * self.alive + curve.area(middle) - base < bar * table[middle]:
                 low = middle + 1
             else:
                 high = middle

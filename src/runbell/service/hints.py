@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from runbell.clock import Clock
 from runbell.pacing.foresight import Foresight, Key
-from runbell.runs import RunStatus
+from runbell.runs import Run, RunStatus
 from runbell.storage import runs
 from runbell.storage.runs import RunRecord
 from runbell.storage.store import Store
@@ -70,11 +70,10 @@ class Hints:
         latest = await store.read(lambda tx: runs.latest(tx, REMEMBERED_RUNS))
         for record in reversed(latest):  # what happened last counts most
             run = record.run
-            # Of a run that waited for tools, the row does not tell how long its parts took.
-            ended = run.completed_at_ms or run.failed_at_ms or run.incomplete_at_ms
-            if ended and run.started_at_ms and run.sequence == _ONE_PART:
+            ended_ms, whole = _end_of_only_part(run)
+            if ended_ms is not None and run.started_at_ms:
                 part = _Part(run.created_at_ms, run.started_at_ms)
-                self._learn(_key(record), part, ended, ended=True)
+                self._learn(_key(record), part, ended_ms, ended=whole)
 
     def moved(self, record: RunRecord) -> None:
         """A run has changed its status."""
@@ -140,7 +139,20 @@ class Hints:
 
 
 _ONE_PART = 3
-"""Events of a run that was queued, in progress and then ended."""
+"""Events of a run that was queued, in progress and then ended, or was to be cancelled."""
+
+
+def _end_of_only_part(run: Run) -> tuple[int | None, bool]:
+    """When a run was over that is stored, and whether it was not cut short; None where it goes on,
+    or waited for tools: the row does not tell how long the parts of such a run took."""
+    if run.cancelling_at_ms:
+        # One event more: it was cancelled after that, or what won the race.
+        ended = run.status is not RunStatus.CANCELLING
+        return (run.cancelling_at_ms if run.sequence == _ONE_PART + ended else None), False
+    if run.sequence != _ONE_PART:
+        return None, False
+    cut = run.expired_at_ms or run.cancelled_at_ms
+    return run.completed_at_ms or run.failed_at_ms or run.incomplete_at_ms or cut, cut is None
 
 
 def _key(record: RunRecord) -> Key:
