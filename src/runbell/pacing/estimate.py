@@ -95,7 +95,7 @@ _TURNS = (4, 0, 0, 4, 0)
 """A run known by an interval is moved to where the others are so many times; and in how many more
 rounds the weights of the widths are looked for then. They go on from where they were."""
 
-_PARTS = 6
+_PARTS = 4
 """Where the ends of most runs are known by intervals alone, cells need not be narrower than this
 part of a usual one."""
 

@@ -188,7 +188,7 @@ class Foresight:
                         learned += self._load(entry["key"], entry)
                     except (TypeError, RecursionError):  # it is no key
                         continue
-            self._pool.grew()
+            self._pool.grew(learned)
         return learned
 
     def _load(self, key: Key, entry: Mapping[str, Any]) -> int:
@@ -237,6 +237,11 @@ class Foresight:
         with self._lock:
             kind = self._found(key)
             return 0 if kind is None else len(kind.ran)
+
+    @property
+    def seen(self) -> int:
+        """Runs of any kind that were ever learned from."""
+        return self._pool.seen
 
     @property
     def kinds(self) -> int:

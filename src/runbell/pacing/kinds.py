@@ -21,15 +21,15 @@ _DOUBT = 0.1
 a kind's own runs are over, the others' alone say how it goes on, whatever their weight; before
 that, a greater weight buys polls at moments where runs of this kind never end."""
 
-_AGAIN, _AGAIN_RUNS = 0.4, 64
-"""A schedule is made anew after two fifths more runs than it knows, and after 64 at most. What is
-learned from so few is worth about a hundredth of the calls, and making it costs as much as
-hundreds of decisions."""
+_AGAIN, _AGAIN_RUNS = 0.6, 96
+"""A schedule is made anew after three fifths more runs than it knows, and after 96 at most, or
+where the latest runs differ from those before. What is learned from so few is worth about a
+hundredth of the calls, and making it costs as much as hundreds of decisions."""
 
-_POOL_AGAIN, _POOL_AGAIN_RUNS = 0.5, 640
+_POOL_AGAIN, _POOL_AGAIN_RUNS = 1.0, 640
 """The same for what is known of all kinds, which counts little beside a kind's own runs."""
 
-_POOL_KINDS, _POOL_RUNS = 64, 12
+_POOL_KINDS, _POOL_RUNS = 24, 8
 
 _FIRST_EDGE = 0.2
 _TABLED = 110
@@ -138,8 +138,13 @@ class Pool:
         self._survival: Survival | None = None
         self.pauses = bytearray(_PLACES)
 
-    def grew(self) -> None:
-        self._news += 1
+    def grew(self, runs: int = 1) -> None:
+        self._news += runs
+
+    @property
+    def seen(self) -> int:
+        """Runs ever learned from."""
+        return self._known + self._news
 
     def survival(self) -> Survival:
         """What was last worked out of it."""

@@ -13,8 +13,9 @@ from runbell.pacing.survival import TAIL_SHAPE, Curve, Survival
 
 __all__ = ["MOST_POINTS", "PAUSES", "Schedule", "best_checks", "best_pause", "schedule"]
 
-POINTS = 160
-"""Moments among which the checks of a kind are chosen."""
+FEWEST_POINTS, POINTS_A_RUN, POINTS = 64, 3, 160
+"""Moments among which the checks of a kind are chosen: the more, the more is known, up to what
+4 KiB a kind allow."""
 
 MOST_POINTS = 255
 """Their indices fit a byte."""
@@ -149,9 +150,11 @@ def schedule(
     doubt: float,
     price: float,
     latency: float,
-    points: int = POINTS,
+    points: int | None = None,
 ) -> Schedule:
     """The best checks of a run that takes as long as `own` and `parent` say; see `believed`."""
+    if points is None:
+        points = min(FEWEST_POINTS + int(POINTS_A_RUN * own.runs), POINTS)
     times, ended = _moments(own, points)
     alive = believed(own, ended, parent, doubt, times)
     apart = latency * (1 - _SLACK)
