@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -202,7 +204,7 @@ def test_a_grant_among_many_waits_costs_far_less_than_looking_at_all_of_them():
             wait = pacer.take(grant / 100)
             pacer.expect(wait, shape, grant / 100, grant / 100)
             pacer.want(wait, grant / 100)
-    assert looks / 1000 < 250
+    assert looks / 1000 < 50
 
 
 def test_who_comes_along_comes_once_and_is_worth_most_of_those_due_longest():
@@ -219,3 +221,35 @@ def test_who_comes_along_comes_once_and_is_worth_most_of_those_due_longest():
         pacer.expect(name, Curve(times, [prior.alive(time) for time in times]), 0.0, 0.0)
         pacer.want(name, 1.0)
     assert pacer.along(1, 20.0) == ["quick"]
+
+
+def test_urgent_calls_are_not_searched_for():
+    pacer = WorthPacer()
+    for wait in range(20_000):
+        pacer.want(wait, float(-wait), urgent=True)
+    began = time.process_time()
+    assert [pacer.take(0.0) for _ in range(20_000)] == list(range(19_999, -1, -1))
+    assert time.process_time() - began < 5  # a scan for each would take minutes
+
+
+def test_what_is_known_of_a_kind_is_reckoned_once_for_all_who_wait_for_it():
+    curves = [curve(2.0 + kind) for kind in range(300)]
+    pacer = WorthPacer(60)
+    for wait in range(3_000):
+        pacer.expect(wait, curves[wait % 300], 0.0, 0.0)
+        pacer.want(wait, 1.0)
+    assert pacer.take(60.0) is not None
+    kept = [each._areas for each in curves]
+    pacer.take(61.0)
+    assert all(each._areas is areas for each, areas in zip(curves, kept, strict=True))
+    assert sys.getsizeof(curves[0]._areas) < 400
+
+
+def test_what_is_ahead_is_the_integral():
+    shape = curve()
+    for at in (-1.0, 0.0, 0.03, 1.0, 4.9, 40.0):
+        grid = np.linspace(at, shape.times[-1], 400_001)
+        total = float(np.trapezoid(shape.along(grid), grid))
+        alive, area = shape.ahead(at)
+        assert alive == pytest.approx(shape.alive(at), rel=1e-6)
+        assert area == pytest.approx(total, rel=2e-3)

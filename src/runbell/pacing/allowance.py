@@ -12,19 +12,23 @@ __all__ = ["Allowance"]
 _MARGIN, _LEAST_MARGIN = 0.02, 2.0
 """Of the server's limit, and in calls, what is left to other processes."""
 
-_WINDOW = 1.2
+_WINDOW = 1.05
 """A limit that comes back this many times faster than evenly within a minute does not come back
 evenly: all of it is there again at the reset, and nothing before that."""
+
+_SOON = 1.0
+"""Seconds before a reset at which it may have come already: some are told in whole seconds."""
 
 _MINUTE = 60.0
 _REMEMBERED = 10_000
 """Grants of the last minute that are kept. Who makes more has no use for a limit a minute."""
 
-_CUT, _GROWTH = 0.7, 1.01
+_CUT, _GROWTH, _LEAST = 0.7, 1.01, 30.0
 """After a refusal by a server that does not tell its limit, this share of what it took within a
-minute is granted; and this many times more after each call that it does not refuse."""
+minute is granted, but so many calls a minute at least; and this many times more after each call
+that it does not refuse."""
 
-_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
 """Seconds without calls after a refusal that does not say how long; each further one in a row
 doubles them."""
 
@@ -54,6 +58,8 @@ class Allowance:
         self._left_at = self._heard_of = -math.inf
         self._rate = 0.0
         self._reset_at = -math.inf
+        self._remaining = 0.0
+        self._window = False
         self._guess: TokenBucket | None = None
         self._guess_full_at = -math.inf
         self._guessed = math.inf
@@ -121,14 +127,18 @@ class Allowance:
             if moment <= sent:
                 break
             since += 1
-        self._left, self._left_at = remaining - margin, sent
+        if remaining > self._remaining and now < self._reset_at - _SOON:
+            self._window = False  # some of it came back meanwhile
+        self._left, self._left_at, self._remaining = remaining - margin, sent, remaining
         self._rate, self._reset_at = limit / _MINUTE, now
-        if reset is not None and 0 <= reset < math.inf:
+        if reset is not None and 0 < reset < math.inf:
             self._reset_at = now + reset
-            if reset > 0 and 2 * remaining <= limit:
+            if 2 * remaining <= limit:
                 even = (limit - remaining) / reset
                 # A bucket fills up evenly, perhaps in a day instead of a minute.
                 self._rate = min(self._rate, even) if even < _WINDOW * self._rate else 0.0
+            if self._window:
+                self._rate = 0.0
         self._come_back(now)
         self._left -= since
 
@@ -148,6 +158,9 @@ class Allowance:
         if sent <= self._cut_at:
             return  # it was on its way when that was known already
         self._cut_at = now
+        if self._left is not None and now < self._reset_at:
+            # Less came back than was believed: nothing does until the reset.
+            self._window, self._rate, self._left = True, 0.0, min(self._left, 0.0)
         if told:
             return
         self._not_before = max(
@@ -155,7 +168,7 @@ class Allowance:
         )
         self._refusals = min(self._refusals + 1, 10)
         within = sum(moment > now - _MINUTE for moment in self._spent)
-        self._guessed = max(_CUT * min(within, self._guessed), 1.0)
+        self._guessed = max(_CUT * min(within, self._guessed), _LEAST)
         self._guess, self._guess_full_at = _even(self._guessed), now
 
     def _come_back(self, now: float) -> None:

@@ -56,10 +56,11 @@ class Observation(NamedTuple):
             ValueError: it is no duration: negative, not a number, or upside down.
         """
         try:
+            # Of whatever kind of number: an array's elements are none of Python's. Text is none.
             if isinstance(seconds, Sequence):
-                low, high = map(float, seconds) if not isinstance(seconds, str) else (-1, -1)
-            else:  # of whatever kind of number: an array's elements are none of Python's
-                low = high = float(seconds)
+                low, high = (float(0.0 + each) for each in seconds)
+            else:
+                low = high = float(0.0 + seconds)
             sane = 0 <= low <= high and low < math.inf
         except (TypeError, ValueError, OverflowError):
             sane = False

@@ -95,9 +95,12 @@ _TURNS = (4, 0, 0, 4, 0)
 """A run known by an interval is moved to where the others are so many times; and in how many more
 rounds the weights of the widths are looked for then. They go on from where they were."""
 
-_PARTS = 4
+_PARTS = 6
 """Where the ends of most runs are known by intervals alone, cells need not be narrower than this
 part of a usual one."""
+
+_WIDEST = math.log(16)
+"""An interval that is wider says hardly more, of when a run ended, than its upper end."""
 
 _BEYOND = 0.5
 """How many runs' worth of belief there is, at any age, in runs longer than all that were seen to
@@ -123,13 +126,13 @@ def estimate(observations: Sequence[Observation], half_life: float = HALF_LIFE) 
     spread = cells.ranges()
     escaping = cells.escaping(spread, weights)
     kept = [weight - away for weight, away in zip(weights, escaping, strict=True)]
-    # Those of which the moment is known tell first where the others may have ended.
-    known = [each for each, (first, last) in enumerate(spread) if first == last]
+    # Those of which the moment is known best tell first where the others may have ended.
+    known = cells.best_known(spread)
     counts, repeats = cells.counted(
         [spread[each] for each in known], [kept[each] for each in known], [1.0] * cells.count
     )
     masses, shares = cells.smoothed(counts, repeats, _EVEN, _ROUNDS)
-    for rounds in () if len(known) == len(spread) else _TURNS:
+    for rounds in () if all(first == last for first, last in spread) else _TURNS:
         counts, repeats = cells.counted(spread, kept, masses)
         masses, shares = cells.smoothed(counts, repeats, shares, rounds)
     total = sum(masses) or 1.0
@@ -157,7 +160,8 @@ class _Cells:
         self, lows: list[float], highs: list[float], start: float, end: float, kernel: float
     ) -> None:
         self.lows, self.highs, self.start, self.kernel = lows, highs, start, kernel
-        self.width = max(kernel * LADDER[-1], (end - start) / _CELLS, self._usual() / _PARTS)
+        self.narrow = min(_usual(lows, highs), _WIDEST)
+        self.width = max(kernel * LADDER[-1], (end - start) / _CELLS, self.narrow / _PARTS)
         self.count = max(3, math.ceil((end - start) / self.width))
 
     @classmethod
@@ -169,24 +173,31 @@ class _Cells:
             else math.log(seen.high)
             for low, seen in zip(lows, observations, strict=True)
         ]  # fmt: skip
+        finite = [high for high in highs if high < math.inf]
+        narrow = _usual(lows, highs)
         logs = sorted(
-            low if high == math.inf else (low + high) / 2
+            low if high == math.inf else (max(low, high - _WIDEST) + high) / 2
             for low, high in zip(lows, highs, strict=True)
+            if high == math.inf or high - low <= narrow
         )
         kernel = _rule_of_thumb(logs)
-        start = min(logs[0] - _MARGIN * kernel, min(lows) - kernel)
-        finite = [high for high in highs if high < math.inf]
+        # What ended at a first look may have ended at any time before it.
+        start = min([logs[0], *finite]) - _MARGIN * kernel
         end = max([logs[-1] + _MARGIN * kernel, *([max(finite) + kernel] if finite else [])])
         return cls(lows, highs, start, end, kernel)
 
-    def _usual(self) -> float:
-        """The usual width of an interval; 0 where most runs are known better than by one."""
-        widths = sorted(
-            high - low
-            for low, high in zip(self.lows, self.highs, strict=True)
-            if high < math.inf
+    def best_known(self, spread: list[tuple[int, int]]) -> list[int]:
+        """The runs whose intervals are the narrower half, in cells."""
+        widths = [last - first for first, last in spread]
+        ended = sorted(
+            width for width, (_, last) in zip(widths, spread, strict=True) if last < self.count
         )
-        return widths[len(widths) // 2] if widths else 0.0
+        narrow = ended[len(ended) // 2] if ended else -1
+        return [
+            each
+            for each, (_, last) in enumerate(spread)
+            if last < self.count and widths[each] <= narrow
+        ]
 
     def edges(self) -> list[float]:
         return [math.exp(self.start + self.width * index) for index in range(self.count + 1)]
@@ -330,6 +341,14 @@ def _mixed(shares: list[float], columns: list[list[float]]) -> list[float]:
         a * one + b * two + c * three + d * four + e * five
         for one, two, three, four, five in zip(*columns, strict=True)
     ]
+
+
+def _usual(lows: list[float], highs: list[float]) -> float:
+    """The usual width of an interval; 0 where the moment is known of most runs."""
+    widths = sorted(
+        high - low for low, high in zip(lows, highs, strict=True) if high < math.inf
+    )
+    return widths[len(widths) // 2] if widths else 0.0
 
 
 def _rule_of_thumb(logs: list[float]) -> float:
