@@ -398,9 +398,7 @@ def test_one_look_works_out_one_thing_at_a_time(monkeypatch):
     """What is learned of a kind, and of all kinds, takes tens of milliseconds of an event loop."""
     worked_out = []
     estimate = kinds.estimate
-    monkeypatch.setattr(
-        kinds, "estimate", lambda *given: worked_out.append(1) or estimate(*given)
-    )
+    monkeypatch.setattr(kinds, "estimate", lambda *given: worked_out.append(1) or estimate(*given))
     known = Foresight()
     for _ in range(10):
         known.observe("k", (1.0, 2.0))

@@ -398,9 +398,7 @@ def test_a_run_that_expires_is_looked_at_when_it_does():
 
     world = Expiring({"r": [(0.0, "in_progress"), (50.0, "expired")]})
     simulation = Simulation(world, learning=Learning(Foresight()))
-    simulation.begin(
-        0.0, [SimulatedRun("r", created_at=0.0, expires_at=50.0)], policy=Fixed(17.0)
-    )
+    simulation.begin(0.0, [SimulatedRun("r", created_at=0.0, expires_at=50.0)], policy=Fixed(17.0))
     (ending,) = simulation.run()
     assert ending.at - 50.0 < 0.5
 

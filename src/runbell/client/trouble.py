@@ -28,7 +28,9 @@ TRANSIENT_STATUSES = frozenset({408, 425, 429})
 
 LONGEST_RETRY_AFTER = 86_400.0
 
-_SPAN = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m(?!s))?(?:(\d{1,9}(?:\.\d{1,9})?)(ms|s)?)?")
+_SPAN = re.compile(
+    r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m(?!s))?(?:(\d{1,9}(?:\.\d{1,9})?)(ms|s)?)?"
+)
 """A span of time as OpenAI writes it, `6m0s`, `8.64s` or `120ms`, or in seconds without a unit."""
 
 NOT_WANTED = re.compile(r"do not accept tool outputs|Expected tool outputs for call_ids")

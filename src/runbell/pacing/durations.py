@@ -110,7 +110,9 @@ class Durations:
             others._append(seen)
         here = Counter(zip(self._lows, self._widths, strict=True))
         found = []
-        for packed, seen in zip(zip(others._lows, others._widths, strict=True), others, strict=True):
+        for packed, seen in zip(
+            zip(others._lows, others._widths, strict=True), others, strict=True
+        ):
             if here[packed] > 0:
                 here[packed] -= 1
             else:

@@ -52,7 +52,9 @@ def believed(
     others = parent.along(times) if isinstance(parent, Curve) else list(map(parent.alive, times))
     gone = own.escaped / own.runs if own.runs else 0.0
     ours = (1.0 - doubt) * (1.0 - gone)
-    alive = [doubt * other + ours * (1.0 - share) for other, share in zip(others, ended, strict=True)]
+    alive = [
+        doubt * other + ours * (1.0 - share) for other, share in zip(others, ended, strict=True)
+    ]
     for age, share in own.ages if gone else ():
         weight = (1.0 - doubt) * gone * share
         then = max(parent.alive(age), _FLOOR)
@@ -148,9 +150,7 @@ def _ages(escaped: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]
         return ()
     upto = list(accumulate(weight for _, weight in escaped))
     chosen = [escaped[min(bisect_left(upto, part * upto[-1]), len(upto) - 1)][0] for part in _AGES]
-    return tuple(
-        (age, chosen.count(age) / len(chosen)) for age in sorted(set(chosen))
-    )
+    return tuple((age, chosen.count(age) / len(chosen)) for age in sorted(set(chosen)))
 
 
 class _Cells:
@@ -345,9 +345,7 @@ def _mixed(shares: list[float], columns: list[list[float]]) -> list[float]:
 
 def _usual(lows: list[float], highs: list[float]) -> float:
     """The usual width of an interval; 0 where the moment is known of most runs."""
-    widths = sorted(
-        high - low for low, high in zip(lows, highs, strict=True) if high < math.inf
-    )
+    widths = sorted(high - low for low, high in zip(lows, highs, strict=True) if high < math.inf)
     return widths[len(widths) // 2] if widths else 0.0
 
 

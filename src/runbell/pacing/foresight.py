@@ -263,9 +263,7 @@ def _hashable(key: Key) -> Key:
 
 def _dumped(durations: Durations | None) -> list[list[float | None]]:
     """To the last digit: what is loaded again has to be recognised."""
-    return [
-        [seen.low, None if math.isinf(seen.high) else seen.high] for seen in durations or ()
-    ]
+    return [[seen.low, None if math.isinf(seen.high) else seen.high] for seen in durations or ()]
 
 
 def _loaded(rows: object) -> Iterable[Observation]:
