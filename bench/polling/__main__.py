@@ -134,19 +134,8 @@ def _fleet(seconds: float) -> None:
         for name, each in figures.items()
     ]  # fmt: skip
     title = f"mix, 100 runs at once, 500 calls a minute; Lagrange's bound is {limit:.2f} s"
-    columns = (
-        "fleet",
-        "calls",
-        "429s",
-        "gave up",
-        "mean s",
-        "/ bound",
-        "p50",
-        "p95",
-        "p99",
-        "longest",
-    )
-    _print(title, columns, rows)
+    shown = ("calls", "429s", "gave up", "mean s", "/ bound", "p50", "p95", "p99", "longest")
+    _print(title, ("fleet", *shown), rows)
 
 
 def _cost() -> None:
@@ -154,10 +143,8 @@ def _cost() -> None:
     rows = []
     for kinds in (1, 20):
         for bounds in (False, True):
-            row: list[object] = [kinds, "bounds" if bounds else "moments"]
-            for runs in (1500, 15_000):
-                row.append(f"{cost(kinds, runs, bounds) * 1e6:.0f}")
-            rows.append(row)
+            costs = (f"{cost(kinds, runs, bounds) * 1e6:.0f}" for runs in (1500, 15_000))
+            rows.append([kinds, "bounds" if bounds else "moments", *costs])
     columns = ("kinds", "known are", "us a decision, 1,500 runs", "15,000 runs")
     _print("what a decision costs, all that is worked out included", columns, rows)
 

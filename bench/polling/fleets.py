@@ -148,10 +148,11 @@ class _World:
 def free(fleet: Fleet, rule: str, retries: int = 2) -> Figures:
     """So many programs, each of which waits for one run after the other, by a rule.
 
-    A refused poll is tried again as the openai SDK does it: after 0.5 s, twice as long each time up to 8 s, less
-    up to a quarter by chance. Where that is refused too after `retries`, the SDK raises, and the
-    program gives the run up and begins another. So nobody is more than `concurrent` runs behind:
-    with runs that come whatever happens, the delay would only tell how long the bench lasts.
+    A refused poll is tried again as the openai SDK does it: after 0.5 s, then twice as long each
+    time up to 8 s, less up to a quarter by chance. Where that is refused too after `retries`, the
+    SDK raises, and the program gives the run up and begins another. Nobody is more than
+    `concurrent` runs behind: with runs that come whatever happens, the delay would only tell how
+    long the bench lasts.
     """
     world = _World(fleet, closed=True)
     rng = random.Random(7)

@@ -200,13 +200,13 @@ def test_a_grant_among_many_waits_costs_far_less_than_looking_at_all_of_them():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pile, "value", counted)
-        for grant in range(5_000):
-            if grant == 4_000:
+        for grant in range(2_500):
+            if grant == 2_000:
                 looks = 0  # by now the bar is where supply and demand meet
             wait = pacer.take(grant / 100)
             pacer.expect(wait, shape, grant / 100, grant / 100)
             pacer.want(wait, grant / 100)
-    assert looks / 1000 < 50
+    assert looks / 500 < 50
 
 
 def test_who_comes_along_comes_once_and_is_worth_most_of_those_due_longest():
@@ -250,7 +250,7 @@ def test_what_is_known_of_a_kind_is_reckoned_once_for_all_who_wait_for_it():
 def test_what_is_ahead_is_the_integral():
     shape = curve()
     for at in (-1.0, 0.0, 0.03, 1.0, 4.9, 40.0):
-        grid = np.linspace(at, shape.times[-1], 400_001)
+        grid = np.linspace(at, shape.times[-1], 40_001)
         total = float(np.trapezoid(shape.along(grid), grid))
         alive, area = shape.ahead(at)
         assert alive == pytest.approx(shape.alive(at), rel=1e-6)

@@ -20,9 +20,10 @@ from runbell.client.flow import waiting
 from runbell.client.journal import Journal
 from runbell.client.learning import FEW, Learned, Learning, Seen, stretch_of
 from runbell.client.providers import Responses, Runs
+from runbell.client.quota import Quota
 from runbell.client.server import Server
 from runbell.client.simulation import Scripted, SimulatedRun, SimulatedRuns, Simulation
-from runbell.client.view import Answer, Quota, View
+from runbell.client.view import Answer, View
 from runbell.client.wait import Terms, Wait
 from runbell.clock import VirtualClock
 from runbell.pacing import FairPacer, Fixed, Foresight, WorthPacer

@@ -89,6 +89,27 @@ async def test_a_start_learns_from_the_runs_that_are_stored(service: EmbeddedSer
 
 
 @on_a_service()
+async def test_a_start_learns_that_cancelled_runs_would_have_taken_longer(
+    service: EmbeddedService,
+) -> None:
+    """What ends sooner than it is cancelled is not all that there is."""
+    for _ in range(10):
+        await live_through(service, 1.0)
+    for _ in range(10):
+        run_id, _ = await begin(service)
+        await service.advance(30.0)
+        await service.cancel(run_id)
+        await service.advance(60)
+        assert await service.status(run_id) is RunStatus.CANCELLED
+    again = Hints(service.clock)
+    await again.learn(service.store)
+    (kind,) = again._known.dump()["kinds"]
+    assert sorted(high is not None for _, high in kind["ran"]) == [False] * 10 + [True] * 10
+    assert all(29 < low < 32 for low, high in kind["ran"] if high is None)
+    assert kind == service.ctx.hints._known.dump()["kinds"][0]
+
+
+@on_a_service()
 async def test_a_wait_for_a_tool_is_no_part_of_how_long_a_run_takes(
     service: EmbeddedService,
 ) -> None:

@@ -26,10 +26,11 @@ from runbell.client.deeds import (
     RetrieveThread,
     UseTool,
 )
+from runbell.client.quota import Quota, quota_of
 from runbell.client.server import Server
 from runbell.client.tools import Tool
-from runbell.client.trouble import copy_of, quota_of, retry_after, status_of
-from runbell.client.view import Answer, Quota
+from runbell.client.trouble import copy_of, retry_after, status_of
+from runbell.client.view import Answer
 from runbell.client.wait import TimeIsUp, Wait
 from runbell.client.wishes import Do, Flow, Look, UseTools, Wish
 from runbell.clock import Clock

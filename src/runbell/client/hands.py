@@ -29,8 +29,9 @@ from runbell.client.deeds import (
     UseTool,
 )
 from runbell.client.journal import Journal
+from runbell.client.quota import quota_in
 from runbell.client.tools import BadArguments, Tool, error_output, output_of
-from runbell.client.trouble import date_seconds, quota_in
+from runbell.client.trouble import date_seconds
 from runbell.client.view import Answer
 from runbell.errors import BadAnswer, ConfigurationError, RunbellError
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-from runbell.client.view import Quota
 from runbell.errors import BadAnswer
 
 __all__ = [
@@ -17,8 +16,6 @@ __all__ = [
     "is_stale_submission",
     "is_transient",
     "may_have_worked",
-    "quota_in",
-    "quota_of",
     "retry_after",
     "status_of",
 ]
@@ -27,11 +24,6 @@ TRANSIENT_STATUSES = frozenset({408, 425, 429})
 """4xx statuses after which the same request may succeed; every 5xx is another."""
 
 LONGEST_RETRY_AFTER = 86_400.0
-
-_SPAN = re.compile(
-    r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m(?!s))?(?:(\d{1,9}(?:\.\d{1,9})?)(ms|s)?)?"
-)
-"""A span of time as OpenAI writes it, `6m0s`, `8.64s` or `120ms`, or in seconds without a unit."""
 
 NOT_WANTED = re.compile(r"do not accept tool outputs|Expected tool outputs for call_ids")
 
@@ -126,30 +118,3 @@ def date_seconds(text: str | None) -> float | None:
         return None if text is None else parsedate_to_datetime(text).timestamp()
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def quota_in(headers: Mapping[str, str]) -> Quota | None:
-    """What headers say about the server's limit of requests; None where they do not."""
-    try:
-        remaining, limit = (
-            float(headers[f"x-ratelimit-{name}-requests"]) for name in ("remaining", "limit")
-        )
-    except (KeyError, ValueError):
-        return None
-    return Quota(remaining, limit, _span(headers.get("x-ratelimit-reset-requests")))
-
-
-def quota_of(error: BaseException) -> Quota | None:
-    """The same of the answer that an error came from."""
-    headers: Mapping[str, str] | None = getattr(getattr(error, "response", None), "headers", None)
-    return None if headers is None else quota_in(headers)
-
-
-def _span(text: str | None) -> float | None:
-    """Seconds; None for what is no span of time."""
-    found = _SPAN.fullmatch(text.strip()) if text else None
-    if found is None or not any(found.groups()):
-        return None
-    days, hours, minutes, rest, unit = found.groups()
-    seconds = float(rest or 0) * (0.001 if unit == "ms" else 1.0)
-    return seconds + 60.0 * int(minutes or 0) + 3600.0 * int(hours or 0) + 86_400.0 * int(days or 0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from runbell.client.quota import Quota
 from runbell.runs import ToolCall
 
-__all__ = ["Answer", "Quota", "Stage", "View", "name_of", "stamp"]
+__all__ = ["Answer", "Stage", "View", "name_of", "stamp"]
 
 Stage = Literal["pending", "wants", "completed", "ended"]
 """`wants`: it waits for tool outputs; `ended`: in any other way than `completed`."""
@@ -59,20 +60,6 @@ class View:
     def name(self) -> str:
         """For sentences."""
         return name_of(self.id, self.thread_id)
-
-
-class Quota(NamedTuple):
-    """What a server says about its limit of requests for this key.
-
-    Attributes:
-        remaining, limit: `x-ratelimit-remaining-requests`, `-limit-requests`.
-        reset: the seconds of `x-ratelimit-reset-requests`, until all of it is there again; None
-            where it does not say.
-    """
-
-    remaining: float
-    limit: float
-    reset: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

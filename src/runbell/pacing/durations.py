@@ -104,19 +104,17 @@ class Durations:
         return list(map(_unpacked, self._lows[-count:], self._widths[-count:]))
 
     def missing(self, observations: Iterable[Observation]) -> list[Observation]:
-        """Those that are not among these, as they would be kept; each counts once."""
+        """Of these, as they would be kept, those that are not kept here; each counts once."""
         others = Durations(capacity=self.capacity)
         for seen in observations:
             others._append(seen)
         here = Counter(zip(self._lows, self._widths, strict=True))
         found = []
-        for packed, seen in zip(
-            zip(others._lows, others._widths, strict=True), others, strict=True
-        ):
-            if here[packed] > 0:
-                here[packed] -= 1
+        for low, width in zip(others._lows, others._widths, strict=True):
+            if here[low, width] > 0:
+                here[low, width] -= 1
             else:
-                found.append(seen)
+                found.append(_unpacked(low, width))
         return found
 
     def add(self, observation: Observation) -> bool:

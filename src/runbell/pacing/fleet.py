@@ -116,9 +116,8 @@ class WorthPacer:
     def next_at(self) -> float | None:
         """The moment of the next grant; None while nobody wants anything."""
         firsts = [at for line in (self._urgent, self._due) if (at := line.first()) is not None]
-        for wanting in (self._ready, self._later):
-            if wanting:
-                firsts.append(self._wanted[next(iter(wanting))])
+        wanting = (next(iter(each)) for each in (self._ready, self._later) if each)
+        firsts.extend(self._wanted[wait] for wait in wanting)
         return max(min(firsts), self._allowance.next_at()) if firsts else None
 
     def take(self, now: float) -> Hashable | None:
