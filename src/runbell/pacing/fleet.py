@@ -84,6 +84,7 @@ class WorthPacer:
         self._ready: dict[Hashable, _Wish | None] = {}
         """For whom it is. What it is worth is reckoned where somebody is to be compared."""
         self._bar = 0.0
+        self._admitted_at = -math.inf
 
     def expect(self, wait: Hashable, curve: Curve, began: float, looked: float) -> None:
         """Say how long the run of a wait takes, before `want`.
@@ -116,8 +117,8 @@ class WorthPacer:
     def next_at(self) -> float | None:
         """The moment of the next grant; None while nobody wants anything."""
         firsts = [at for line in (self._urgent, self._due) if (at := line.first()) is not None]
-        wanting = (next(iter(each)) for each in (self._ready, self._later) if each)
-        firsts.extend(self._wanted[wait] for wait in wanting)
+        if self._ready or self._later:
+            firsts.append(self._admitted_at)
         return max(min(firsts), self._allowance.next_at()) if firsts else None
 
     def take(self, now: float) -> Hashable | None:
@@ -194,10 +195,13 @@ class WorthPacer:
         return found
 
     def _best(self, now: float) -> Hashable | None:
+        if not (self._allowance.is_scarce or self._ready or self._later):
+            at = self._due.first()  # there are calls for all: nobody need be compared
+            return self._due.pop() if at is not None and at <= now else None
         self._admit(now)
         if not self._ready and self._later:
             self._lower(now)
-        if len(self._ready) <= 1 or not self._allowance.is_scarce:
+        if len(self._ready) <= 1:
             return next(iter(self._ready), None)
         if len(self._ready) > _CROWD:
             self._raise(now)
@@ -220,6 +224,7 @@ class WorthPacer:
 
     def _admit(self, now: float) -> None:
         """Make ready who wants a look, and whom it is worth the bar for."""
+        self._admitted_at = now
         while (at := self._due.first()) is not None and at <= now:
             wait = self._due.pop()
             if self._bar > 0 and (at := (wish := self._wish(wait)).reaches(self._bar)) > now:
@@ -246,16 +251,15 @@ class WorthPacer:
         """Up to where half a crowd is ready."""
         worths = {wait: self._valued(wait, now) for wait in self._ready}
         best: Iterable[Hashable] = heapq.nlargest(_CROWD // 2, worths, key=worths.__getitem__)
-        kept = {wait: self._wish(wait) for wait in best}
+        kept: dict[Hashable, _Wish | None] = {wait: self._wish(wait) for wait in best}
         bar = min(worths[wait] for wait in kept)
         if bar > 0:
             self._bar = bar
-        for wait in list(self._ready):
+        for wait in self._ready:
             if wait not in kept:
                 wish = self._wish(wait)
-                del self._ready[wait]
                 self._put_off(wait, wish, wish.reaches(self._bar))
-        self._ready.update(kept)
+        self._ready = kept
 
     def _lower(self, now: float) -> None:
         """Down to where half a crowd is ready, of those who would have got to the bar first; to

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 
 __all__ = ["Line"]
 
@@ -22,9 +22,6 @@ class Line:
 
     def __contains__(self, wait: Hashable) -> bool:
         return wait in self._wanted
-
-    def __iter__(self) -> Iterator[Hashable]:
-        return iter(self._wanted)
 
     def add(self, wait: Hashable, at: float) -> None:
         turn = next(self._turns)
