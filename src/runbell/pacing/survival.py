@@ -136,12 +136,13 @@ def ignorance(median: float = 8.0) -> Mixed:
     Nearly every second belief is that the guess is far too short. It makes up for most of what is
     lost where that is so, and where the guess is right it costs a few calls in a hundred. One in a
     hundred is that it is far too long, so that a run is not left alone for minutes that takes
-    seconds. Weights, factors and slopes were chosen for a guess that is 30 times wrong.
+    seconds. Weights, factors and slopes are round numbers for a guess that is 30 times wrong: see
+    `docs/foresight.md`.
     """
     return Mixed(
         (
-            (0.541, LogLogistic(median)),
+            (0.54, LogLogistic(median)),
             (0.45, LogLogistic(15 * median, 2.0)),
-            (0.009, LogLogistic(median / 20)),
+            (0.01, LogLogistic(median / 20)),
         )
     )
