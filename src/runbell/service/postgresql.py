@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from runbell.clock import Clock
@@ -22,7 +23,10 @@ from runbell.storage.migrate_postgresql import LOCK, upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore, connect, unavailable
 from runbell.storage.private_postgresql import PrivatePostgresql
 
-__all__ = ["PostgresqlDatabase", "migrate", "open_postgresql", "private_server"]
+if TYPE_CHECKING:
+    import asyncpg
+
+__all__ = ["PostgresqlDatabase", "migrate", "migrating", "open_postgresql", "private_server"]
 
 PRIVATE_FOLDER = "runbell.postgresql"
 """Where the data of a private server is, unless the URL says so."""
@@ -100,6 +104,19 @@ async def migrate(url: str) -> None:
         ConfigurationError: it was written by a newer version, is another program's, or too old.
         StorageUnavailable: it can't be reached.
     """
+    async with migrating(url):
+        pass
+
+
+@contextlib.asynccontextmanager
+async def migrating(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a database whose schema was brought up to date; while it is open, nobody
+    else's is, and so no service starts.
+
+    Raises:
+        ConfigurationError: as `migrate`.
+        StorageUnavailable: likewise.
+    """
     connection = await connect(url)
     try:
         with unavailable():
@@ -109,6 +126,7 @@ async def migrate(url: str) -> None:
             await connection.execute("SELECT pg_advisory_lock($1)", LOCK + 1)
             await upgrade_postgresql(connection)
             await engine.install(connection)
+        yield connection
     finally:
         connection.terminate()
 

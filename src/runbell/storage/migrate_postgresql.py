@@ -18,7 +18,7 @@ from runbell.storage.migrate import HEAD, SERVICE
 if TYPE_CHECKING:
     import asyncpg
 
-__all__ = ["LOCK", "revision", "statements", "upgrade_postgresql"]
+__all__ = ["LOCK", "revision", "statements", "stay_ahead", "upgrade_postgresql"]
 
 LOCK = 0x52756E62656C6C
 """The advisory lock of who changes a schema: "Runbell" in ASCII."""
@@ -76,12 +76,17 @@ async def upgrade_postgresql(connection: asyncpg.Connection) -> None:
             await connection.execute(_OFFSET.format(offset=0))
             await connection.execute(_FUNCTIONS)
         await connection.execute(_LIMITS)
-        await _stay_ahead(connection)
+        await stay_ahead(connection)
 
 
-async def _stay_ahead(connection: asyncpg.Connection) -> None:
-    """Let the next position be behind every event, also of those that came from elsewhere."""
+async def stay_ahead(connection: asyncpg.Connection, end_of_feed: int = 0) -> None:
+    """Let the next position be behind every event, also of those that came from elsewhere.
+
+    Args:
+        end_of_feed: what it is not to be in front of, besides.
+    """
     latest = await connection.fetchval("SELECT coalesce(max(position), 0) FROM events")
+    latest = max(latest, end_of_feed)
     low = await connection.fetchval("SELECT runbell_feed_horizon()")
     if latest >= low:
         offset = await connection.fetchval("SELECT runbell_feed_offset()")

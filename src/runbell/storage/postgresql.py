@@ -25,6 +25,7 @@ __all__ = [
     "PostgresqlTransaction",
     "PostgresqlView",
     "connect",
+    "storable",
     "unavailable",
 ]
 
@@ -288,7 +289,7 @@ class PostgresqlTransaction(PostgresqlView):
 
     async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
         this = statement.postgresql
-        args = [_storable(params[name]) for name in this.names]
+        args = [storable(params[name]) for name in this.names]
         if this.refusable:
             count = await self._refusable(statement.name, this.text, args)
         else:
@@ -354,8 +355,11 @@ def _size(row: Row) -> int:
     return sum(len(value) for value in row if isinstance(value, str | bytes))
 
 
-def _storable(value: Any) -> Any:
-    # PostgreSQL's texts cannot hold the character 0. In JSON, as most of ours are, it is escaped.
+def storable(value: Any) -> Any:
+    """What is stored of a value: PostgreSQL's texts cannot hold the character 0.
+
+    In JSON, as most of ours are, it is escaped.
+    """
     if isinstance(value, str) and "\x00" in value:
         return value.replace("\x00", "\ufffd")
     return value
