@@ -21,6 +21,7 @@ from runbell.cli import (
     doctor,
     endpoints,
     inbox,
+    jobs,
     keys,
     listen,
     plan,
@@ -67,6 +68,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(assistants.app, name="assistants")
 app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(inbox.app, name="inbox")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)

@@ -19,7 +19,7 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from runbell import faults
-from runbell.errors import RequestRefused, StorageUnavailable
+from runbell.errors import OutcomeUnknown, RequestRefused, StorageUnavailable
 from runbell.service import logs, openapi
 from runbell.service.limits import Limits
 from runbell.service.once import handle_once, key_of, request_digest
@@ -129,7 +129,7 @@ class App:
             result = _refusal(refused)
         except StorageUnavailable as error:
             logger.warning("%s", error, extra=_about(exchange))
-            result = _refusal(_unavailable())
+            result = _refusal(_unavailable(error))
         except Exception:
             logger.exception("a request failed", extra=_about(exchange))
             result = _refusal(_server_error(request_id))
@@ -458,10 +458,16 @@ def _stopping() -> RequestRefused:
     )
 
 
-def _unavailable() -> RequestRefused:
+def _unavailable(error: StorageUnavailable) -> RequestRefused:
+    unknown = (
+        "The database was lost while this was being stored: it may have happened, or not. Repeated "
+        "with the same Idempotency-Key it happens once; without one, please look first."
+    )
     return RequestRefused(
         503,
-        "The database cannot be used at the moment; nothing was changed. Please try again.",
+        unknown
+        if isinstance(error, OutcomeUnknown)
+        else "The database cannot be used at the moment; nothing was changed. Please try again.",
         type="server_error",
         code="service_unavailable",
         headers={"retry-after": "1"},

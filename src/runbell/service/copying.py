@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runbell.clock import SystemClock
-from runbell.errors import ConfigurationError, MissingExtra, StorageUnavailable
-from runbell.service.settings import EMBEDDED, Settings, sqlite_path
+from runbell.errors import ConfigurationError, StorageUnavailable
+from runbell.service.databases import named_server
+from runbell.service.settings import Settings, sqlite_path
 from runbell.storage.backup import damage, partial_file, put_in_place, sync
 from runbell.storage.copying import Content, Source, SqliteRows, copy
 from runbell.storage.lock import InstallationLock
@@ -64,7 +65,8 @@ async def _opened_source(url: str) -> AsyncIterator[Source]:
             yield SqliteRows(connection)
         return
     async with _session(url) as connection:
-        from runbell.storage.copying_postgresql import PostgresqlRows, others
+        from runbell.storage.copying_postgresql import PostgresqlRows
+        from runbell.storage.postgresql import others
 
         if users := await others(connection):
             raise ConfigurationError(
@@ -145,17 +147,11 @@ async def _into_postgresql(source: Source, url: str, settings: Settings) -> Copi
 @contextlib.asynccontextmanager
 async def _session(url: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection to a database with today's schema, on which no service starts meanwhile."""
-    try:
-        from runbell.service.postgresql import migrating, private_server
+    with named_server(url) as (server, _):
+        from runbell.service.postgresql import migrating
         from runbell.storage.postgresql import unavailable
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("asyncpg", "pgqueuer"):
-            raise
-        raise MissingExtra("a PostgreSQL database", "postgresql") from None
-    with contextlib.ExitStack() as stack:
-        if url.startswith(EMBEDDED):
-            url, _ = stack.enter_context(private_server(url))
-        async with migrating(url) as connection:
+
+        async with migrating(server) as connection:
             with unavailable():
                 # The other database may take its time.
                 await connection.execute("SET idle_in_transaction_session_timeout = 0")

@@ -17,12 +17,7 @@ from runbell.storage.postgresql import CURSOR_ROWS, storable
 if TYPE_CHECKING:
     from runbell.storage.copying import Values
 
-__all__ = ["PostgresqlRows", "lock_empty", "others"]
-
-OTHERS = """
-SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND application_name LIKE 'runbell%' AND pid <> pg_backend_pid()
-"""
+__all__ = ["PostgresqlRows", "lock_empty"]
 
 
 class PostgresqlRows:
@@ -88,9 +83,3 @@ async def lock_empty(connection: asyncpg.Connection) -> None:
         raise ConfigurationError(
             f"the target is not empty, it has rows in {', '.join(found)}: copy into a new database"
         )
-
-
-async def others(connection: asyncpg.Connection) -> int:
-    """How many other sessions of Runbell's the database has: services, workers and commands."""
-    count: int = await connection.fetchval(OTHERS)
-    return count

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import asyncpg
 
 from runbell import faults
-from runbell.errors import Conflict, StorageUnavailable
+from runbell.errors import Conflict, OutcomeUnknown, StorageUnavailable
 from runbell.storage.statements import PostgresqlText, Statement
 from runbell.storage.store import Row, Work
 
@@ -25,6 +25,7 @@ __all__ = [
     "PostgresqlTransaction",
     "PostgresqlView",
     "connect",
+    "others",
     "storable",
     "unavailable",
 ]
@@ -47,6 +48,13 @@ MAX_WAITING = 10_000
 TRIES = 5
 """How often a unit is executed that the database itself has ended in favour of another."""
 
+AGAIN_SECONDS = 0.05
+"""From one question about a commit to the next, while it can't be answered."""
+
+OUTCOME = "SELECT pg_xact_status($1::text::xid8)"
+"""`committed`, `aborted`, `in progress`. A server that has taken over from another answers for
+itself: of what it was not sent in time it does not know, and may use the number again."""
+
 CURSOR_ROWS = 20
 """Rows that are asked for at once, where it is their size that bounds them too."""
 
@@ -57,6 +65,12 @@ SESSION = {
     # A process that is stopped in the middle of a transaction must not hold its rows for ever.
     "idle_in_transaction_session_timeout": "10s",
 }
+
+OTHERS = f"""
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+AND application_name LIKE '{SESSION["application_name"]}%'
+"""  # noqa: S608 - a constant
 
 _ENDED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 """The database has undone the unit: it may be tried again at once."""
@@ -187,20 +201,18 @@ class PostgresqlStore:
 
     async def _try(self, work: Work[T]) -> T:
         began = self._loop.time()
-        async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
-            transaction = PostgresqlTransaction(connection)
-            await connection.execute("BEGIN")
-            try:
-                result = await work(transaction)
-                for last in transaction.lasts:
-                    await last()
-                faults.hit("storage.group.executed")
-                await connection.execute("COMMIT")
-            except BaseException:
-                # What is wrong with a connection that was lost is not that it can't roll back.
-                with contextlib.suppress(OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
-                    await connection.execute("ROLLBACK")
+        transaction = PostgresqlTransaction()
+        try:
+            async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
+                result = await self._execute(work, transaction, connection)
+        except _UNAVAILABLE as error:
+            # Here, where it has given its connection back: many may ask at a time.
+            if not transaction.unanswered:
                 raise
+            logger.warning("a commit was not answered: %s", error)
+            if not await self._was_committed(transaction.id):
+                raise
+            result = cast(T, transaction.result)
         faults.hit("storage.group.committed")
         self.on_commit(1, self._loop.time() - began)
         for callback in transaction.callbacks:
@@ -209,6 +221,41 @@ class PostgresqlStore:
             except Exception:
                 logger.exception("what was to happen after a commit failed")
         return result
+
+    async def _execute(
+        self, work: Work[T], transaction: PostgresqlTransaction, connection: Connection
+    ) -> T:
+        transaction.connection = connection
+        await connection.execute("BEGIN")
+        try:
+            result = transaction.result = await work(transaction)
+            for last in transaction.lasts:
+                await last()
+            faults.hit("storage.group.executed")
+            transaction.committing = True
+            await connection.execute("COMMIT")
+            transaction.committing = False
+        except BaseException:
+            # What is wrong with a connection that was lost is not that it can't roll back.
+            with contextlib.suppress(OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
+                await connection.execute("ROLLBACK")
+            raise
+        return result
+
+    async def _was_committed(self, transaction_id: str) -> bool:
+        deadline = self._loop.time() + WAIT_SECONDS
+        while True:
+            with contextlib.suppress(*_UNAVAILABLE):
+                async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
+                    status = await connection.fetchval(OUTCOME, transaction_id)
+                if status in ("committed", "aborted"):
+                    return bool(status == "committed")
+                # The server may not have noticed yet that nobody waits for its answer.
+            if self._loop.time() >= deadline:
+                raise OutcomeUnknown(
+                    "the database was lost during a commit, which may have happened or not"
+                )
+            await asyncio.sleep(AGAIN_SECONDS)
 
 
 class PostgresqlView:
@@ -277,15 +324,26 @@ class PostgresqlTransaction(PostgresqlView):
         callbacks: what follows the commit.
         lasts: what is still to be done in the transaction when its unit has ended.
         carried: what parts of the service collect for that, each under a key of its own.
+        id: its number at PostgreSQL, as soon as a row was written; empty before.
+        committing: its commit was asked for, and not answered yet.
+        result: what its unit has returned.
     """
 
-    __slots__ = ("callbacks", "carried", "lasts")
+    __slots__ = ("callbacks", "carried", "committing", "id", "lasts", "result")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection = None) -> None:
         super().__init__(connection)
         self.callbacks: list[Callable[[], None]] = []
         self.lasts: list[Callable[[], Awaitable[None]]] = []
         self.carried: dict[object, Any] = {}
+        self.id = ""
+        self.committing = False
+        self.result: Any = None
+
+    @property
+    def unanswered(self) -> bool:
+        """It wrote rows, and may be committed."""
+        return self.committing and bool(self.id)
 
     async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
         this = statement.postgresql
@@ -293,7 +351,7 @@ class PostgresqlTransaction(PostgresqlView):
         if this.refusable:
             count = await self._refusable(statement.name, this.text, args)
         else:
-            count = _count(await self.connection.execute(this.text, *args))
+            count = self._count(await self.connection.fetch(this.text, *args))
         if this.inserts and not count:
             raise Conflict(f"{statement.name}: a unique key is taken")
         return count
@@ -302,10 +360,15 @@ class PostgresqlTransaction(PostgresqlView):
         # Few statements are of this kind: an insert needs no savepoint.
         await self.connection.execute("SAVEPOINT refusable")
         try:
-            return _count(await self.connection.execute(text, *args))
+            return self._count(await self.connection.fetch(text, *args))
         except asyncpg.UniqueViolationError as error:
             await self.connection.execute("ROLLBACK TO refusable")
             raise Conflict(f"{name}: {error}") from None
+
+    def _count(self, written: list[Row]) -> int:
+        if written:
+            self.id = written[0][0]
+        return len(written)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
@@ -326,6 +389,12 @@ async def connect(url: str) -> asyncpg.Connection:
     """
     with unavailable():
         return await asyncpg.connect(url, server_settings=SESSION, timeout=WAIT_SECONDS)
+
+
+async def others(connection: asyncpg.Connection) -> int:
+    """How many other sessions of Runbell's the database has: services, workers and commands."""
+    count: int = await connection.fetchval(OTHERS)
+    return count
 
 
 @contextlib.contextmanager
@@ -363,10 +432,6 @@ def storable(value: Any) -> Any:
     if isinstance(value, str) and "\x00" in value:
         return value.replace("\x00", "\ufffd")
     return value
-
-
-def _count(status: str) -> int:
-    return int(status.rpartition(" ")[2])
 
 
 async def _nothing_to_reset(connection: Connection) -> None:

@@ -11,6 +11,7 @@ alone: a worker asks for those jobs only that it has a place for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import Counter
@@ -27,6 +28,7 @@ from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
 from runbell.service.jobs.engine import Manager, PooledDriver, queries
+from runbell.service.jobs.held import count_held, forget_earlier
 from runbell.service.jobs.missing import Missing, missing_jobs, prune_log
 from runbell.service.jobs.putting import ANY_MODEL, LATER, SLACK_MS, Put, named, put
 from runbell.storage import deliveries, runs
@@ -175,6 +177,9 @@ class PgQueuerJobs:
     def alive(self) -> bool:
         return bool(self._loops) and not any(loop.done() for loop in self._loops)
 
+    async def held(self, tx: Transaction) -> Mapping[JobKind, int]:
+        return await count_held(tx)
+
     async def stop(self, grace: float) -> None:
         self._stopping = True
         for loop in self._loops[1:]:
@@ -276,6 +281,7 @@ class PgQueuerJobs:
         except Exception as error:
             if job.attempts + 1 >= MAX_FAILURES:
                 logger.exception("%s failed too often and is kept aside", name)
+                await self._forget_earlier(job)
                 raise RuntimeError(
                     f"it failed {MAX_FAILURES} times: {type(error).__name__}"
                 ) from None
@@ -286,6 +292,11 @@ class PgQueuerJobs:
         finally:
             self._busy[place] -= 1
             self._running.discard(task)
+
+    async def _forget_earlier(self, job: PickedJob) -> None:
+        payload = job.payload or b""
+        with contextlib.suppress(StorageUnavailable):
+            await self._store.write(lambda tx: forget_earlier(tx, job.entrypoint, payload, job.id))
 
     async def _tried(self, job: PickedJob) -> None:
         """Do a job; where the database is away it is waited for."""
