@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from runbell.clock import SystemClock
 from runbell.errors import ConfigurationError
 from runbell.service.jobs.held import held_jobs
 from runbell.service.settings import location
 from runbell.storage.check import check
 from runbell.storage.migrate import HEAD
 from runbell.storage.migrate_postgresql import revision
-from runbell.storage.postgresql import PostgresqlView, connect, others, unavailable
+from runbell.storage.postgresql import PostgresqlView, connect, now_ms, others, unavailable
 from runbell.storage.report import Report
 
 __all__ = ["check_postgresql"]
@@ -31,10 +30,10 @@ async def check_postgresql(url: str) -> Report:
                     f"{location(url)} has schema {current or 'none'}, this version of Runbell has "
                     f"{HEAD}: name another with --database, or see runbell migrate"
                 )
-            now_ms = SystemClock().now_ms() if await others(connection) else None
+            moment_ms = await now_ms(connection) if await others(connection) else None
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 view = PostgresqlView(connection)
-                report = await check(view, now_ms=now_ms)
+                report = await check(view, now_ms=moment_ms)
                 for job in await held_jobs(view):
                     told = f"job {job.id}, {job.kind}, {job.why}".rstrip(", ")
                     report.add("a job that failed too often and is held", job.key, told)

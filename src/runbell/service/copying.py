@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runbell.clock import SystemClock
 from runbell.errors import ConfigurationError, StorageUnavailable
 from runbell.service.databases import named_server
 from runbell.service.settings import Settings, sqlite_path
@@ -129,14 +128,14 @@ async def _into_postgresql(source: Source, url: str, settings: Settings) -> Copi
     async with _session(url) as connection:
         from runbell.service.jobs.putting import put_missing
         from runbell.storage.copying_postgresql import PostgresqlRows, lock_empty
-        from runbell.storage.postgresql import PostgresqlTransaction
+        from runbell.storage.postgresql import PostgresqlTransaction, now_ms
 
         async with connection.transaction():
             await lock_empty(connection)
             tables = await copy(source, PostgresqlRows(connection))
             jobs = await put_missing(
                 PostgresqlTransaction(connection),
-                SystemClock().now_ms(),
+                await now_ms(connection),
                 round(settings.cancel_grace * 1000),
             )
         # Before its first service asks anything of them.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
-from runbell.clock import Clock
+from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError, MissingExtra
 from runbell.service.changes import Changes
 from runbell.service.jobs import Jobs, Lanes
@@ -47,6 +47,7 @@ class Database:
     Attributes:
         store: where everything is kept.
         changes: tells who waits that something has changed.
+        clock: what time it is for everybody on this database.
         name: for messages; without a password.
         url: names it on a command line; without a password.
         file: the SQLite file; None where it is none.
@@ -58,6 +59,7 @@ class Database:
         self.file = file
         self.url = name if file is None else f"sqlite:///{quote(str(file))}"
         self.changes = Changes()
+        self.clock: Clock = SystemClock()
 
     def jobs(self, clock: Clock, lanes: Lanes, settings: Settings) -> Jobs:
         """The engine for jobs."""

@@ -17,6 +17,7 @@ from runbell.service.neighbours import CHANNEL, Neighbours, SharedChanges
 from runbell.service.operations.context import Context
 from runbell.service.retelling import Retelling
 from runbell.service.settings import EMBEDDED, Settings, location
+from runbell.service.shared_clock import SharedClock
 from runbell.service.shared_limits import SharedLimits
 from runbell.storage.listening import Listener
 from runbell.storage.migrate_postgresql import LOCK, upgrade_postgresql
@@ -45,6 +46,7 @@ class PostgresqlDatabase(Database):
         self._neighbours: Neighbours | None = None
         self._retelling: Retelling | None = None
         self.shared_changes = self.changes = SharedChanges(store)
+        self.shared_clock = self.clock = SharedClock(store)
 
     def jobs(self, clock: Clock, lanes: Lanes, settings: Settings) -> Jobs:
         return PgQueuerJobs(
@@ -65,6 +67,7 @@ class PostgresqlDatabase(Database):
         )
         self._retelling = Retelling(ctx, neighbours)
         self.shared_changes.start()
+        self.shared_clock.start()
         await self._listener.start(CHANNEL, engine.CHANNEL)
 
     async def close(self) -> None:
@@ -72,6 +75,7 @@ class PostgresqlDatabase(Database):
             await self._retelling.close()
             await self._neighbours.close()
         await self.shared_changes.stop()
+        await self.shared_clock.stop()
         await self._listener.close()
         await super().close()
 
@@ -92,6 +96,7 @@ async def open_postgresql(url: str, name: str | None) -> AsyncIterator[Postgresq
         await PostgresqlStore.open(url), Listener(url), name or location(url)
     )
     try:
+        await database.shared_clock.set()
         yield database
     finally:
         await database.close()

@@ -25,6 +25,7 @@ __all__ = [
     "PostgresqlTransaction",
     "PostgresqlView",
     "connect",
+    "now_ms",
     "others",
     "storable",
     "unavailable",
@@ -40,7 +41,7 @@ CONNECTIONS = 10
 """Connections of a process that its units share: more than a process can keep busy."""
 
 WAIT_SECONDS = 5.0
-"""How long a unit waits for a connection before it is turned away."""
+"""How long a unit waits for a connection, or for a row, before it is turned away."""
 
 MAX_WAITING = 10_000
 """Units that may wait for a connection before further ones are turned away."""
@@ -86,7 +87,8 @@ _UNAVAILABLE = (
     asyncpg.OperatorInterventionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.LockNotAvailableError,
+    # Said by a database that takes no connections, or no locks, at the moment.
+    asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.InvalidAuthorizationSpecificationError,
     *_ENDED,
@@ -125,7 +127,8 @@ class PostgresqlStore:
                 min_size=0,
                 max_size=connections,
                 reset=_nothing_to_reset,
-                server_settings=SESSION,
+                # Whoever holds a row for so long is no unit of ours.
+                server_settings={**SESSION, "lock_timeout": f"{WAIT_SECONDS * 1000:.0f}ms"},
                 statement_cache_size=1_000,
                 max_queries=1_000_000,
                 timeout=WAIT_SECONDS,
@@ -381,14 +384,26 @@ class PostgresqlTransaction(PostgresqlView):
         return this.writing
 
 
-async def connect(url: str) -> asyncpg.Connection:
+async def connect(url: str, purpose: str = "") -> asyncpg.Connection:
     """A connection of one's own.
+
+    Args:
+        purpose: a word for who looks at the server's sessions.
 
     Raises:
         StorageUnavailable: the database can't be reached.
     """
     with unavailable():
-        return await asyncpg.connect(url, server_settings=SESSION, timeout=WAIT_SECONDS)
+        name = f"{SESSION['application_name']} {purpose}".rstrip()
+        settings = {**SESSION, "application_name": name}
+        return await asyncpg.connect(url, server_settings=settings, timeout=WAIT_SECONDS)
+
+
+async def now_ms(connection: asyncpg.Connection) -> int:
+    """The database's time, in milliseconds since the epoch."""
+    query = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+    now: int = await connection.fetchval(query)
+    return now
 
 
 async def others(connection: asyncpg.Connection) -> int:

@@ -70,8 +70,7 @@ _ERRORS: dict[int, tuple[str, tuple[Header, ...]]] = {
     429: ("The key's limit of requests is reached.", (RETRY_AFTER, RETRY_AFTER_MS)),
     500: ("Something is broken here; the log knows it by the request's id.", ()),
     503: (
-        "The database can't be used. Nothing was changed, unless it was lost during a commit: then "
-        "the message says that this is not known.",
+        "The database can't be used; nothing was changed, if it says nothing else.",
         (RETRY_AFTER,),
     ),
 }
