@@ -67,6 +67,11 @@ class House:
         self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
+    def holds(self, what: str) -> bool:
+        """One of these, `waits` or `streams`, is held by the first process."""
+        page = self.api.get("/metrics").body.decode()
+        return f"runbell_{what}_held 1.0" in page
+
     def ended(self) -> int:
         """Runs that have ended."""
         names = ", ".join(f"'{status}'" for status in RunStatus if status.is_terminal)

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from runbell.errors import OutcomeUnknown, StorageUnavailable
+from runbell.service.app import _unavailable as unavailable_answer
 from runbell.storage import postgresql, projects
 from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.records import Project
@@ -165,3 +166,13 @@ def test_where_nobody_can_be_asked_nothing_is_claimed(
             assert await there(url) == (0 if before else 1)
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(("key", "again"), [(None, "false"), ("once", None)])
+def test_a_client_is_not_made_to_do_it_twice(key: str | None, again: str | None) -> None:
+    """The SDK repeats a 503 by itself: here only where that happens once."""
+    headers = [(b"idempotency-key", key.encode())] if key else []
+    refused = unavailable_answer(OutcomeUnknown("lost"), {"method": "POST", "headers": headers})
+    assert refused.status == 503
+    assert "may have happened or not" in refused.message
+    assert refused.headers.get("x-should-retry") == again

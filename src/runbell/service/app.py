@@ -129,7 +129,7 @@ class App:
             result = _refusal(refused)
         except StorageUnavailable as error:
             logger.warning("%s", error, extra=_about(exchange))
-            result = _refusal(_unavailable(error))
+            result = _refusal(_unavailable(error, scope))
         except Exception:
             logger.exception("a request failed", extra=_about(exchange))
             result = _refusal(_server_error(request_id))
@@ -458,19 +458,19 @@ def _stopping() -> RequestRefused:
     )
 
 
-def _unavailable(error: StorageUnavailable) -> RequestRefused:
-    unknown = (
-        "The database was lost while this was being stored: it may have happened, or not. Repeated "
-        "with the same Idempotency-Key it happens once; without one, please look first."
-    )
+def _unavailable(error: StorageUnavailable, scope: Scope) -> RequestRefused:
+    message = "The database cannot be used at the moment; nothing was changed. Please try again."
+    headers = {"retry-after": "1"}
+    if isinstance(error, OutcomeUnknown):
+        message = (
+            "The database was lost while this was being stored: it may have happened or not. With "
+            "an Idempotency-Key it can be repeated and happens once; without one, look first."
+        )
+        if scope["method"] == "POST" and key_of(scope["headers"]) is None:
+            # The stock SDK would repeat it by itself.
+            headers["x-should-retry"] = "false"
     return RequestRefused(
-        503,
-        unknown
-        if isinstance(error, OutcomeUnknown)
-        else "The database cannot be used at the moment; nothing was changed. Please try again.",
-        type="server_error",
-        code="service_unavailable",
-        headers={"retry-after": "1"},
+        503, message, type="server_error", code="service_unavailable", headers=headers
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -71,7 +72,7 @@ _ERRORS: dict[int, tuple[str, tuple[Header, ...]]] = {
     500: ("Something is broken here; the log knows it by the request's id.", ()),
     503: (
         "The database can't be used; nothing was changed, if it says nothing else.",
-        (RETRY_AFTER,),
+        (RETRY_AFTER, replace(SHOULD_RETRY, always=False)),
     ),
 }
 """Error answers by status: what it means, and its headers."""
