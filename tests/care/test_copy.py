@@ -246,7 +246,12 @@ def test_what_is_in_use_or_not_empty_is_refused(
     assert (done.code, "runbell backup" in done.err) == (1, True)
     done = runbell("copy", f"sqlite:///{source}", "mysql://db/x")
     assert done.code == 2
-    assert not (tmp_path / "new.db").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moving, "damage", lambda _: ["a page is torn"])
+        done = runbell("copy", target, f"sqlite:///{tmp_path}/new.db")
+    assert (done.code, "damaged: a page is torn" in done.err) == (1, True)
+    # Nothing is left behind where it broke off, under whatever name.
+    assert [path.name for path in tmp_path.iterdir() if "new" in path.name] == []
 
 
 def test_what_a_text_cannot_hold_there_is_replaced_and_counted(

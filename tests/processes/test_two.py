@@ -164,7 +164,8 @@ def test_what_a_stopped_worker_does_later_changes_nothing(house: House) -> None:
     """SIGSTOP, as a virtual machine is paused: its runs are taken over; when it goes on, it settles
     what is not its own any more, and nothing of that is stored."""
     before, other = house.ended(), house.served[1].pid
-    runs = [house.run(f"sleep 1\n{number}")["id"] for number in range(30)]
+    with ThreadPoolExecutor(4) as pool:
+        runs = list(pool.map(lambda number: house.run(f"sleep 2\n{number}")["id"], range(30)))
     held = eventually(lambda: _held_by_both(house), "both are in the middle of it")
     os.kill(other, signal.SIGSTOP)
     try:
