@@ -50,10 +50,11 @@ def test_a_listener_that_was_cut_misses_nothing(house: House) -> None:
     assert seen.ok()["status"] == "requires_action"
     heard: list[str] = []
     told = [f"thread.run.{each}" for each in ("created", "in_progress", "requires_action")]
+    over = threading.Event()
     with ThreadPoolExecutor(2) as pool:
-        headers = {"Prefer": "wait=20", "If-None-Match": seen.headers["etag"]}
+        headers = {"Prefer": "wait=60", "If-None-Match": seen.headers["etag"]}
         waiting = pool.submit(house.api.get, _path(run), headers=headers)
-        streaming = pool.submit(_follow, house, run["id"], "thread.run.cancelled", heard)
+        streaming = pool.submit(_follow, house, run["id"], "thread.run.cancelled", heard, over)
         try:
             eventually(lambda: house.holds("waits") and heard == told, "both are held")
             house.rows(ALLOW.format("false"))
@@ -66,7 +67,11 @@ def test_a_listener_that_was_cut_misses_nothing(house: House) -> None:
             house.rows(ALLOW.format("true"))
             # Also where something has failed: else nothing here would end.
             house.api.post(f"{_path(run)}/cancel")
-        assert waiting.result(20).ok()["status"] == "cancelled"
+        try:
+            assert waiting.result(20).ok()["status"] == "cancelled"
+            eventually(streaming.done, "the stream has told of it")
+        finally:
+            over.set()
         streaming.result(20)
     assert heard == [*told, "thread.run.cancelled"]
 
@@ -74,7 +79,7 @@ def test_a_listener_that_was_cut_misses_nothing(house: House) -> None:
 ALLOW = "UPDATE pg_database SET datallowconn = {} WHERE datname = current_database()"
 
 
-def _follow(house: House, run_id: str, until: str, heard: list[str]) -> None:
+def _follow(house: House, run_id: str, until: str, heard: list[str], over: threading.Event) -> None:
     """Stream the feed, and write down what it says of a run."""
     connection = http.client.HTTPConnection("127.0.0.1", house.served[0].port, timeout=30)
     key = f"Bearer {house.served[0].key}"
@@ -83,7 +88,8 @@ def _follow(house: House, run_id: str, until: str, heard: list[str]) -> None:
     answer = connection.getresponse()
     assert answer.status == 200
     with closing(connection), closing(answer):
-        while until not in heard:
+        # Where nothing is told any more, its heartbeats go on.
+        while until not in heard and not over.is_set():
             line = answer.readline().decode()
             assert line, "the stream has ended"
             if line.startswith("data: "):
