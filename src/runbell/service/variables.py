@@ -21,7 +21,7 @@ _LARGEST_FILE: Final = 65_536
 
 
 def variable(name: str, environ: Mapping[str, str]) -> str:
-    """A variable's value, or what the file holds that its `_FILE` names; empty where neither is set.
+    """A variable's value, or what the file holds that its `_FILE` names; empty for neither.
 
     Raises:
         InvalidSetting: both are set, or the file cannot be used. Says nothing of what is in it.
