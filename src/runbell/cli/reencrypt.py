@@ -49,6 +49,4 @@ def reencrypt(
             return await endpoints.reencrypt(store, vault)
 
     changed, count = asyncio.run(work())
-    typer.echo(
-        f"{changed} endpoints were changed; all {count} are encrypted with key {vault.key_id}"
-    )
+    typer.echo(f"changed {changed} of {count} endpoints: all have the key {vault.key_id} now")
