@@ -13,18 +13,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import promql_parser
 import pytest
-import typer
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from runbell.cli.commands import app
 from runbell.service.jobs import JobKind, pgqueuer
 from runbell.service.logs import PROBES
 from runbell.service.metrics import Backlog, Due, Metrics
@@ -33,6 +31,7 @@ from runbell.service.upstreams import FIRST_ANSWER
 from runbell.service.wire.preferences import MAX_WAIT_SECONDS
 from runbell.storage import postgresql
 from runbell.storage.private_postgresql import BINARIES, PACKAGE
+from tests.deploy.commands import parse
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
@@ -49,16 +48,6 @@ COMPOSE = load("compose.yaml")
 (GROUP,) = load("prometheus/runbell.rules.yml")["groups"]
 RULES = GROUP["rules"]
 OURS = {name: each for name, each in COMPOSE["services"].items() if "runbell" in each["image"]}
-
-
-def parse(words: Sequence[str]) -> str:
-    """Have the command line parsed as when it is run; the name of the command."""
-    group = typer.main.get_command(app)
-    with group.make_context("runbell", list(words)) as ctx:
-        rest = [*ctx._protected_args, *ctx.args]
-        name, command, rest = group.resolve_command(ctx, rest)
-        command.make_context(name, rest, parent=ctx)
-    return name
 
 
 def seconds(text: str) -> float:
