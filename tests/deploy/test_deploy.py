@@ -261,7 +261,11 @@ def test_the_units_are_protected_alike() -> None:
 
 @pytest.mark.parametrize("name", ["runbell@.service", "runbell-worker@.service"])
 def test_a_unit_comes_back_and_is_given_the_time_to_end(name: str) -> None:
-    service = unit(DEPLOY / "systemd" / name)["Service"]
+    """However long its database is away, at the start too."""
+    sections = unit(DEPLOY / "systemd" / name)
+    assert "Requires" not in sections["Unit"]
+    assert sections["Unit"]["StartLimitIntervalSec"] == "0"
+    service = sections["Service"]
     assert service["Restart"] == "always"
     assert service["RestartPreventExitStatus"] == "2"
     assert seconds(service["TimeoutStopSec"]) > 2 * STOPPING
