@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +32,7 @@ LISTENERS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'runbell 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """Two processes for all tests of this module."""
-    program = (sys.executable, str(Path(strange.__file__)))
+    program = (sys.executable, "-m", strange.__name__)
     with several(tmp_path_factory.mktemp("faults"), command=program) as house:
         yield house
 

@@ -25,6 +25,7 @@ from runbell.cli import (
     keys,
     listen,
     plan,
+    reencrypt,
     serve,
     trigger,
     wait,
@@ -73,6 +74,7 @@ app.add_typer(inbox.app, name="inbox")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)
 app.command("copy")(copy.copy)
+app.command("reencrypt")(reencrypt.reencrypt)
 app.command("listen")(listen.listen)
 app.command("trigger")(trigger.trigger)
 app.command("demo")(demo.demo)
