@@ -352,26 +352,29 @@ class PostgresqlTransaction(PostgresqlView):
         this = statement.postgresql
         args = [storable(params[name]) for name in this.names]
         if this.refusable:
-            count = await self._refusable(statement.name, this.text, args)
+            count = await self._refusable(statement.name, this, args)
         else:
-            count = self._count(await self.connection.fetch(this.text, *args))
+            count = self._count(this, await self.connection.fetch(this.text, *args))
         if this.inserts and not count:
             raise Conflict(f"{statement.name}: a unique key is taken")
         return count
 
-    async def _refusable(self, name: str, text: str, args: list[Any]) -> int:
+    async def _refusable(self, name: str, this: PostgresqlText, args: list[Any]) -> int:
         # Few statements are of this kind: an insert needs no savepoint.
         await self.connection.execute("SAVEPOINT refusable")
         try:
-            return self._count(await self.connection.fetch(text, *args))
+            return self._count(this, await self.connection.fetch(this.text, *args))
         except asyncpg.UniqueViolationError as error:
             await self.connection.execute("ROLLBACK TO refusable")
             raise Conflict(f"{name}: {error}") from None
 
-    def _count(self, written: list[Row]) -> int:
-        if written:
-            self.id = written[0][0]
-        return len(written)
+    def _count(self, this: PostgresqlText, written: list[Row]) -> int:
+        if this.deletes:
+            ((count, id_),) = written
+        else:
+            count, id_ = len(written), written[0][0] if written else None
+        self.id = id_ or self.id
+        return int(count)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
