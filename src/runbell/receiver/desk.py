@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,9 @@ from sqlalchemy import (
     update,
 )
 
+from runbell.errors import Conflict
 from runbell.receiver import schema
-from runbell.storage.statements import Statement, limited
+from runbell.storage.statements import Statement, insert_row, limited
 from runbell.storage.store import Row, Transaction
 
 __all__ = [
@@ -170,9 +172,7 @@ MOVE = Statement(
 START = Statement(
     "inbox_cursors.start",
     "A feed was read for the first time.",
-    schema.cursors.insert().values(
-        feed=bindparam("name"), event_id=bindparam("key"), updated_at_ms=bindparam("now_ms")
-    ),
+    insert_row(schema.cursors),
 )
 FORGET = Statement(
     "inbox_events.forget",
@@ -349,7 +349,9 @@ async def move_cursor(tx: Transaction, feed: str, event_id: str, now_ms: int) ->
     """A feed was read up to this event."""
     place = {"name": feed, "key": event_id, "now_ms": now_ms}
     if not await tx.execute(MOVE, place):
-        await tx.execute(START, place)
+        first = {"feed": feed, "event_id": event_id, "updated_at_ms": now_ms}
+        with contextlib.suppress(Conflict):  # somebody else reads it too, and was there first
+            await tx.execute(START, first)
 
 
 async def prune(tx: Transaction, *, before_ms: int, limit: int) -> Removed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from types import TracebackType
 from typing import Final
@@ -28,6 +29,7 @@ FIND = Statement(
     "inbox_once.find",
     "Whether it has happened.",
     select_row(schema.once).where(_o.key == bindparam("what")),
+    locks=True,
 )
 RETAKE = Statement(
     "inbox_once.retake",
@@ -148,26 +150,21 @@ class Once:
     async def _take(self, tx: Transaction) -> bool:
         now_ms = self._clock.now_ms()
         until_ms = now_ms + self._lease_ms
-        try:
-            await tx.execute(
-                TAKE,
-                {
-                    "key": self._key,
-                    "claim": self._holder,
-                    "until_ms": until_ms,
-                    "done_at_ms": None,
-                },
-            )
-        except Conflict:
+        taken = {"key": self._key, "claim": self._holder, "until_ms": until_ms, "done_at_ms": None}
+        while True:
+            with contextlib.suppress(Conflict):
+                await tx.execute(TAKE, taken)
+                return True
             row = await tx.fetch_one(FIND, {"what": self._key})
-            if row is None:
-                raise
-            _, _, held_until_ms, done_at_ms = row
-            if done_at_ms is not None:
-                return False
-            if held_until_ms > now_ms:
-                raise InProgress(held_until_ms) from None
-            await tx.execute(RETAKE, {"what": self._key, "holder": self._holder, "until": until_ms})
+            if row is not None:
+                break
+            # Whoever had it has given it back between the two.
+        _, _, held_until_ms, done_at_ms = row
+        if done_at_ms is not None:
+            return False
+        if held_until_ms > now_ms:
+            raise InProgress(held_until_ms)
+        await tx.execute(RETAKE, {"what": self._key, "holder": self._holder, "until": until_ms})
         return True
 
 

@@ -7,6 +7,10 @@
 
 `attempts` counts the claims and is the fence: what a holder writes that lost its claim changes
 nothing.
+
+Several processes claim at a time, on PostgreSQL truly at the same time: an event goes to whoever
+locks its row first, and the others pass over it. A unit that claims changes no other rows than
+those, so that it waits for nobody; what follows from what it found is done in units of their own.
 """
 
 from __future__ import annotations
@@ -40,10 +44,13 @@ __all__ = [
     "Arrival",
     "Claimed",
     "Claims",
+    "Over",
     "Stored",
     "bury",
     "claim",
     "finish",
+    "hurry",
+    "mark",
     "next_due",
     "release",
     "renew",
@@ -74,7 +81,8 @@ QUARANTINE = Statement(
 )
 DUE = Statement(
     "inbox_events.due",
-    "Events whose time has come, those that have waited longest first.",
+    "Events whose time has come, those that have waited longest first; on PostgreSQL locked, and "
+    "without those that somebody else has locked.",
     limited(
         select(
             _e.position,
@@ -93,7 +101,7 @@ DUE = Statement(
         )
         .where(_waiting, _e.due_at_ms <= bindparam("now_ms"))
         .order_by(_e.due_at_ms, _e.position)
-    ),
+    ).with_for_update(key_share=True, skip_locked=True),
 )
 NEXT_DUE = Statement(
     "inbox_events.next_due",
@@ -118,37 +126,21 @@ POSTPONE = Statement(
     .values(due_at_ms=bindparam("until_ms"))
     .where(_e.position == bindparam("place")),
 )
+_ended = update(schema.events).values(
+    state=bindparam("outcome"),
+    ended_at_ms=bindparam("now_ms"),
+    claim=null(),
+    forced=false(),
+    error=bindparam("why"),
+)
+_seen = (_e.position == bindparam("place"), _waiting, _e.attempts == bindparam("attempt"))
+_held = (*_seen, _e.claim == bindparam("holder"))
 MARK = Statement(
     "inbox_events.mark",
-    "An event is done with, or dead, without having been held.",
-    update(schema.events)
-    .values(
-        state=bindparam("outcome"),
-        ended_at_ms=bindparam("now_ms"),
-        claim=null(),
-        error=bindparam("why"),
-    )
-    .where(_e.position == bindparam("place")),
+    "An event is done with, or dead, without having been held since it was looked at.",
+    _ended.where(*_seen, _e.forced == bindparam("by_hand")),
 )
-_held = (
-    _e.position == bindparam("place"),
-    _waiting,
-    _e.claim == bindparam("holder"),
-    _e.attempts == bindparam("attempt"),
-)
-END = Statement(
-    "inbox_events.end",
-    "Its holder is done with an event.",
-    update(schema.events)
-    .values(
-        state=bindparam("outcome"),
-        ended_at_ms=bindparam("now_ms"),
-        claim=null(),
-        forced=false(),
-        error=bindparam("why"),
-    )
-    .where(*_held),
-)
+END = Statement("inbox_events.end", "Its holder is done with an event.", _ended.where(*_held))
 RETRY = Statement(
     "inbox_events.retry",
     "It failed: try again at a moment, without the handlers that have succeeded.",
@@ -230,20 +222,34 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
+class Over:
+    """An event that is not handled: to be marked as such, unless it has changed by then.
+
+    Attributes:
+        outcome: `stale`, since it was overtaken, or `dead`, since its last try ended the process.
+        forced: somebody had asked for it by hand.
+    """
+
+    claimed: Claimed
+    outcome: Literal["stale", "dead"]
+    forced: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Claims:
     """What came of looking for work.
 
     Attributes:
         taken: events that are held now.
-        dead: ids of events whose last try ended with the process.
-        stale: how many were marked as overtaken.
+        over: events to be marked.
+        hurried: runs whose first event need not wait for a gap any more, to be woken.
         full: there may be more that is due.
     """
 
-    taken: Sequence[Claimed]
-    dead: Sequence[str]
-    stale: int
-    full: bool
+    taken: Sequence[Claimed] = ()
+    over: Sequence[Over] = ()
+    hurried: Collection[str] = ()
+    full: bool = False
 
 
 async def store(tx: Transaction, arrival: Arrival) -> Stored:
@@ -313,33 +319,57 @@ async def claim(
             again, whatever the clock says of their claims.
     """
     rows = await tx.fetch_all(DUE, {"now_ms": now_ms, "limit": limit})
+    free = await turns.hold_free(tx, (row[3] for row in rows if row[4] is not None))
     taken: list[Claimed] = []
-    dead: list[str] = []
-    stale = 0
+    over: list[Over] = []
+    hurried: set[str] = set()
     for row in rows:
         claimed = _claimed(row)
+        run, sequence, forced = row[3], row[4], bool(row[10])
         if claimed.position in held:
             # The clock was set, or nobody here came to renew it: its handler still runs.
             await _postpone(tx, claimed, now_ms + lease_ms)
             continue
         if claimed.attempt > max_attempts:
             # It ended every process that held it: nobody was left to say that it failed.
-            dead.append(claimed.id)
-            await _mark(tx, claimed, "dead", now_ms, "its handler never ended")
+            over.append(Over(claimed, "dead", forced))
             continue
-        verdict = await _turn(tx, row, claimed, now_ms, gap_ms)
+        if sequence is not None and run not in free:
+            # Somebody decides on its run at this moment: look again when they have.
+            continue
+        verdict = await _turn(tx, claimed, forced, now_ms, gap_ms)
         if verdict.what == "stale":
-            stale += 1
-            await _mark(tx, claimed, "stale", now_ms, None)
+            over.append(Over(claimed, "stale", forced))
         elif verdict.what == "wait":
             await _postpone(tx, claimed, verdict.until_ms)
+            if claimed.envelope.urgent:
+                # What stands in front of it may wait for a gap, and has to wait no longer.
+                hurried.add(run)
         else:
             taken.append(claimed)
             await tx.execute(
                 CLAIM,
                 {"place": claimed.position, "holder": holder, "until_ms": now_ms + lease_ms},
             )
-    return Claims(taken, dead, stale, len(rows) == limit)
+    return Claims(taken, over, hurried, len(rows) == limit)
+
+
+async def mark(tx: Transaction, over: Over, now_ms: int) -> bool:
+    """An event is not handled; False where it has changed since it was looked at."""
+    await turns.hold(tx, over.claimed.envelope)
+    claimed = over.claimed
+    seen = {"place": claimed.position, "attempt": claimed.attempt - 1, "by_hand": over.forced}
+    why = "its handler never ended" if over.outcome == "dead" else None
+    ended = {"outcome": over.outcome, "now_ms": now_ms, "why": why}
+    if not await tx.execute(MARK, seen | ended):
+        return False
+    await turns.advance(tx, claimed.envelope, now_ms)
+    return True
+
+
+async def hurry(tx: Transaction, run: str, now_ms: int) -> None:
+    """Look at once at the first event of a run, behind which somebody waits for one."""
+    await turns.wake_first(tx, run, now_ms)
 
 
 async def next_due(tx: Transaction) -> int | None:
@@ -408,40 +438,30 @@ async def release(tx: Transaction, holder: str, now_ms: int) -> None:
     await tx.execute(RELEASE, {"holder": holder, "now_ms": now_ms})
 
 
-async def _turn(tx: Transaction, row: Row, claimed: Claimed, now_ms: int, gap_ms: int) -> Verdict:
-    sequence, forced = row[4], row[10]
+async def _turn(
+    tx: Transaction, claimed: Claimed, forced: bool, now_ms: int, gap_ms: int
+) -> Verdict:
+    sequence = claimed.envelope.sequence
     if sequence is None:
         return HANDLE
-    verdict = decide(
+    return decide(
         sequence,
         await turns.around(tx, claimed.envelope),
         urgent=claimed.envelope.urgent,
-        forced=bool(forced),
+        forced=forced,
         gap_until_ms=claimed.received_at_ms + gap_ms,
         now_ms=now_ms,
     )
-    if verdict.what == "wait" and claimed.envelope.urgent:
-        # What stands in front of it may wait for a gap, and has to wait no longer.
-        await turns.wake_first(tx, claimed.envelope.subject, now_ms)
-    return verdict
 
 
 async def _postpone(tx: Transaction, claimed: Claimed, until_ms: int) -> None:
     await tx.execute(POSTPONE, {"place": claimed.position, "until_ms": until_ms})
 
 
-async def _mark(
-    tx: Transaction, claimed: Claimed, outcome: str, now_ms: int, error: str | None
-) -> None:
-    await tx.execute(
-        MARK, {"place": claimed.position, "outcome": outcome, "now_ms": now_ms, "why": error}
-    )
-    await turns.advance(tx, claimed.envelope, now_ms)
-
-
 async def _end(
     tx: Transaction, claimed: Claimed, holder: str, now_ms: int, outcome: str, error: str | None
 ) -> bool:
+    await turns.hold(tx, claimed.envelope)
     params = _hold(claimed, holder) | {"outcome": outcome, "now_ms": now_ms, "why": error}
     if not await tx.execute(END, params):
         return False

@@ -39,6 +39,9 @@ SWEEP_SECONDS: Final = 3_600.0
 SWEEP_ROWS: Final = 500
 """Events that one transaction forgets: others wait for it."""
 
+MOST_CLAIMED: Final = 256
+"""Events that one transaction claims: the runs of all of them are held meanwhile."""
+
 STORAGE_BACKOFF: Final = RetryBackoff(start=0.05, cap=5.0)
 
 
@@ -109,7 +112,7 @@ class Worker:
     async def _hand_out(self) -> None:
         while True:
             self._news.clear()
-            free = self._options.concurrency - len(self._held)
+            free = min(self._options.concurrency - len(self._held), MOST_CLAIMED)
             claims = None
             if free > 0:
                 claims = await self._until_stored(partial(self._claim, free))
@@ -123,7 +126,7 @@ class Worker:
         held = {claimed.position for claimed in self._held.values()}
         due_ms = await self._store.read(rows.next_due)
         if due_ms is None or due_ms > now_ms:
-            return rows.Claims((), (), 0, full=False)
+            return rows.Claims()
         claims = await self._store.write(
             lambda tx: rows.claim(
                 tx,
@@ -137,11 +140,21 @@ class Worker:
             )
         )
         faults.hit("receiver.claimed")
-        self._numbers.ended["stale"].inc(claims.stale)
-        for event_id in claims.dead:
-            self._numbers.ended["dead"].inc()
-            logger.error("%s is a dead letter: no process survived its handlers", event_id)
+        await asyncio.gather(
+            *(self._mark(over) for over in claims.over),
+            *(self._hurry(run) for run in claims.hurried),
+        )
         return claims
+
+    async def _mark(self, over: rows.Over) -> None:
+        if await self._write(lambda tx: rows.mark(tx, over, self._clock.now_ms())):
+            self._numbers.ended[over.outcome].inc()
+            if over.outcome == "dead":
+                event_id = over.claimed.id
+                logger.error("%s is a dead letter: no process survived its handlers", event_id)
+
+    async def _hurry(self, run: str) -> None:
+        await self._write(lambda tx: rows.hurry(tx, run, self._clock.now_ms()))
 
     def _take_up(self, claimed: Claimed) -> None:
         if claimed.lapsed:
