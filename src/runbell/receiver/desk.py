@@ -333,10 +333,10 @@ async def body_at(tx: Transaction, position: int) -> bytes | None:
     return None if row is None else row[0]
 
 
-async def of_subject(tx: Transaction, subject: str) -> list[bytes]:
-    """The bytes of all events about one thing, in its order."""
+async def of_subject(tx: Transaction, subject: str) -> list[tuple[bytes, int]]:
+    """The bytes of all events about one thing, in its order, and their positions."""
     rows = await tx.fetch_all(OF_SUBJECT, {"about": subject, "limit": MOST_OF_SUBJECT})
-    return [row[0] for row in rows]
+    return [(row[0], row[1]) for row in rows]
 
 
 async def cursor(tx: Transaction, feed: str) -> str | None:

@@ -119,9 +119,7 @@ async def revision(connection: asyncpg.Connection, lineage: Lineage = SERVICE) -
     return found
 
 
-def statements(
-    current: str | None, target: str = "head", *, lineage: Lineage = SERVICE
-) -> str:
+def statements(current: str | None, target: str = "head", *, lineage: Lineage = SERVICE) -> str:
     """What brings a database forward.
 
     Args:

@@ -1,5 +1,5 @@
-"""Run by Alembic for `runbell.receiver`: on the connection that `runbell.storage.migrate` has opened,
-or to write down the statements that bring a PostgreSQL database forward."""
+"""Run by Alembic for `runbell.receiver`: on the connection that `storage.migrate` has opened, or
+to write down the statements that bring a PostgreSQL database forward."""
 
 from alembic import context
 
