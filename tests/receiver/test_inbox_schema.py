@@ -19,7 +19,8 @@ from runbell.receiver.schema import INBOX, metadata, prepare
 from runbell.storage.lock import InstallationLock
 from runbell.storage.migrate import upgrade_sqlite
 from runbell.storage.sqlite import SQLiteStore
-from tests.receiver.house import body_of, new_inbox
+from tests.receiver.databases import new_inbox
+from tests.receiver.house import body_of
 
 
 def test_migrations_make_what_the_schema_says(tmp_path: Path) -> None:

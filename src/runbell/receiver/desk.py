@@ -9,7 +9,9 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Text,
     bindparam,
+    cast,
     delete,
     func,
     literal_column,
@@ -73,8 +75,8 @@ LIST = Statement(
         select(*_COLUMNS)
         .where(
             _e.position < bindparam("high"),
-            (bindparam("wanted", type_=schema.events.c.state.type).is_(None))
-            | (_e.state == bindparam("wanted")),
+            # PostgreSQL has to be told of what type a parameter is that may be nothing.
+            (cast(bindparam("wanted"), Text).is_(None)) | (_e.state == bindparam("wanted")),
         )
         .order_by(_e.position.desc())
     ),

@@ -23,6 +23,7 @@ from runbell.errors import ConfigurationError, StorageUnavailable
 from runbell.receiver import desk
 from runbell.receiver.ports import FRESH_AT_ONCE, PAGE, Audience, Idle, OpenInbox
 from runbell.receiver.schema import INBOX
+from runbell.runs import Deliver
 from runbell.storage.listening import Listener
 from runbell.storage.migrate_postgresql import bring_forward, revision
 from runbell.storage.postgresql import PostgresqlStore, connect, unavailable
@@ -159,19 +160,23 @@ class Teller:
     async def _tell_all(self) -> None:
         while True:
             await self._news.wait()
+            self._news.clear()
             try:
                 await self._tell()
             except StorageUnavailable:
                 # Who listens has lost the database too, and looks again by itself.
+                self._news.set()
                 await asyncio.sleep(AGAIN_SECONDS)
 
     async def _tell(self) -> None:
         while self._untold:
-            told = list(self._untold)
-            self._news.clear()
-            await self._store.fetch(TELL, CHANNEL, _messages(told))
-            for subject in told:
-                self._untold.pop(subject, None)
+            # What is stored meanwhile about the same has to be told anew.
+            told, self._untold = self._untold, {}
+            try:
+                await self._store.fetch(TELL, CHANNEL, _messages(told))
+            except BaseException:
+                self._untold = told | self._untold
+                raise
 
 
 class Follower:
@@ -226,21 +231,25 @@ class Follower:
     async def _serve(self) -> int:
         """Tell some of those who are new what is there already; how many these are."""
         fresh = self._audience.fresh(FRESH_AT_ONCE)
+        newcomers: dict[str, list[Deliver]] = {}
         for subject, deliver in fresh:
-            told = self._told.get(subject, set())
+            newcomers.setdefault(subject, []).append(deliver)
+        for subject, delivers in newcomers.items():
+            told = self._told.get(subject, ())
             for body, position in await self._stored(subject):
                 # What nobody was told yet, everybody is told.
-                if position in told:
-                    self._audience.tell_one(subject, deliver, body)
-                else:
+                if position not in told:
                     self._tell(subject, position, body)
-            self._audience.served(1)
+                    continue
+                for deliver in delivers:
+                    self._audience.tell_one(subject, deliver, body)
+        self._audience.served(len(fresh))
         return len(fresh)
 
     async def _read_heard(self) -> None:
         heard, self._heard = self._heard, {}
         for subject in heard:
-            told = self._told.get(subject, set())
+            told = self._told.get(subject, ())
             for body, position in await self._stored(subject):
                 if position not in told:
                     self._tell(subject, position, body)
