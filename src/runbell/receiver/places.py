@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
 from runbell.errors import ConfigurationError, MissingExtra
-from runbell.receiver import desk
+from runbell.receiver import desk, rows
 from runbell.receiver.ports import (
     FRESH_AT_ONCE,
     LINGER_SECONDS,
@@ -24,6 +24,7 @@ from runbell.receiver.ports import (
     OpenInbox,
     Place,
 )
+from runbell.receiver.rows import Arrival, Stored
 from runbell.receiver.schema import INBOX, prepare
 from runbell.storage.migrate import require_current
 from runbell.storage.sqlite import Observer, SQLiteStore
@@ -49,8 +50,13 @@ class SQLitePlace:
         """See `Place`. Other processes look at the file by themselves."""
         await asyncio.to_thread(prepare, self.path)
         store = await SQLiteStore.open(self.path)
+
+        def take_in(arrival: Arrival) -> Awaitable[Stored]:
+            # The store commits many at a time by itself.
+            return store.write(lambda tx: rows.store(tx, arrival))
+
         try:
-            yield OpenInbox(store, _say_nothing)
+            yield OpenInbox(store, take_in, _say_nothing)
         finally:
             await store.close()
 

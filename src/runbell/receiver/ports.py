@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from runbell.receiver.rows import Arrival, Stored
 from runbell.runs import Deliver
 from runbell.storage.store import Store
 
-__all__ = ["FRESH_AT_ONCE", "LINGER_SECONDS", "PAGE", "Audience", "Idle", "OpenInbox", "Place"]
+__all__ = [
+    "FRESH_AT_ONCE",
+    "LINGER_SECONDS",
+    "PAGE",
+    "Audience",
+    "Idle",
+    "OpenInbox",
+    "Place",
+    "TakeIn",
+]
 
 LINGER_SECONDS: Final = 5.0
 """How long an inbox is watched when nobody waits: the next wait often comes soon."""
@@ -19,6 +29,9 @@ LINGER_SECONDS: Final = 5.0
 PAGE: Final = 1_000
 FRESH_AT_ONCE: Final = 100
 """Rows that are read at once, and newcomers that are told at once what is there already."""
+
+
+TakeIn = Callable[[Arrival], Awaitable[Stored]]
 
 
 class Audience(Protocol):
@@ -74,10 +87,12 @@ class OpenInbox:
     """An inbox whose schema is up to date.
 
     Attributes:
+        take_in: keeps what came, and returns when that is committed; raises StorageUnavailable.
         announce: tells other processes that an event about this was stored; never waits.
     """
 
     store: Store
+    take_in: TakeIn
     announce: Callable[[str | None], None]
 
 

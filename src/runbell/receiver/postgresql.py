@@ -20,8 +20,9 @@ import asyncpg
 import msgspec
 
 from runbell.errors import ConfigurationError, StorageUnavailable
-from runbell.receiver import desk
+from runbell.receiver import desk, rows
 from runbell.receiver.ports import FRESH_AT_ONCE, PAGE, Audience, Idle, OpenInbox
+from runbell.receiver.rows import Arrival, Stored
 from runbell.receiver.schema import INBOX
 from runbell.runs import Deliver
 from runbell.storage.listening import Listener
@@ -35,6 +36,12 @@ __all__ = ["CHANNEL", "PostgresqlPlace"]
 logger = logging.getLogger(__name__)
 
 CHANNEL: Final = "runbell_inbox"
+
+WRITERS: Final = 2
+"""Transactions that store arrivals at a time: while one is flushed, another is on its way."""
+
+MOST_AT_ONCE: Final = 64
+"""Arrivals in one transaction."""
 
 TELL: Final = "SELECT pg_notify($1, message) FROM unnest($2::text[]) AS messages (message)"
 MOST_BYTES: Final = 7_500
@@ -84,7 +91,7 @@ class PostgresqlPlace:
             store = await PostgresqlStore.open(self._url)
         teller = Teller(store)
         try:
-            yield OpenInbox(store, teller.tell)
+            yield OpenInbox(store, Intake(store).take, teller.tell)
         finally:
             await teller.stop()
             await store.close()
@@ -133,6 +140,54 @@ class PostgresqlPlace:
                 f"{INBOX.head}: "
                 + ("start its receiver once" if current < INBOX.head else "upgrade Runbell")
             )
+
+
+class Intake:
+    """Stores arrivals, those that come at the same time in one transaction: one flush for all."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: deque[tuple[Arrival, asyncio.Future[Stored]]] = deque()
+        self._writers: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+
+    async def take(self, arrival: Arrival) -> Stored:
+        """See `runbell.receiver.ports.OpenInbox`."""
+        stored: asyncio.Future[Stored] = self._loop.create_future()
+        self._waiting.append((arrival, stored))
+        if len(self._writers) < WRITERS:
+            writer = self._loop.create_task(self._write(), name="inbox-intake")
+            self._writers.add(writer)
+            writer.add_done_callback(self._writers.discard)
+        return await stored
+
+    async def _write(self) -> None:
+        while self._waiting:
+            group = [self._waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(self._waiting)))]
+            arrivals = [arrival for arrival, _ in group]
+            try:
+                found = await self._store.write(lambda tx: rows.store_all(tx, arrivals))  # noqa: B023
+            except StorageUnavailable as error:
+                for _, stored in group:
+                    _fail(stored, StorageUnavailable(*error.args))
+            except Exception as error:  # noqa: BLE001 - who brought it hears of it, and nobody else
+                if len(group) == 1:
+                    _fail(group[0][1], error)
+                    continue
+                await asyncio.gather(*(self._write_alone(*each) for each in group))
+            else:
+                for (_, stored), what in zip(group, found, strict=True):
+                    if not stored.done():
+                        stored.set_result(what)
+
+    async def _write_alone(self, arrival: Arrival, stored: asyncio.Future[Stored]) -> None:
+        try:
+            what = await self._store.write(lambda tx: rows.store(tx, arrival))
+        except Exception as error:  # noqa: BLE001 - as above
+            _fail(stored, error)
+        else:
+            if not stored.done():
+                stored.set_result(what)
 
 
 class Teller:
@@ -308,6 +363,11 @@ def _readable() -> Iterator[None]:
         yield
     except (ValueError, asyncpg.ClientConfigurationError):
         raise ConfigurationError(UNREADABLE) from None
+
+
+def _fail(stored: asyncio.Future[Stored], error: Exception) -> None:
+    if not stored.done():  # whoever sent it may have gone
+        stored.set_exception(error)
 
 
 def _messages(subjects: Iterable[str]) -> list[str]:

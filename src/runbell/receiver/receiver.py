@@ -137,7 +137,7 @@ class Receiver:
             )
             self._running = _Running(inbox, worker, asyncio.get_running_loop())
             worker.start()
-            self._door.open(inbox.store)
+            self._door.open(inbox.take_in)
             try:
                 yield
             finally:

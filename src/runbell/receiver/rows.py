@@ -57,6 +57,7 @@ __all__ = [
     "retry",
     "set_aside",
     "store",
+    "store_all",
 ]
 
 Stored = Literal["accepted", "unreadable", "duplicate", "other"]
@@ -283,6 +284,15 @@ async def store(tx: Transaction, arrival: Arrival) -> Stored:
             return "duplicate"
         return await _quarantine(tx, arrival)
     return "accepted" if envelope else "unreadable"
+
+
+async def store_all(tx: Transaction, arrivals: Sequence[Arrival]) -> list[Stored]:
+    """The same with several arrivals; what became of each."""
+    found: dict[int, Stored] = {}
+    # In one order for all: two units that have the same ids wait for each other only one way.
+    for number in sorted(range(len(arrivals)), key=lambda number: arrivals[number].id):
+        found[number] = await store(tx, arrivals[number])
+    return [found[number] for number in range(len(arrivals))]
 
 
 async def _quarantine(tx: Transaction, arrival: Arrival) -> Stored:
