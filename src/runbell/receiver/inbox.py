@@ -140,10 +140,13 @@ class Watch:
             except (ConfigurationError, StorageError, sqlite3.Error) as error:
                 if not away or time.monotonic() - began > AWAY_SECONDS:
                     logger.warning("the inbox cannot be watched now, trying again: %s", error)
-                away = True
-                self._begin_anew()
-                self._news.wait(AWAY_SECONDS)
-                self._news.clear()
+            except Exception:
+                # Or nobody would be told of anything any more.
+                logger.exception("the inbox cannot be watched, trying again")
+            away = True
+            self._begin_anew()
+            self._news.wait(AWAY_SECONDS)
+            self._news.clear()
 
     def _begin_anew(self) -> None:
         """Nobody knows what was stored meanwhile: everybody is told again what is there."""

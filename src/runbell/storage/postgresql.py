@@ -220,14 +220,14 @@ class PostgresqlView:
 
     async def fetch_one(self, statement: Statement, params: Mapping[str, Any]) -> Row | None:
         this = statement.postgresql
-        args = [_storable(params[name]) for name in this.names]
+        args = [params[name] for name in this.names]
         return cast(Row | None, await self.connection.fetchrow(self._text(this), *args))
 
     async def fetch_all(
         self, statement: Statement, params: Mapping[str, Any], max_bytes: int | None = None
     ) -> list[Row]:
         this = statement.postgresql
-        args = [_storable(params[name]) for name in this.names]
+        args = [params[name] for name in this.names]
         if max_bytes is None:
             return cast(list[Row], await self.connection.fetch(self._text(this), *args))
         # Most lists are short: a cursor, and a transaction for it, cost more than they do.
