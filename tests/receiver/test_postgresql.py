@@ -193,23 +193,41 @@ def test_a_replay_is_not_undone_by_who_had_looked_before() -> None:
     asyncio.run(story())
 
 
+class Slow:
+    """A transaction that has read something, and does nothing with it before it is told to."""
+
+    def __init__(self, tx: Any) -> None:
+        self._tx = tx
+        self.execute = tx.execute
+
+    async def fetch_one(self, *what: Any) -> Any:
+        row = await self._tx.fetch_one(*what)
+        self.has_read.set()
+        await self.may_go_on.wait()
+        return row
+
+    has_read, may_go_on = asyncio.Event(), asyncio.Event()
+
+
 def test_a_side_effect_whose_process_died_is_taken_over_by_one_alone() -> None:
     """Two find at the same moment that its time is over."""
+    url = empty_database()
 
     async def story() -> None:
-        async with opened() as store:
+        async with opened(url) as store:
             clock, loop = VirtualClock(), asyncio.get_running_loop()
             one, two, dead = (Once("mail", store, clock, 1_000, loop) for _ in range(3))
             assert await dead.__aenter__()
             clock.advance(2)
-            async with Paused(store, one._take) as paused:
-                entering = asyncio.create_task(two.__aenter__())
-                await eventually(lambda: asked(store_url, WAITING_FOR_A_LOCK) != [(0,)])
-                assert await paused.commit()
+            taking = asyncio.create_task(store.write(lambda tx: one._take(Slow(tx))))  # type: ignore[arg-type]
+            await Slow.has_read.wait()
+            entering = asyncio.create_task(two.__aenter__())
+            await eventually(lambda: entering.done() or asked(url, WAITING_FOR_A_LOCK) != [(0,)])
+            Slow.may_go_on.set()
+            assert await taking
             with pytest.raises(InProgress):
                 await entering
 
-    store_url = empty_database()
     asyncio.run(story())
 
 

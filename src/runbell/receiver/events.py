@@ -166,8 +166,7 @@ def read(body: bytes) -> Envelope:
     about = found.get("data")
     data = about if isinstance(about, dict) else {}
     subject, sequence = data.get("id"), data.get("sequence")
-    # The texts of some databases cannot hold the character 0, and nobody's ids have it.
-    if not isinstance(subject, str) or not 0 < len(subject) <= LONGEST_NAME or "\0" in subject:
+    if not isinstance(subject, str) or not 0 < len(subject) <= LONGEST_NAME:
         subject = None
     ordered = (
         subject is not None
