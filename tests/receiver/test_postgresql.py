@@ -15,7 +15,7 @@ import pytest
 
 from runbell.clock import SystemClock, VirtualClock
 from runbell.errors import ConfigurationError, MissingExtra, StorageUnavailable
-from runbell.receiver import Inbox, InProgress, Once, Receiver, desk, rows
+from runbell.receiver import Inbox, InProgress, Once, Receiver, arrivals, desk, rows
 from runbell.receiver.events import read
 from runbell.receiver.places import place_of
 from runbell.receiver.postgresql import Follower, _messages
@@ -71,7 +71,7 @@ class Paused:
 
 
 def storing(event_id: str, body: bytes, at_ms: int = 0) -> Callable[[Any], Awaitable[Any]]:
-    return lambda tx: rows.store(tx, rows.Arrival(event_id, body, read(body), at_ms))
+    return lambda tx: arrivals.store(tx, arrivals.Arrival(event_id, body, read(body), at_ms))
 
 
 def claiming(holder: str, limit: int = 9) -> Callable[[Any], Awaitable[rows.Claims]]:
@@ -137,6 +137,22 @@ def test_an_event_goes_to_whoever_locks_it_first() -> None:
             assert ids(await store.write(claiming("two"))) == []
 
     asyncio.run(story())
+
+
+def test_of_two_events_of_a_run_that_are_due_together_one_is_handed_out() -> None:
+    """The other one waits for as long as that is held, and is not looked at again and again."""
+    url = empty_database()
+
+    async def story() -> None:
+        async with opened(url) as store:
+            for n in (1, 2):
+                await store.write(storing(f"e{n}", run_event("in_progress", n)))
+            await store.write(storing("other", BODY))
+            assert ids(await store.write(claiming("one"))) == ["e1", "other"]
+
+    asyncio.run(story())
+    due = "SELECT id, due_at_ms FROM inbox_events ORDER BY position"
+    assert asked(url, due) == [("e1", 30_010), ("e2", 30_010), ("other", 30_010)]
 
 
 def test_nobody_decides_on_a_run_on_which_somebody_else_decides() -> None:
@@ -261,8 +277,8 @@ def test_one_arrival_that_cannot_be_stored_harms_no_other() -> None:
 
     async def story() -> None:
         async with place_of(empty_database()).open() as inbox:
-            huge = rows.Arrival("wh_bad", bad, read(bad), 2**70)
-            good = [rows.Arrival(f"wh_{n}", BODY, read(BODY), 1) for n in range(9)]
+            huge = arrivals.Arrival("wh_bad", bad, read(bad), 2**70)
+            good = [arrivals.Arrival(f"wh_{n}", BODY, read(BODY), 1) for n in range(9)]
             found = await asyncio.gather(
                 *map(inbox.take_in, [*good[:5], huge, *good[5:], good[0]]), return_exceptions=True
             )

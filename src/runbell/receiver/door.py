@@ -20,11 +20,11 @@ from runbell.errors import (
     StaleTimestamp,
     StorageUnavailable,
 )
+from runbell.receiver.arrivals import Arrival, Stored
 from runbell.receiver.checks import Head, Keys, Refused, head_of, later, too_large
 from runbell.receiver.events import Unreadable, read
 from runbell.receiver.numbers import Numbers
 from runbell.receiver.ports import TakeIn
-from runbell.receiver.rows import Arrival, Stored
 from runbell.receiver.settings import Options
 from runbell.webhooks import verify
 

@@ -13,8 +13,8 @@ import msgspec
 from runbell.clock import Clock
 from runbell.errors import StorageError
 from runbell.receiver import desk
+from runbell.receiver.arrivals import Arrival, Stored
 from runbell.receiver.events import Unreadable, read
-from runbell.receiver.rows import Arrival, Stored
 from runbell.storage.store import Store
 
 __all__ = ["CaughtUp", "FeedClient", "catch_up"]

@@ -14,7 +14,8 @@ from typing import Final
 from urllib.parse import unquote
 
 from runbell.errors import ConfigurationError, MissingExtra
-from runbell.receiver import desk, rows
+from runbell.receiver import arrivals, desk
+from runbell.receiver.arrivals import Arrival, Stored
 from runbell.receiver.ports import (
     FRESH_AT_ONCE,
     LINGER_SECONDS,
@@ -24,7 +25,6 @@ from runbell.receiver.ports import (
     OpenInbox,
     Place,
 )
-from runbell.receiver.rows import Arrival, Stored
 from runbell.receiver.schema import INBOX, prepare
 from runbell.storage.migrate import require_current
 from runbell.storage.sqlite import Observer, SQLiteStore
@@ -53,7 +53,7 @@ class SQLitePlace:
 
         def take_in(arrival: Arrival) -> Awaitable[Stored]:
             # The store commits many at a time by itself.
-            return store.write(lambda tx: rows.store(tx, arrival))
+            return store.write(lambda tx: arrivals.store(tx, arrival))
 
         try:
             yield OpenInbox(store, take_in, _say_nothing)

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from runbell.receiver.rows import Arrival, Stored
+from runbell.receiver.arrivals import Arrival, Stored
 from runbell.runs import Deliver
 from runbell.storage.store import Store
 

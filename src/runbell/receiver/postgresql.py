@@ -20,9 +20,9 @@ import asyncpg
 import msgspec
 
 from runbell.errors import ConfigurationError, StorageUnavailable
-from runbell.receiver import desk, rows
+from runbell.receiver import arrivals, desk
+from runbell.receiver.arrivals import Arrival, Stored
 from runbell.receiver.ports import FRESH_AT_ONCE, PAGE, Audience, Idle, OpenInbox
-from runbell.receiver.rows import Arrival, Stored
 from runbell.receiver.schema import INBOX
 from runbell.runs import Deliver
 from runbell.storage.listening import Listener
@@ -164,9 +164,9 @@ class Intake:
     async def _write(self) -> None:
         while self._waiting:
             group = [self._waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(self._waiting)))]
-            arrivals = [arrival for arrival, _ in group]
+            came = [arrival for arrival, _ in group]
             try:
-                found = await self._store.write(lambda tx: rows.store_all(tx, arrivals))  # noqa: B023
+                found = await self._store.write(lambda tx: arrivals.store_all(tx, came))  # noqa: B023
             except StorageUnavailable as error:
                 for _, stored in group:
                     _fail(stored, StorageUnavailable(*error.args))
@@ -182,7 +182,7 @@ class Intake:
 
     async def _write_alone(self, arrival: Arrival, stored: asyncio.Future[Stored]) -> None:
         try:
-            what = await self._store.write(lambda tx: rows.store(tx, arrival))
+            what = await self._store.write(lambda tx: arrivals.store(tx, arrival))
         except Exception as error:  # noqa: BLE001 - as above
             _fail(stored, error)
         else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError, MissingExtra
 from runbell.receiver import desk, feed
+from runbell.receiver.arrivals import Arrival
 from runbell.receiver.checks import Key, Keys
 from runbell.receiver.door import Door
 from runbell.receiver.feed import CaughtUp, FeedClient
@@ -22,7 +23,6 @@ from runbell.receiver.numbers import Numbers, Page
 from runbell.receiver.once import Once
 from runbell.receiver.places import place_of
 from runbell.receiver.ports import OpenInbox
-from runbell.receiver.rows import Arrival
 from runbell.receiver.settings import Options
 from runbell.receiver.work import Worker
 from runbell.runs import Deliver
