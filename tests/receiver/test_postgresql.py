@@ -247,7 +247,34 @@ def test_a_side_effect_whose_process_died_is_taken_over_by_one_alone() -> None:
     asyncio.run(story())
 
 
-WAITING_FOR_A_LOCK = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+HERE = "FROM pg_stat_activity WHERE datname = current_database()"
+WAITING_FOR_A_LOCK = f"SELECT count(*) {HERE} AND wait_event_type = 'Lock'"
+
+
+def test_what_is_being_claimed_when_it_stops_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transaction goes on when nobody waits for it any more: it is let go of behind that."""
+    url = empty_database()
+    claim = rows.claim
+
+    async def story() -> None:
+        claimed, may_commit = asyncio.Event(), asyncio.Event()
+
+        async def slow(*arguments: Any, **more: Any) -> rows.Claims:
+            claims = await claim(*arguments, **more)
+            claimed.set()
+            await may_commit.wait()
+            return claims
+
+        monkeypatch.setattr(rows, "claim", slow)
+        async with housed(url) as house:
+            house.note()
+            async with house.receiver.running():
+                await house.push("wh_1", BODY)
+                await claimed.wait()
+                asyncio.get_running_loop().call_later(0.05, may_commit.set)
+            assert house.rows("SELECT claim, attempts FROM inbox_events") == [(None, 0)]
+
+    asyncio.run(story())
 
 
 def test_two_processes_get_the_same_webhook_at_once() -> None:
@@ -374,8 +401,8 @@ def test_what_nobody_was_told_of_is_found_all_the_same(monkeypatch: pytest.Monke
             inbox.close()
 
 
-LISTENS = "SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'LISTEN %'"
-CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'LISTEN %'"
+LISTENS = f"SELECT count(*) {HERE} AND query ILIKE 'LISTEN %'"
+CUT = f"SELECT pg_terminate_backend(pid) {HERE} AND query ILIKE 'LISTEN %'"
 
 
 def test_messages_are_as_short_as_they_have_to_be() -> None:

@@ -100,13 +100,19 @@ class Once:
         self._first = False
 
     async def __aenter__(self) -> bool:
+        taking = asyncio.ensure_future(self._store.write(self._take))
         try:
-            self._first = await self._store.write(self._take)
+            self._first = await asyncio.shield(taking)
         except asyncio.CancelledError:
             # It may be taken all the same, and nobody would give it back.
-            await asyncio.shield(asyncio.ensure_future(self._end(done=False)))
+            await asyncio.shield(asyncio.ensure_future(self._give_back(taking)))
             raise
         return self._first
+
+    async def _give_back(self, taking: asyncio.Future[bool]) -> None:
+        # Not before it is there: units of work may be executed beside each other.
+        await asyncio.gather(taking, return_exceptions=True)
+        await self._end(done=False)
 
     async def __aexit__(
         self,

@@ -14,7 +14,7 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from runbell import faults
 from runbell.clock import Clock
@@ -69,6 +69,7 @@ class Worker:
         self._news = asyncio.Event()
         self._held: dict[asyncio.Task[None], Claimed] = {}
         self._background: list[asyncio.Task[None]] = []
+        self._units: set[asyncio.Future[Any]] = set()
 
     def start(self) -> None:
         """Begin to handle; without a handler, only to forget what is old."""
@@ -93,6 +94,8 @@ class Worker:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, *self._background, return_exceptions=True)
+        # What nobody waits for any more is executed all the same, maybe beside what follows.
+        await asyncio.gather(*self._units, return_exceptions=True)
         now_ms = self._clock.now_ms()
         with contextlib.suppress(StorageUnavailable):  # then the claims lapse
             # Also what was being claimed at that moment, of which nobody here knows.
@@ -127,7 +130,7 @@ class Worker:
         due_ms = await self._store.read(rows.next_due)
         if due_ms is None or due_ms > now_ms:
             return rows.Claims()
-        claims = await self._store.write(
+        claims = await self._unit(
             lambda tx: rows.claim(
                 tx,
                 self._holder,
@@ -330,7 +333,14 @@ class Worker:
             await self._clock.sleep(SWEEP_SECONDS)
 
     async def _write(self, work: Work[T]) -> T:
-        return await self._until_stored(lambda: self._store.write(work))
+        return await self._until_stored(lambda: self._unit(work))
+
+    async def _unit(self, work: Work[T]) -> T:
+        """Execute a unit of work; `stop` waits for its end, if nobody else does."""
+        unit = asyncio.ensure_future(self._store.write(work))
+        self._units.add(unit)
+        unit.add_done_callback(self._units.discard)
+        return await asyncio.shield(unit)
 
     async def _until_stored(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do it, again and again while the inbox can't be used."""
