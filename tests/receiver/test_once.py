@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +16,13 @@ from tests.receiver.house import House, body_of, eventually, housed, on_a_receiv
 BODY = body_of("response.completed")
 
 
-def test_an_event_outlasts_the_lease_of_a_process_that_died_in_the_block(inbox: str) -> None:
+def test_an_event_outlasts_the_lease_of_a_process_that_died_in_the_block(tmp_path: Path) -> None:
     """Its tries until then are no failures: it is handled when the hour is over, and no dead
     letter after two."""
     sent: list[float] = []
 
     async def run() -> None:
-        async with housed(inbox, max_attempts=2) as house:
+        async with housed(tmp_path / "inbox.db", max_attempts=2) as house:
 
             @house.receiver.on("*")
             async def mail(event: Any) -> None:
