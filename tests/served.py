@@ -92,7 +92,7 @@ class Answer:
 Watch = Callable[[Answer], None]
 
 
-def eventually(look: Callable[[], T | None], what: str, limit_s: float = 20.0) -> T:
+def eventually(look: Callable[[], T | None], what: str, limit_s: float = 60.0) -> T:
     """The first result of `look` that is neither None nor False; fails after `limit_s` seconds."""
     deadline = time.monotonic() + limit_s
     pause = 0.002
