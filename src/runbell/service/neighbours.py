@@ -178,6 +178,7 @@ class Neighbours:
         self._feeds = feeds
         self._missed = missed
         self._callbacks: list[Callable[[ToldRun], None]] = []
+        self._working: list[Callable[[], None]] = []
         self._fresh: set[str] = set()
         self._behind: dict[str, int] = {}
         self._settling: asyncio.Task[None] | None = None
@@ -189,6 +190,10 @@ class Neighbours:
         """Have `callback` called with each run that has changed in another process."""
         self._callbacks.append(callback)
 
+    def on_work(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when another process may have put jobs that are due."""
+        self._working.append(callback)
+
     def _hear(self, payload: str) -> None:
         message = _decode(payload)
         if message.sender != self._changes.sender:
@@ -198,6 +203,9 @@ class Neighbours:
                     callback(run)
             for key in message.wakes:
                 self._changes.wake(key)
+            if message.wakes or any(run.status is RunStatus.QUEUED for run in message.runs):
+                for work in self._working:
+                    work()
         for project in {run.project_id for run in message.runs}:
             if self._feeds.followed(project):
                 self._settle(project)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import asyncpg
 
 from runbell import faults
 from runbell.errors import Conflict, StorageUnavailable
+from runbell.storage import together
 from runbell.storage.statements import PostgresqlText, Statement
 from runbell.storage.store import Row, Work
 
@@ -193,6 +195,7 @@ class PostgresqlStore:
                 result = await work(transaction)
                 for last in transaction.lasts:
                     await last()
+                await transaction.flush()
                 faults.hit("storage.group.executed")
                 await connection.execute("COMMIT")
             except BaseException:
@@ -210,10 +213,24 @@ class PostgresqlStore:
         return result
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """A write that is told with what comes next.
+
+    Attributes:
+        missed: what to raise where it has not touched one row; None where its caller sees to that.
+    """
+
+    statement: Statement
+    args: list[Any]
+    missed: Exception | None
+
+
 class PostgresqlView:
     """A connection as a `Transaction` that reads."""
 
     __slots__ = ("connection",)
+    _writes = False
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -262,8 +279,27 @@ class PostgresqlView:
     def _text(self, this: PostgresqlText) -> str:
         return this.text
 
+    async def fetch_first(self, *reads: tuple[Statement, Mapping[str, Any]]) -> list[Row | None]:
+        statements = tuple(statement for statement, _ in reads)
+        args = [
+            params[name] for statement, params in reads for name in statement.postgresql.names
+        ]
+        row = await self.connection.fetchrow(together.firsts(statements, self._writes), *args)
+        found: list[Row | None] = []
+        begin = 0
+        for statement in statements:
+            end = begin + 1 + statement.width
+            found.append(row[begin + 1 : end] if row[begin] else None)
+            begin = end
+        return found
+
     async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
         raise StorageUnavailable(f"{statement.name}: this unit of work only reads")
+
+    async def later(
+        self, statement: Statement, params: Mapping[str, Any], missed: Exception | None = None
+    ) -> None:
+        await self.execute(statement, params)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         raise TypeError("nothing is committed by a unit of work that only reads")
@@ -278,24 +314,98 @@ class PostgresqlTransaction(PostgresqlView):
         carried: what parts of the service collect for that, each under a key of its own.
     """
 
-    __slots__ = ("callbacks", "carried", "lasts")
+    __slots__ = ("_waiting", "callbacks", "carried", "lasts")
+    _writes = True
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
+        self._waiting: list[_Waiting] = []
         self.callbacks: list[Callable[[], None]] = []
         self.lasts: list[Callable[[], Awaitable[None]]] = []
         self.carried: dict[object, Any] = {}
+
+    async def fetch_one(self, statement: Statement, params: Mapping[str, Any]) -> Row | None:
+        if self._waiting:
+            if statement.apart:
+                rows = await self._fetch_apart(statement, params)
+                return rows[0] if rows else None
+            await self.flush()
+        return await super().fetch_one(statement, params)
+
+    async def fetch_all(
+        self, statement: Statement, params: Mapping[str, Any], max_bytes: int | None = None
+    ) -> list[Row]:
+        if self._waiting:
+            if statement.apart and max_bytes is None:
+                return await self._fetch_apart(statement, params)
+            await self.flush()
+        return await super().fetch_all(statement, params, max_bytes)
+
+    async def fetch_first(self, *reads: tuple[Statement, Mapping[str, Any]]) -> list[Row | None]:
+        await self.flush()
+        return await super().fetch_first(*reads)
+
+    async def fetch(self, text: str, *args: Any) -> list[Row]:
+        await self.flush()
+        return await super().fetch(text, *args)
 
     async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
         this = statement.postgresql
         args = [_storable(params[name]) for name in this.names]
         if this.refusable:
+            await self.flush()
             count = await self._refusable(statement.name, this.text, args)
         else:
-            count = _count(await self.connection.execute(this.text, *args))
+            await self._flush_unless_apart(statement)
+            self._waiting.append(_Waiting(statement, args, None))
+            count = (await self._send(None, ()))[0][-1]
         if this.inserts and not count:
             raise Conflict(f"{statement.name}: a unique key is taken")
         return count
+
+    async def later(
+        self, statement: Statement, params: Mapping[str, Any], missed: Exception | None = None
+    ) -> None:
+        await self._flush_unless_apart(statement)
+        args = [_storable(params[name]) for name in statement.postgresql.names]
+        missed = missed or Conflict(f"{statement.name}: a unique key is taken")
+        self._waiting.append(_Waiting(statement, args, missed))
+
+    async def flush(self) -> None:
+        """Execute the writes that wait."""
+        if self._waiting:
+            await self._send(None, ())
+
+    async def _flush_unless_apart(self, statement: Statement) -> None:
+        if self._waiting and not together.apart(
+            (waiting.statement for waiting in self._waiting), statement
+        ):
+            await self.flush()
+
+    async def _fetch_apart(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
+        args = [params[name] for name in statement.postgresql.names]
+        counts, rows = await self._send(statement, args)
+        there = len(counts)
+        return [row[there + 1 :] for row in rows if row[there]]
+
+    async def _send(
+        self, read: Statement | None, more: Sequence[Any]
+    ) -> tuple[list[int], list[Row]]:
+        """Execute the writes that wait, and a read with them: how many rows each has touched, and
+        the rows of all, as `together.written` says."""
+        waiting, self._waiting = self._waiting, []
+        args = [arg for each in waiting for arg in each.args]
+        if read is None and len(waiting) == 1:
+            text = waiting[0].statement.postgresql.text
+            counts, rows = [_count(await self.connection.execute(text, *args))], []
+        else:
+            text = together.written(tuple(each.statement for each in waiting), read)
+            rows = cast(list[Row], await self.connection.fetch(text, *args, *more))
+            counts = list(rows[0][: len(waiting)])
+        for each, count in zip(waiting, counts, strict=True):
+            if each.missed is not None and count != 1:
+                raise each.missed
+        return counts, rows
 
     async def _refusable(self, name: str, text: str, args: list[Any]) -> int:
         # Few statements are of this kind: an insert needs no savepoint.

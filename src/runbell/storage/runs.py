@@ -255,7 +255,8 @@ async def change(tx: Transaction, before: Run, after: Run) -> None:
     """Store what `lifecycle.apply` or `take_over` made of a run.
 
     Raises:
-        StaleWrite: the run is not any more as `before` says; nothing was written.
+        StaleWrite: the run is not any more as `before` says; here or at a later step of the unit,
+            which has written nothing then.
     """
     guard = {
         "key": before.id,
@@ -263,8 +264,8 @@ async def change(tx: Transaction, before: Run, after: Run) -> None:
         "was_attempt": before.attempt,
         "was_sequence": before.sequence,
     }
-    if await tx.execute(CHANGE, _changing(after) | guard) != 1:
-        raise StaleWrite(f"{before.id} is not {before.status} any more")
+    stale = StaleWrite(f"{before.id} is not {before.status} any more")
+    await tx.later(CHANGE, _changing(after) | guard, stale)
 
 
 async def set_metadata(tx: Transaction, run: Run) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql import ClauseElement, bindparam, insert, literal_column, select, update
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.dml import Insert, Update
+from sqlalchemy.sql.dml import Insert, Update, UpdateBase
 from sqlalchemy.sql.selectable import Select
 
 __all__ = ["PostgresqlText", "Statement", "insert_row", "limited", "select_row", "update_row"]
@@ -49,9 +49,11 @@ class Statement:
         locks: what a unit that writes reads with this, it is about to change: until it has ended,
             others that would do so too have to wait. SQLite has one writer, and needs no lock.
         refusable: a row that is changed may come into conflict with another's unique key.
+        apart: what the unit itself has written does not change what is read: it may be asked
+            together with the writes that wait.
     """
 
-    __slots__ = ("__dict__", "clause", "locks", "name", "other", "purpose", "refusable")
+    __slots__ = ("__dict__", "apart", "clause", "locks", "name", "other", "purpose", "refusable")
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class Statement:
         postgresql: ClauseElement | None = None,
         locks: bool = False,
         refusable: bool = False,
+        apart: bool = False,
     ) -> None:
         self.name = name
         self.purpose = purpose
@@ -69,6 +72,7 @@ class Statement:
         self.other = postgresql
         self.locks = locks
         self.refusable = refusable
+        self.apart = apart
 
     def __repr__(self) -> str:
         return f"<Statement {self.name}>"
@@ -102,6 +106,18 @@ class Statement:
             inserts,
             self.refusable,
         )
+
+    @cached_property
+    def width(self) -> int:
+        """How many columns are read."""
+        assert isinstance(self.clause, Select), f"{self.name} does not read"
+        return len(self.clause.selected_columns)
+
+    @cached_property
+    def table(self) -> str:
+        """The table that is written."""
+        assert isinstance(self.clause, UpdateBase), f"{self.name} only reads"
+        return str(self.clause.table)
 
     def _check(self, params: Mapping[str, Any]) -> None:
         hidden = [name for name, value in params.items() if value is not None]

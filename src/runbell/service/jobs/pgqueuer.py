@@ -69,6 +69,9 @@ ANY_MODEL = "run:*"
 LATER = "deliver_later"
 """An endpoint that is owed something later: its job only puts the one that delivers."""
 
+DEFERRED = frozenset((JobKind.EXPIRE.value, JobKind.FINISH_CANCEL.value, LATER))
+"""Jobs that wait for their time."""
+
 RELEASE = "UPDATE pgqueuer SET dedupe_key = NULL WHERE id = $1"
 
 
@@ -156,6 +159,7 @@ class PgQueuerJobs:
         if batch is None:
             batch = tx.carried[self] = {}
             tx.lasts.append(lambda: self._put_all(tx, batch))
+            tx.after_commit(self.look)
         batch[put.key] = put
 
     async def _put_all(self, tx: PostgresqlTransaction, batch: Mapping[str, _Put]) -> None:
@@ -190,6 +194,11 @@ class PgQueuerJobs:
 
         if puts:
             await self._store.write(work)
+            self.look()
+
+    def look(self) -> None:
+        """There may be new jobs."""
+        self._driver.wake()
 
     # Handing out.
 
@@ -242,13 +251,16 @@ class PgQueuerJobs:
 
     async def _manage(self) -> None:
         """Let PgQueuer hand out jobs, until this is stopped."""
-        manager = self._manager = Manager(queries(self._driver))
-        manager.attach(self.wanted, self.handle)
+        lost_after = timedelta(seconds=HEARTBEAT_SECONDS)
+        ahead = queries(self._driver)
+        ahead.look_for(self.wanted, lost_after)
+        manager = self._manager = Manager(ahead)
+        manager.attach(ahead, self._driver, self.wanted, self.handle, DEFERRED)
         try:
             await manager.run(
                 batch_size=BATCH,
                 dequeue_timeout=timedelta(seconds=POLL_SECONDS),
-                heartbeat_timeout=timedelta(seconds=HEARTBEAT_SECONDS),
+                heartbeat_timeout=lost_after,
                 log_aggregation_interval=timedelta(0),
             )
         finally:
@@ -403,7 +415,7 @@ class PgQueuerJobs:
         await self._put_now(found.jobs)
         # Models that only another process knows: who has them in line is not left waiting.
         self._found = found.models
-        self._driver.wake()
+        self.look()
 
 
 async def _skipped(tx: PostgresqlTransaction, puts: Iterable[_Put]) -> list[_Put]:
