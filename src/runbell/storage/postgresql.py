@@ -19,6 +19,7 @@ import asyncpg
 from runbell import faults
 from runbell.errors import Conflict, StorageUnavailable
 from runbell.storage import together
+from runbell.storage.connections import Connections
 from runbell.storage.statements import PostgresqlText, Statement
 from runbell.storage.store import Row, Work
 
@@ -31,8 +32,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Connection = Any
-"""A connection of asyncpg, or its pool's proxy for one: they have no common type."""
+Connection = asyncpg.Connection
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,9 @@ MAX_WAITING = 10_000
 
 TRIES = 5
 """How often a unit is executed that the database itself has ended in favour of another."""
+
+STATEMENTS = 1_000
+"""Statements that a connection keeps prepared: more than there are."""
 
 CURSOR_ROWS = 20
 """Rows that are asked for at once, where it is their size that bounds them too."""
@@ -87,9 +90,9 @@ class PostgresqlStore:
         on_commit: is told of each unit that was committed: 1, and in how many seconds.
     """
 
-    def __init__(self, pool: asyncpg.Pool, connections: int) -> None:
+    def __init__(self, shared: Connections, connections: int) -> None:
         self.on_commit: Callable[[int, float], None] = _unobserved
-        self._pool = pool
+        self._connections = shared
         # Lists never take the connections that everybody else needs.
         self._scanning = asyncio.Semaphore(max(1, connections // 2))
         self._closed = False
@@ -105,20 +108,9 @@ class PostgresqlStore:
         Raises:
             StorageUnavailable: it can't be reached.
         """
-        with unavailable():
-            pool = await asyncpg.create_pool(
-                url,
-                # Otherwise the pool itself would try to have one, and complain.
-                min_size=0,
-                max_size=connections,
-                reset=_nothing_to_reset,
-                server_settings=SESSION,
-                statement_cache_size=1_000,
-                max_queries=1_000_000,
-                timeout=WAIT_SECONDS,
-            )
-            async with pool.acquire(timeout=WAIT_SECONDS):
-                return cls(pool, connections)
+        shared = Connections(lambda: connect(url), connections, WAIT_SECONDS)
+        async with shared.one():
+            return cls(shared, connections)
 
     @property
     def is_closed(self) -> bool:
@@ -147,17 +139,14 @@ class PostgresqlStore:
     async def fetch(self, text: str, *args: Any) -> list[Row]:
         """Execute a statement in a transaction of its own: for engines that bring their own."""
         with self._asking(), unavailable():
-            async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
+            async with self._connections.one() as connection:
                 return cast(list[Row], await connection.fetch(text, *args))
 
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
             await self._idle.wait()
-            try:
-                await asyncio.wait_for(self._pool.close(), WAIT_SECONDS)
-            except TimeoutError:
-                self._pool.terminate()
+            await self._connections.close()
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
@@ -176,7 +165,7 @@ class PostgresqlStore:
 
     async def _read(self, work: Work[T]) -> T:
         with unavailable():
-            async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
+            async with self._connections.one() as connection:
                 return await work(PostgresqlView(connection))
 
     async def _write(self, work: Work[T]) -> T:
@@ -188,7 +177,7 @@ class PostgresqlStore:
 
     async def _try(self, work: Work[T]) -> T:
         began = self._loop.time()
-        async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
+        async with self._connections.one() as connection:
             transaction = PostgresqlTransaction(connection)
             await connection.execute("BEGIN")
             try:
@@ -263,7 +252,8 @@ class PostgresqlView:
     async def _fetch_up_to(self, max_bytes: int, text: str, args: list[Any]) -> list[Row]:
         rows: list[Row] = []
         size = 0
-        async for row in self.connection.cursor(text, *args, prefetch=CURSOR_ROWS):
+        async for record in self.connection.cursor(text, *args, prefetch=CURSOR_ROWS):
+            row = cast(Row, record)
             rows.append(row)
             size += _size(row)
             if size >= max_bytes:
@@ -281,10 +271,9 @@ class PostgresqlView:
 
     async def fetch_first(self, *reads: tuple[Statement, Mapping[str, Any]]) -> list[Row | None]:
         statements = tuple(statement for statement, _ in reads)
-        args = [
-            params[name] for statement, params in reads for name in statement.postgresql.names
-        ]
-        row = await self.connection.fetchrow(together.firsts(statements, self._writes), *args)
+        args = [params[name] for statement, params in reads for name in statement.postgresql.names]
+        text = together.firsts(statements, self._writes)
+        row = cast(Row, await self.connection.fetchrow(text, *args))
         found: list[Row | None] = []
         begin = 0
         for statement in statements:
@@ -434,7 +423,9 @@ async def connect(url: str) -> asyncpg.Connection:
         StorageUnavailable: the database can't be reached.
     """
     with unavailable():
-        return await asyncpg.connect(url, server_settings=SESSION, timeout=WAIT_SECONDS)
+        return await asyncpg.connect(
+            url, server_settings=SESSION, statement_cache_size=STATEMENTS, timeout=WAIT_SECONDS
+        )
 
 
 @contextlib.contextmanager
@@ -473,10 +464,6 @@ def _storable(value: Any) -> Any:
 
 def _count(status: str) -> int:
     return int(status.rpartition(" ")[2])
-
-
-async def _nothing_to_reset(connection: Connection) -> None:
-    """Units leave nothing behind on their connection: resetting it would cost a request."""
 
 
 def _unobserved(units: int, seconds: float) -> None:

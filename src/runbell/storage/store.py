@@ -68,9 +68,7 @@ class Transaction(Protocol):
         """
         ...
 
-    async def fetch_first(
-        self, *reads: tuple[Statement, Mapping[str, Any]]
-    ) -> list[Row | None]:
+    async def fetch_first(self, *reads: tuple[Statement, Mapping[str, Any]]) -> list[Row | None]:
         """The row of each of several statements that find one at the most, or None."""
         ...
 

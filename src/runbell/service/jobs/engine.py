@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Self, cast
 
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
@@ -69,15 +70,16 @@ AS 'BEGIN RETURN NULL; END';
 CREATE OR REPLACE TRIGGER runbell_not_kept BEFORE INSERT ON pgqueuer_log
 FOR EACH ROW WHEN (NEW.traceback IS NULL) EXECUTE FUNCTION runbell_not_kept();
 ALTER TABLE pgqueuer DISABLE TRIGGER tg_pgqueuer_changed;
+DROP INDEX IF EXISTS pgqueuer_priority_id_id1_idx, pgqueuer_updated_id_id1_idx,
+    pgqueuer_queue_manager_id_idx;
 """
 """PgQueuer would write three lines for each job, each with five entries in indexes, of which only
 those that say why a job failed are ever read. And it would tell of each change of a job within its
-transaction, so that all of those are committed one after the other: we tell behind the commit."""
+transaction, so that all of those are committed one after the other: we tell behind the commit.
+The indexes belong to limits that are not ours, and to its dashboard."""
 
-_IS_LOUD = """
-SELECT EXISTS (SELECT FROM pg_trigger WHERE tgname = 'tg_pgqueuer_changed' AND tgenabled <> 'D')
-OR NOT EXISTS (SELECT FROM pg_trigger WHERE tgname = 'runbell_not_kept')
-"""
+_MADE = f"for Runbell, by PgQueuer {version('pgqueuer')}"
+"""A comment on its table: what `install` has nothing to do with any more."""
 
 _NEXT = """
 SELECT each.name, next.eta FROM unnest($1::text[]) AS each (name) CROSS JOIN LATERAL (
@@ -134,13 +136,14 @@ async def install(connection: asyncpg.Connection) -> None:
 
     By one process at a time: the caller sees to that.
     """
+    if await connection.fetchval("SELECT obj_description(to_regclass('pgqueuer'))") == _MADE:
+        return
     own = queries(AsyncpgDriver(connection))
     if await own.schema_is_installed():
         await own.upgrade()
     else:
         await own.install()
-    if await connection.fetchval(_IS_LOUD):
-        await connection.execute(_QUIET)
+    await connection.execute(f"{_QUIET}; COMMENT ON TABLE pgqueuer IS '{_MADE}'")
 
 
 class _Bare(Driver):
@@ -279,7 +282,7 @@ class Manager(QueueManager):
             names = self.entrypoints_below_capacity_limits()
             jobs = await self.queries.dequeue(
                 batch_size=batch_size,
-                entrypoints={name: _UNLIMITED for name in names},
+                entrypoints=dict.fromkeys(names, _UNLIMITED),
                 queue_manager_id=self.queue_manager_id,
                 global_concurrency_limit=global_concurrency_limit,
                 heartbeat_timeout=heartbeat_timeout,

@@ -128,7 +128,7 @@ async def create_with_thread(
     async def work(tx: Transaction) -> RunRecord:
         assistant = await _assistant(tx, project, request.assistant_id)
         config = _config(ctx, assistant, request)
-        await threads.insert(tx, thread)
+        await threads.begin(tx, thread)
         for message in first:
             await messages.insert(tx, message)
         run = _new_run(ctx, project, thread.id, request)
