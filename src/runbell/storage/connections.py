@@ -106,6 +106,7 @@ class Connections:
         try:
             return await asyncio.wait_for(turn, self._patience)
         except TimeoutError:
+            # Its place in the line goes when it is reached.
             raise StorageUnavailable(
                 f"none of {self._most} connections became free within {self._patience:g} s"
             ) from None
@@ -117,9 +118,6 @@ class Connections:
                 else:
                     self._give_back(connection)
             raise
-        finally:
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(turn)
 
     def _give_back(self, connection: asyncpg.Connection) -> None:
         self._lent.discard(connection)

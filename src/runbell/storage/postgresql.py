@@ -208,11 +208,13 @@ class _Waiting:
 
     Attributes:
         missed: what to raise where it has not touched one row; None where its caller sees to that.
+        skipped: what to do where it has touched none.
     """
 
     statement: Statement
     args: list[Any]
     missed: Exception | None
+    skipped: Callable[[], None] | None = None
 
 
 class PostgresqlView:
@@ -340,13 +342,12 @@ class PostgresqlTransaction(PostgresqlView):
 
     async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
         this = statement.postgresql
-        args = [_storable(params[name]) for name in this.names]
         if this.refusable:
             await self.flush()
+            args = [_storable(params[name]) for name in this.names]
             count = await self._refusable(statement.name, this.text, args)
         else:
-            await self._flush_unless_apart(statement)
-            self._waiting.append(_Waiting(statement, args, None))
+            await self._wait_with(statement, params, None)
             count = (await self._send(None, ()))[0][-1]
         if this.inserts and not count:
             raise Conflict(f"{statement.name}: a unique key is taken")
@@ -355,21 +356,37 @@ class PostgresqlTransaction(PostgresqlView):
     async def later(
         self, statement: Statement, params: Mapping[str, Any], missed: Exception | None = None
     ) -> None:
-        await self._flush_unless_apart(statement)
+        if missed is None and statement.postgresql.inserts:
+            missed = Conflict(f"{statement.name}: a unique key is taken")
+        await self._wait_with(statement, params, missed)
+
+    async def put(
+        self,
+        statement: Statement,
+        params: Mapping[str, Any],
+        skipped: Callable[[], None] | None = None,
+    ) -> None:
+        """As `later`, for a row that may be there already; `skipped` is called where it is."""
+        await self._wait_with(statement, params, None, skipped)
+
+    async def _wait_with(
+        self,
+        statement: Statement,
+        params: Mapping[str, Any],
+        missed: Exception | None,
+        skipped: Callable[[], None] | None = None,
+    ) -> None:
+        if self._waiting and not together.apart(
+            (waiting.statement for waiting in self._waiting), statement
+        ):
+            await self.flush()
         args = [_storable(params[name]) for name in statement.postgresql.names]
-        missed = missed or Conflict(f"{statement.name}: a unique key is taken")
-        self._waiting.append(_Waiting(statement, args, missed))
+        self._waiting.append(_Waiting(statement, args, missed, skipped))
 
     async def flush(self) -> None:
         """Execute the writes that wait."""
         if self._waiting:
             await self._send(None, ())
-
-    async def _flush_unless_apart(self, statement: Statement) -> None:
-        if self._waiting and not together.apart(
-            (waiting.statement for waiting in self._waiting), statement
-        ):
-            await self.flush()
 
     async def _fetch_apart(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
         args = [params[name] for name in statement.postgresql.names]
@@ -394,6 +411,8 @@ class PostgresqlTransaction(PostgresqlView):
         for each, count in zip(waiting, counts, strict=True):
             if each.missed is not None and count != 1:
                 raise each.missed
+            if each.skipped is not None and not count:
+                each.skipped()
         return counts, rows
 
     async def _refusable(self, name: str, text: str, args: list[Any]) -> int:

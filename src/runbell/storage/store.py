@@ -61,7 +61,7 @@ class Transaction(Protocol):
         latest before the commit, and in front of whatever reads what this has written.
 
         Args:
-            missed: what to raise where no row was touched; by default that is a Conflict.
+            missed: what to raise where not one row was touched.
 
         Raises:
             Conflict: here or at a later step, a unique key is taken; or `missed`. The unit fails.

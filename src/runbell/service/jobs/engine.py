@@ -22,10 +22,22 @@ from pgqueuer.domain.settings import DBSettings, Durability
 from pgqueuer.domain.types import QueueEntrypoint
 from pgqueuer.ports.driver import Driver, NotifyCallback
 from pgqueuer.ports.repository import EntrypointExecutionParameter
+from sqlalchemy import (
+    Interval,
+    bindparam,
+    column,
+    delete,
+    func,
+    insert,
+    literal_column,
+    table,
+    text,
+)
 
 from runbell.errors import StorageUnavailable
 from runbell.storage.listening import Listener
 from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
+from runbell.storage.statements import Statement
 
 if TYPE_CHECKING:
     import asyncpg
@@ -124,6 +136,33 @@ class LookingAhead(Queries):
     async def queued_work(self, entrypoints: list[QueueEntrypoint]) -> int:
         # One statement has looked for both kinds: nothing falls between two.
         return 0
+
+
+_queue = table(
+    "pgqueuer",
+    *(
+        column(name)
+        for name in ("priority", "status", "entrypoint", "payload", "dedupe_key", "execute_after")
+    ),
+)
+PUT = Statement(
+    "pgqueuer.put",
+    "A new job, unless it is there already: what PgQueuer's own enqueue does, in a statement that "
+    "can be executed together with ours.",
+    insert(_queue).values(
+        priority=literal_column("0"),
+        status=literal_column("'queued'"),
+        entrypoint=bindparam("entrypoint"),
+        payload=bindparam("payload"),
+        dedupe_key=bindparam("dedupe_key"),
+        execute_after=func.now() + bindparam("delay", type_=Interval),
+    ),
+)
+FORGET = Statement(
+    "pgqueuer.forget",
+    "A job that nobody has taken up and that has nothing to do any more.",
+    delete(_queue).where(_queue.c.dedupe_key == bindparam("dedupe_key"), text("status = 'queued'")),
+)
 
 
 def queries(driver: Driver) -> LookingAhead:

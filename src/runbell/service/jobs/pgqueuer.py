@@ -27,7 +27,7 @@ from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
-from runbell.service.jobs.engine import Manager, PooledDriver, queries, within
+from runbell.service.jobs.engine import FORGET, PUT, Manager, PooledDriver, queries, within
 from runbell.service.jobs.missing import Missing, missing_jobs, prune_log
 from runbell.storage import deliveries, runs
 from runbell.storage.listening import Listener
@@ -132,7 +132,17 @@ class PgQueuerJobs:
         if job.kind is JobKind.DELIVER and job.due_ms is not None:
             # The endpoint's own job, which is at work, looks for that when it ends.
             return
-        self._put(tx, self._named(job))
+        put = self._named(job)
+        if job.kind is JobKind.DELIVER:
+            self._put_last(tx, put)
+            return
+        assert isinstance(tx, PostgresqlTransaction), "jobs are where the runs are"
+        await tx.put(PUT, _params(put))
+        if put.delay <= timedelta(0):
+            tx.after_commit(self.look)
+
+    async def forget(self, tx: Transaction, job: Job) -> None:
+        await tx.later(FORGET, {"dedupe_key": self._named(job).key})
 
     def _named(self, job: Job) -> _Put:
         """What the job is called, and what it is the same as."""
@@ -152,8 +162,9 @@ class PgQueuerJobs:
         key = f"{job.kind}:{job.key}:{job.turn}"
         return _Put(key, job.kind.value, job.key.encode(), delay)
 
-    def _put(self, tx: Transaction, put: _Put) -> None:
-        """Put a job at the end of the transaction, with others that it brings."""
+    def _put_last(self, tx: Transaction, put: _Put) -> None:
+        """Put an endpoint's job at the end of the transaction, with others that it brings: in one
+        order everywhere, since who puts the same job at this moment is waited for."""
         assert isinstance(tx, PostgresqlTransaction), "jobs are where the runs are"
         batch: dict[str, _Put] | None = tx.carried.get(self)
         if batch is None:
@@ -163,10 +174,13 @@ class PgQueuerJobs:
         batch[put.key] = put
 
     async def _put_all(self, tx: PostgresqlTransaction, batch: Mapping[str, _Put]) -> None:
-        for put in await _skipped(tx, batch.values()):
-            if put.entrypoint == JobKind.DELIVER:
-                endpoint_id = put.payload.decode()
-                tx.after_commit(lambda endpoint_id=endpoint_id: self._owe(endpoint_id))  # type: ignore[misc]
+        for put in sorted(batch.values(), key=lambda put: put.key):
+            endpoint_id = put.payload.decode()
+            await tx.put(
+                PUT,
+                _params(put),
+                lambda endpoint_id=endpoint_id: tx.after_commit(lambda: self._owe(endpoint_id)),  # type: ignore[misc]
+            )
 
     def _owe(self, endpoint_id: str) -> None:
         """Put an endpoint's job once more: the one that was there when this was owed may have
@@ -416,6 +430,15 @@ class PgQueuerJobs:
         # Models that only another process knows: who has them in line is not left waiting.
         self._found = found.models
         self.look()
+
+
+def _params(put: _Put) -> dict[str, object]:
+    return {
+        "entrypoint": put.entrypoint,
+        "payload": put.payload,
+        "dedupe_key": put.key,
+        "delay": put.delay,
+    }
 
 
 async def _skipped(tx: PostgresqlTransaction, puts: Iterable[_Put]) -> list[_Put]:

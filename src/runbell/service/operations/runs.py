@@ -134,7 +134,7 @@ async def create_with_thread(
         run = _new_run(ctx, project, thread.id, request)
         record = RunRecord(run, config)
         _join(ctx, tx, run, follower)
-        await _store(ctx, tx, record, ())
+        await store_run(ctx, tx, record, (), fresh=True)
         return record
 
     return await ctx.store.write(work), thread
