@@ -40,6 +40,9 @@ FIRST_SECONDS, LAST_SECONDS = 0.002, 0.1
 MOST_UNTOLD = 10_000
 """Changes that wait to be told, while the database is away."""
 
+TOGETHER_SECONDS = 0.008
+"""From one message to the next, under load: what happens meanwhile is told together."""
+
 AGAIN_SECONDS = 0.2
 """From one try to tell them to the next."""
 
@@ -129,10 +132,12 @@ class SharedChanges(Changes):
             except StorageUnavailable:
                 # Whoever has lost the database too looks again by itself.
                 await asyncio.sleep(AGAIN_SECONDS)
+            else:
+                await asyncio.sleep(TOGETHER_SECONDS)
 
     async def _tell(self) -> None:
         """Tell what there is to tell."""
-        while self._untold.runs or self._untold.wakes:
+        if self._untold.runs or self._untold.wakes:
             untold, self._untold = self._untold, _Message(self.sender)
             wakes = list(dict.fromkeys(untold.wakes))
             self._news.clear()

@@ -62,6 +62,12 @@ SESSION = {
     "idle_in_transaction_session_timeout": "10s",
 }
 
+ENGINES = 2
+"""Further connections, for engines that bring their own statements."""
+
+PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan"}
+"""What engines ask is long, and planned anew it would cost ten times as much as to execute it."""
+
 _ENDED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 """The database has undone the unit: it may be tried again at once."""
 
@@ -90,9 +96,11 @@ class PostgresqlStore:
         on_commit: is told of each unit that was committed: 1, and in how many seconds.
     """
 
-    def __init__(self, shared: Connections, connections: int) -> None:
+    def __init__(self, shared: Connections, engines: Connections, connections: int) -> None:
         self.on_commit: Callable[[int, float], None] = _unobserved
         self._connections = shared
+        # Of their own, so that nobody who tells or asks for work stands behind units that wait.
+        self._engines = engines
         # Lists never take the connections that everybody else needs.
         self._scanning = asyncio.Semaphore(max(1, connections // 2))
         self._closed = False
@@ -109,8 +117,9 @@ class PostgresqlStore:
             StorageUnavailable: it can't be reached.
         """
         shared = Connections(lambda: connect(url), connections, WAIT_SECONDS)
+        engines = Connections(lambda: connect(url, **PLANNED_ONCE), ENGINES, WAIT_SECONDS)
         async with shared.one():
-            return cls(shared, connections)
+            return cls(shared, engines, connections)
 
     @property
     def is_closed(self) -> bool:
@@ -139,7 +148,7 @@ class PostgresqlStore:
     async def fetch(self, text: str, *args: Any) -> list[Row]:
         """Execute a statement in a transaction of its own: for engines that bring their own."""
         with self._asking(), unavailable():
-            async with self._connections.one() as connection:
+            async with self._engines.one() as connection:
                 return cast(list[Row], await connection.fetch(text, *args))
 
     async def close(self) -> None:
@@ -147,6 +156,7 @@ class PostgresqlStore:
             self._closed = True
             await self._idle.wait()
             await self._connections.close()
+            await self._engines.close()
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
@@ -435,15 +445,21 @@ class PostgresqlTransaction(PostgresqlView):
         return this.writing
 
 
-async def connect(url: str) -> asyncpg.Connection:
+async def connect(url: str, **settings: str) -> asyncpg.Connection:
     """A connection of one's own.
+
+    Args:
+        settings: more of its session's.
 
     Raises:
         StorageUnavailable: the database can't be reached.
     """
     with unavailable():
         return await asyncpg.connect(
-            url, server_settings=SESSION, statement_cache_size=STATEMENTS, timeout=WAIT_SECONDS
+            url,
+            server_settings={**SESSION, **settings},
+            statement_cache_size=STATEMENTS,
+            timeout=WAIT_SECONDS,
         )
 
 

@@ -44,6 +44,9 @@ HEARTBEAT_SECONDS = 4.0
 POLL_SECONDS = 1.0
 """How often a worker looks without having been told: lost workers tell nothing."""
 
+NEIGHBOUR_SECONDS = 0.01
+"""How long the process that has put a job has it to itself: others would ask in vain."""
+
 BATCH = 10
 """Jobs that a worker takes at once."""
 
@@ -123,6 +126,7 @@ class PgQueuerJobs:
         self._room = asyncio.Event()
         self._turns: dict[str, asyncio.Event] = {}
         self._found: frozenset[str] = frozenset()
+        self._looking: asyncio.TimerHandle | None = None
         self._owed: set[str] = set()
         self._owing = asyncio.Event()
 
@@ -213,6 +217,17 @@ class PgQueuerJobs:
     def look(self) -> None:
         """There may be new jobs."""
         self._driver.wake()
+
+    def look_soon(self) -> None:
+        """Another process may have put new jobs, and has looked for them itself by now: what it
+        has no room for is left."""
+        if self._looking is None:
+            loop = asyncio.get_running_loop()
+            self._looking = loop.call_later(NEIGHBOUR_SECONDS, self._look_now)
+
+    def _look_now(self) -> None:
+        self._looking = None
+        self.look()
 
     # Handing out.
 
