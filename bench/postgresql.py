@@ -82,13 +82,15 @@ class Database:
             total += of_one.user + of_one.system
         return total * 1000
 
-    def written(self) -> tuple[int, int]:
-        """Rows that were inserted, updated or deleted, in all tables; and bytes of WAL."""
-        rows, lsn = self.execute(
+    def written(self) -> tuple[int, int, int]:
+        """Rows that were inserted, updated or deleted, in all tables; bytes of WAL; and bytes that
+        the tables have with their indexes."""
+        rows, lsn, size = self.execute(
             "SELECT (SELECT sum(n_tup_ins + n_tup_upd + n_tup_del) FROM pg_stat_user_tables), "
-            "pg_current_wal_lsn() - '0/0'"
+            "pg_current_wal_lsn() - '0/0', "
+            "(SELECT sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables)"
         )[0]
-        return int(rows), int(lsn)
+        return int(rows), int(lsn), int(size)
 
     def execute(self, *statements: str) -> list[Any]:
         """Execute statements; the rows of the last."""
@@ -203,6 +205,11 @@ def _written(database: Database, service: Server, count: int) -> Iterator[Figure
         "postgresql_wal_a_run_bytes",
         significant((after[1] - before[1]) / count),
         how="by pg_current_wal_lsn; full page images behind checkpoints are among it",
+    )
+    yield Figure(
+        "postgresql_kept_a_run_bytes",
+        significant((after[2] - before[2]) / count),
+        how="growth of all tables with their indexes, a thread with one message not counted",
     )
 
 

@@ -62,7 +62,7 @@ class PostgresqlDatabase(Database):
             self._own, self._listener, ctx.clock, self.shared_changes, ctx.feeds, missed
         )
         if self._jobs is not None:
-            neighbours.on_work(self._jobs.look_soon)
+            neighbours.on_work(self._jobs.look)
         self._retelling = Retelling(ctx, neighbours)
         self.shared_changes.start()
         await self._listener.start(CHANNEL, engine.CHANNEL)

@@ -44,8 +44,11 @@ HEARTBEAT_SECONDS = 4.0
 POLL_SECONDS = 1.0
 """How often a worker looks without having been told: lost workers tell nothing."""
 
-NEIGHBOUR_SECONDS = 0.01
-"""How long the process that has put a job has it to itself: others would ask in vain."""
+FEW = 4
+"""Jobs of this process, below which it looks at once for those that it has put itself."""
+
+OTHERS_SECONDS = 0.01
+"""How long it otherwise lets others look first."""
 
 BATCH = 10
 """Jobs that a worker takes at once."""
@@ -143,7 +146,7 @@ class PgQueuerJobs:
         assert isinstance(tx, PostgresqlTransaction), "jobs are where the runs are"
         await tx.put(PUT, _params(put))
         if put.delay <= timedelta(0):
-            tx.after_commit(self.look)
+            tx.after_commit(self._look_for_own)
 
     async def forget(self, tx: Transaction, job: Job) -> None:
         await tx.later(FORGET, {"dedupe_key": self._named(job).key})
@@ -174,7 +177,7 @@ class PgQueuerJobs:
         if batch is None:
             batch = tx.carried[self] = {}
             tx.lasts.append(lambda: self._put_all(tx, batch))
-            tx.after_commit(self.look)
+            tx.after_commit(self._look_for_own)
         batch[put.key] = put
 
     async def _put_all(self, tx: PostgresqlTransaction, batch: Mapping[str, _Put]) -> None:
@@ -218,12 +221,13 @@ class PgQueuerJobs:
         """There may be new jobs."""
         self._driver.wake()
 
-    def look_soon(self) -> None:
-        """Another process may have put new jobs, and has looked for them itself by now: what it
-        has no room for is left."""
-        if self._looking is None:
-            loop = asyncio.get_running_loop()
-            self._looking = loop.call_later(NEIGHBOUR_SECONDS, self._look_now)
+    def _look_for_own(self) -> None:
+        """This process has put a job. It knows so before all others: where it has several, it lets
+        them look first, and what comes meanwhile is taken in one go."""
+        if len(self._running) < FEW:
+            self.look()
+        elif self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(OTHERS_SECONDS, self._look_now)
 
     def _look_now(self) -> None:
         self._looking = None
