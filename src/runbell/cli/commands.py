@@ -23,6 +23,7 @@ from runbell.cli import (
     keys,
     listen,
     plan,
+    reencrypt,
     serve,
     trigger,
     wait,
@@ -69,6 +70,7 @@ app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(inbox.app, name="inbox")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)
+app.command("reencrypt")(reencrypt.reencrypt)
 app.command("listen")(listen.listen)
 app.command("trigger")(trigger.trigger)
 app.command("demo")(demo.demo)

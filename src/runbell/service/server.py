@@ -51,7 +51,7 @@ from runbell.service.operations.access import (
 )
 from runbell.service.operations.context import Context
 from runbell.service.settings import Settings, location, mistaken_variables
-from runbell.service.vault import Vault, load_or_make_key
+from runbell.service.vault import Vault, load_or_make_keys
 from runbell.storage import endpoints, projects
 
 __all__ = ["build", "handlers", "run", "work"]
@@ -140,13 +140,13 @@ def _poster(settings: Settings, clock: Clock) -> Poster:
 async def _vault(settings: Settings, database: Database) -> Vault:
     """What secrets are encrypted with. A new key is made only where nothing is encrypted yet."""
     sealed = await database.store.read(endpoints.some_sealed)
-    key = load_or_make_key(
+    keys = load_or_make_keys(
         given=settings.encryption_key,
         key_file=settings.key_file,
         beside=database.file,
         create=sealed is None,
     )
-    vault = Vault(key)
+    vault = Vault(*keys)
     if sealed is not None:
         # Now, rather than when the first webhook is to be signed.
         vault.open(*sealed)

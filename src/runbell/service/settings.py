@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from runbell.errors import InvalidSetting
 from runbell.service.upstreams import UpstreamSettings, read_upstreams
+from runbell.service.variables import FILE, variable
 
 __all__ = [
     "EMBEDDED",
@@ -157,8 +158,7 @@ class Settings:
         for item in dataclasses.fields(cls):
             value: Any = (given or {}).get(item.name)
             if value is None:
-                # Mounted secrets and env files end in line feeds.
-                value = environ.get(environment_name(item.name), "").strip() or None
+                value = variable(environment_name(item.name), environ) or None
             if value is not None and item.name == "upstream":
                 values[item.name] = read_upstreams(value, environ)
             elif value is not None:
@@ -207,6 +207,7 @@ def environment_name(setting: str) -> str:
 def mistaken_variables(environ: Iterable[str]) -> dict[str, str]:
     """Variables that look like a setting's name and are none, each with the one it looks like."""
     known = [environment_name(item.name) for item in dataclasses.fields(Settings)]
+    known += [f"{name}{FILE}" for name in known]
     close = {
         name: difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR)
         for name in environ
