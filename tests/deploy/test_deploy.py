@@ -307,7 +307,8 @@ def numbers() -> dict[str, set[str]]:
     metrics.model_called("models:80", "failed", 0.1)
     metrics.model_tried_again("models:80")
     due = {kind: Due(0, 0.0) for kind in JobKind}
-    page = metrics.page("", Backlog({"queued": 0}, due)).body.decode()
+    held = dict.fromkeys(map(str, JobKind), 0)
+    page = metrics.page("", Backlog({"queued": 0}, due, held=held)).body.decode()
     found: dict[str, set[str]] = {"up": set()}
     if not sys.platform.startswith("linux"):
         # Only there does a process know these of itself.

@@ -44,7 +44,7 @@ def test_writes_and_what_is_read_apart_from_them_are_one_request() -> None:
     """A thread, an event, and the endpoints that want it."""
 
     async def story() -> None:
-        connection, tx = recorded((1, 1, None, None, None, None))
+        connection, tx = recorded(("7", 1, 1, None, None, None, None))
         await threads.begin(tx, Thread("p", "t1", 1))
         await events.append(tx, event(1))
         assert await endpoints.listening(tx, "p", 1) == []

@@ -24,7 +24,7 @@ from typing import Any
 
 import uvicorn
 
-from runbell.clock import Clock, SystemClock
+from runbell.clock import Clock
 from runbell.errors import ConfigurationError
 from runbell.runs import RunStatus
 from runbell.service import logs, retention
@@ -176,7 +176,7 @@ def handlers(executor: Executor, deliverer: Deliverer) -> dict[JobKind, Handler]
 async def _work(settings: Settings, say: Callable[[str], None]) -> None:
     async with open_database(settings) as database:
         vault = await _vault(settings, database)
-        ctx, executor, deliverer = build(settings, database, SystemClock(), vault)
+        ctx, executor, deliverer = build(settings, database, database.clock, vault)
         _spare_the_collector()
         ctx.backends.start()
         await database.join(ctx, executor.look_again)
@@ -215,7 +215,7 @@ async def _serve_from(
     say: Callable[[str], None],
 ) -> None:
     vault = await _vault(settings, database)
-    ctx, executor, deliverer = build(settings, database, SystemClock(), vault)
+    ctx, executor, deliverer = build(settings, database, database.clock, vault)
     project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
     url = _url(listener)
     about_keys = await _about_keys(ctx, database, url, loopback=loopback)

@@ -10,6 +10,7 @@ later is behind that horizon, so that nothing can appear in front of an event th
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from runbell.errors import ConfigurationError
@@ -18,7 +19,7 @@ from runbell.storage.migrate import HEAD, SERVICE
 if TYPE_CHECKING:
     import asyncpg
 
-__all__ = ["LOCK", "revision", "statements", "upgrade_postgresql"]
+__all__ = ["LOCK", "revision", "statements", "stay_ahead", "tend", "upgrade_postgresql"]
 
 LOCK = 0x52756E62656C6C
 """The advisory lock of who changes a schema: "Runbell" in ASCII."""
@@ -64,6 +65,38 @@ CREATE UNLOGGED TABLE IF NOT EXISTS runbell_limits (
 """What the keys of all processes have asked for: when the bucket of each is full again."""
 
 
+_CHANGING = {
+    "autovacuum_vacuum_scale_factor": "0.02",
+    "autovacuum_vacuum_threshold": "1000",
+    "autovacuum_analyze_scale_factor": "0.02",
+}
+"""Rows that are changed several times each: by default a fifth of the table would have to be dead
+before it is vacuumed, which of a million runs is a day's work, with indexes to match."""
+
+_GROWING = {
+    "autovacuum_vacuum_scale_factor": "0.05",
+    "autovacuum_analyze_scale_factor": "0.05",
+}
+"""Rows that are written once, and removed at the table's beginning: what is removed today is room
+for what comes tomorrow."""
+
+_VACUUM = {
+    **dict.fromkeys(("runs", "deliveries", "run_steps", "idempotency_keys"), _CHANGING),
+    **dict.fromkeys(("events", "attempts", "messages"), _GROWING),
+}
+_OPTIONS = """
+SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass($1)
+               AND array_to_string(reloptions, ' ') LIKE '%autovacuum%')
+"""
+
+
+async def tend(connection: asyncpg.Connection, table: str, options: Mapping[str, str]) -> None:
+    """Say how a table is vacuumed, unless somebody has said so already."""
+    if not await connection.fetchval(_OPTIONS, table):
+        settings = ", ".join(f"{name} = {value}" for name, value in options.items())
+        await connection.execute(f"ALTER TABLE {table} SET ({settings})")
+
+
 async def upgrade_postgresql(connection: asyncpg.Connection) -> None:
     """Create the schema of a database or bring it up to `HEAD`; others wait meanwhile.
 
@@ -86,12 +119,19 @@ async def upgrade_postgresql(connection: asyncpg.Connection) -> None:
         await connection.execute(_LIMITS)
         for (drop,) in await connection.fetch(_REFERENCES):
             await connection.execute(drop)
-        await _stay_ahead(connection)
+        for table, options in _VACUUM.items():
+            await tend(connection, table, options)
+        await stay_ahead(connection)
 
 
-async def _stay_ahead(connection: asyncpg.Connection) -> None:
-    """Let the next position be behind every event, also of those that came from elsewhere."""
+async def stay_ahead(connection: asyncpg.Connection, end_of_feed: int = 0) -> None:
+    """Let the next position be behind every event, also of those that came from elsewhere.
+
+    Args:
+        end_of_feed: what it is not to be in front of, besides.
+    """
     latest = await connection.fetchval("SELECT coalesce(max(position), 0) FROM events")
+    latest = max(latest, end_of_feed)
     low = await connection.fetchval("SELECT runbell_feed_horizon()")
     if latest >= low:
         offset = await connection.fetchval("SELECT runbell_feed_offset()")

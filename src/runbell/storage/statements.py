@@ -12,8 +12,12 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql import ClauseElement, bindparam, insert, literal_column, select, update
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.dml import Insert, Update, UpdateBase
+from sqlalchemy.sql.dml import Delete, Insert, Update, UpdateBase
 from sqlalchemy.sql.selectable import Select
+
+TRANSACTION = "pg_current_xact_id()::text"
+"""What every row that is written tells: in which transaction. To ask for it costs nothing here, and
+a request at each commit; it is needed when a commit was not answered."""
 
 __all__ = ["PostgresqlText", "Statement", "insert_row", "limited", "select_row", "update_row"]
 
@@ -99,6 +103,8 @@ class Statement:
         if inserts:
             # A violated key would end the whole transaction, and the unit may go on.
             text += " ON CONFLICT DO NOTHING"
+        if isinstance(clause, Insert | Update | Delete):
+            text += f" RETURNING {TRANSACTION}"
         return PostgresqlText(
             text,
             f"{text} FOR NO KEY UPDATE" if self.locks else text,

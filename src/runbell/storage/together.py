@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from runbell.storage.statements import Statement
+from runbell.storage.statements import TRANSACTION, Statement
 
 __all__ = ["apart", "firsts", "written"]
 
@@ -30,16 +30,16 @@ def apart(writes: Iterable[Statement], write: Statement) -> bool:
 def written(writes: Sequence[Statement], read: Statement | None) -> str:
     """Writes, and a statement that reads apart from them, as one.
 
-    Its rows begin with the number of rows that each of the writes has touched. Then, with a read,
-    comes whether there is a row of it (there is one row without any), and that.
+    Its rows begin with the transaction, and the number of rows that each of the writes has touched.
+    Then, with a read, comes whether there is a row of it (there is one row without any), and that.
     """
     number, parts = 0, []
     for index, write in enumerate(writes):
-        parts.append(f"w{index} AS ({_shifted(write.postgresql.text, number)} RETURNING 1)")
+        parts.append(f"w{index} AS ({_shifted(write.postgresql.text, number)})")
         number += len(write.postgresql.names)
     # Only our own statements and names are put together.
     counts = ", ".join(f"(SELECT count(*) FROM w{index})" for index in range(len(writes)))  # noqa: S608
-    text = f"WITH {', '.join(parts)} SELECT {counts}"
+    text = f"WITH {', '.join(parts)} SELECT {TRANSACTION}, {counts}"
     if read is None:
         return text
     found = _shifted(read.postgresql.writing, number)
