@@ -59,7 +59,7 @@ def test_what_reads_a_written_table_is_asked_behind_it() -> None:
     """A unit sees its own writes."""
 
     async def story() -> None:
-        connection, tx = recorded()
+        connection, tx = recorded(("7",))
         await events.append(tx, event(1))
         await events.newest(tx, "p")
         assert [asked.partition(" ")[0] for asked in connection.asked] == ["INSERT", "SELECT"]
