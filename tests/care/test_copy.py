@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +31,7 @@ from runbell.testing.posts import answered
 from runbell.testing.receivers import Receiver
 from tests.cli.conftest import Command, runbell
 from tests.delivery.house import register, run_once
+from tests.forking import spawn
 from tests.served import Api, Served, eventually
 
 __all__ = ["runbell"]
@@ -214,6 +218,30 @@ def test_what_is_not_the_same_is_no_copy(
     assert said in done.err
     assert ask(target, "SELECT id FROM runs") == ask(target, "SELECT id FROM projects") == []
     ask(target, "DROP FUNCTION breaks CASCADE")
+    done = runbell("copy", f"sqlite:///{source}", target)
+    assert done.code == 0, done
+
+
+def test_a_copy_that_is_killed_leaves_nothing(source: Path, target: str, runbell: Command) -> None:
+    """In the middle of a table; another one begins anew, and is whole."""
+    ask(
+        target,
+        "CREATE FUNCTION waits() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN PERFORM pg_sleep(600); RETURN NEW; END$$",
+    )
+    ask(target, "CREATE TRIGGER w BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION waits()")
+    command = [sys.executable, "-m", "runbell", "copy", f"sqlite:///{source}", target]
+    with tempfile.TemporaryFile() as said:
+        process = spawn(command, stdout=said, stderr=said, cwd=source.parent, env=os.environ)
+        sleeping = (
+            "FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+        )
+        eventually(lambda: bool(ask(target, f"SELECT pid {sleeping}")), "it is in the middle")
+        process.kill()
+        process.wait(20)
+    # As the server does by itself when it next writes to somebody who is gone.
+    ask(target, f"SELECT pg_terminate_backend(pid, 20000) {sleeping}")
+    ask(target, "DROP FUNCTION waits CASCADE")
     done = runbell("copy", f"sqlite:///{source}", target)
     assert done.code == 0, done
 

@@ -12,7 +12,7 @@ import pytest
 
 from runbell.errors import OutcomeUnknown, StorageUnavailable
 from runbell.service.app import _unavailable as unavailable_answer
-from runbell.storage import postgresql, projects
+from runbell.storage import idempotency, postgresql, projects
 from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.records import Project
 from runbell.storage.store import Transaction
@@ -133,6 +133,25 @@ def test_a_commit_whose_answer_was_lost_has_happened() -> None:
             assert await add(store, followed) == "stored"
             assert followed == ["it"]
             assert await there(url) == 1
+
+    asyncio.run(story())
+
+
+def test_a_deletion_whose_answer_was_lost_has_happened() -> None:
+    """Also of a unit that does nothing else; it is told how many rows there were."""
+
+    async def story() -> None:
+        async with cut(before=False) as (store, url):
+            connection = await asyncpg.connect(url)
+            await connection.execute("INSERT INTO projects VALUES ('p', 'mine', 1)")
+            await connection.execute(
+                "INSERT INTO idempotency_keys (project_id, key, digest, created_at_ms) "
+                "SELECT 'p', number, '', 1 FROM generate_series(1, 3) AS numbers (number)"
+            )
+            gone = await store.write(lambda tx: idempotency.prune(tx, before_ms=2, limit=10))
+            left = await connection.fetchval("SELECT count(*) FROM idempotency_keys")
+            await connection.close()
+            assert (gone, left) == (3, 0)
 
     asyncio.run(story())
 

@@ -179,7 +179,7 @@ class PostgresqlTransaction(PostgresqlView):
         if this.refusable:
             await self.flush()
             args = [storable(params[name]) for name in this.names]
-            count = await self._refusable(statement.name, this.text, args)
+            count = await self._refusable(statement.name, this, args)
         else:
             await self._wait_with(statement, params, None)
             count = (await self._send(None, ()))[0][-1]
@@ -236,9 +236,9 @@ class PostgresqlTransaction(PostgresqlView):
         waiting, self._waiting = self._waiting, []
         args = [arg for each in waiting for arg in each.args]
         if read is None and len(waiting) == 1:
-            text = waiting[0].statement.postgresql.text
-            written = cast(list[Row], await self.connection.fetch(text, *args))
-            counts, rows = [self._count(written)], []
+            this = waiting[0].statement.postgresql
+            written = cast(list[Row], await self.connection.fetch(this.text, *args))
+            counts, rows = [self._count(this, written)], []
         else:
             text = together.written(tuple(each.statement for each in waiting), read)
             rows = cast(list[Row], await self.connection.fetch(text, *args, *more))
@@ -251,19 +251,22 @@ class PostgresqlTransaction(PostgresqlView):
                 each.skipped()
         return counts, rows
 
-    async def _refusable(self, name: str, text: str, args: list[Any]) -> int:
+    async def _refusable(self, name: str, this: PostgresqlText, args: list[Any]) -> int:
         # Few statements are of this kind: an insert needs no savepoint.
         await self.connection.execute("SAVEPOINT refusable")
         try:
-            return self._count(await self.connection.fetch(text, *args))
+            return self._count(this, await self.connection.fetch(this.text, *args))
         except asyncpg.UniqueViolationError as error:
             await self.connection.execute("ROLLBACK TO refusable")
             raise Conflict(f"{name}: {error}") from None
 
-    def _count(self, written: list[Row]) -> int:
-        if written:
-            self.id = written[0][0]
-        return len(written)
+    def _count(self, this: PostgresqlText, written: list[Row]) -> int:
+        if this.deletes:
+            ((count, id_),) = written
+        else:
+            count, id_ = len(written), written[0][0] if written else None
+        self.id = id_ or self.id
+        return int(count)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)

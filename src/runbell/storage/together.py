@@ -35,7 +35,7 @@ def written(writes: Sequence[Statement], read: Statement | None) -> str:
     """
     number, parts = 0, []
     for index, write in enumerate(writes):
-        parts.append(f"w{index} AS ({_shifted(write.postgresql.text, number)})")
+        parts.append(f"w{index} AS ({_shifted(write.postgresql.bare, number)} RETURNING 1)")
         number += len(write.postgresql.names)
     # Only our own statements and names are put together.
     counts = ", ".join(f"(SELECT count(*) FROM w{index})" for index in range(len(writes)))  # noqa: S608
