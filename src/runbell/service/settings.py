@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import unquote
 from runbell.errors import InvalidSetting
 from runbell.service.upstreams import UpstreamSettings, read_upstreams
 from runbell.service.variables import FILE, variable
+from runbell.storage.urls import without_password
 
 __all__ = [
     "EMBEDDED",
@@ -220,7 +220,7 @@ def location(database: str) -> str:
     """Where a database is, for messages: without a password."""
     if database.startswith("sqlite:"):
         return str(sqlite_path(database).resolve())
-    return _without_password(database)
+    return without_password(database)
 
 
 def _check_database(url: str) -> None:
@@ -242,7 +242,7 @@ def sqlite_path(url: str) -> Path:
     if not separator or scheme != "sqlite" or not path.startswith("/"):
         raise _wrong(
             "database",
-            _without_password(url),
+            without_password(url),
             "use sqlite:///runbell.db, beside you, or sqlite:////var/lib/runbell.db, from the "
             f"root; to serve, postgresql://USER@HOST/DATABASE or {EMBEDDED} too",
         )
@@ -302,10 +302,3 @@ def _wrong(setting: str, value: object, advice: str) -> InvalidSetting:
 
 def _place(setting: str) -> str:
     return f"--{setting.replace('_', '-')} or {environment_name(setting)}"
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    host = re.sub(r"(?i)((?:ssl)?password=)[^&]*", r"\1***", host)
-    return f"{scheme}{separator}{'***@' if at and credentials else ''}{host}"

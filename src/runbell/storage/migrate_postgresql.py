@@ -13,12 +13,12 @@ import io
 from typing import TYPE_CHECKING
 
 from runbell.errors import ConfigurationError
-from runbell.storage.migrate import HEAD, SERVICE
+from runbell.storage.migrate import SERVICE, Lineage
 
 if TYPE_CHECKING:
     import asyncpg
 
-__all__ = ["LOCK", "revision", "statements", "upgrade_postgresql"]
+__all__ = ["LOCK", "bring_forward", "revision", "statements", "upgrade_postgresql"]
 
 LOCK = 0x52756E62656C6C
 """The advisory lock of who changes a schema: "Runbell" in ASCII."""
@@ -65,21 +65,9 @@ CREATE UNLOGGED TABLE IF NOT EXISTS runbell_limits (
 
 
 async def upgrade_postgresql(connection: asyncpg.Connection) -> None:
-    """Create the schema of a database or bring it up to `HEAD`; others wait meanwhile.
-
-    Raises:
-        ConfigurationError: the database is newer than this version, or another program's.
-    """
+    """Create the schema of a service's database or bring it up to `HEAD`; see `bring_forward`."""
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
-        current = await revision(connection)
-        if current is not None and current > HEAD:
-            raise ConfigurationError(
-                f"the database was written by a newer version of Runbell (schema {current}, this "
-                f"version has {HEAD}): upgrade with pip install -U runbell"
-            )
-        if current != HEAD:
-            await connection.execute(statements(current))
+        await bring_forward(connection, SERVICE)
         if await connection.fetchval("SELECT to_regproc('runbell_feed_position')") is None:
             await connection.execute(_OFFSET.format(offset=0))
             await connection.execute(_FUNCTIONS)
@@ -87,6 +75,25 @@ async def upgrade_postgresql(connection: asyncpg.Connection) -> None:
         for (drop,) in await connection.fetch(_REFERENCES):
             await connection.execute(drop)
         await _stay_ahead(connection)
+
+
+async def bring_forward(connection: asyncpg.Connection, lineage: Lineage) -> None:
+    """Create a schema or bring it up to the lineage's head, in the transaction that is open.
+
+    Others that would do so too wait until it has ended.
+
+    Raises:
+        ConfigurationError: the database is newer than this version, or another program's.
+    """
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+    current = await revision(connection, lineage)
+    if current is not None and current > lineage.head:
+        raise ConfigurationError(
+            f"the {lineage.what} was written by a newer version of Runbell (schema {current}, this "
+            f"version has {lineage.head}): upgrade with pip install -U runbell"
+        )
+    if current != lineage.head:
+        await connection.execute(statements(current, lineage=lineage))
 
 
 async def _stay_ahead(connection: asyncpg.Connection) -> None:
@@ -99,7 +106,7 @@ async def _stay_ahead(connection: asyncpg.Connection) -> None:
         await connection.execute(_OFFSET.format(offset=offset + missing))
 
 
-async def revision(connection: asyncpg.Connection) -> str | None:
+async def revision(connection: asyncpg.Connection, lineage: Lineage = SERVICE) -> str | None:
     """The schema's revision; None for a database that has none of our tables.
 
     Raises:
@@ -107,21 +114,22 @@ async def revision(connection: asyncpg.Connection) -> str | None:
     """
     known, landmark = [
         await connection.fetchval("SELECT to_regclass($1)", table)
-        for table in (SERVICE.version_table, SERVICE.landmark)
+        for table in (lineage.version_table, lineage.landmark)
     ]
     if known is None and landmark is None:
         return None
     if known is None or landmark is None:
         raise ConfigurationError(
-            "the database has tables of another program: name one of Runbell's own with --database"
+            "the database has tables of another program: name one of Runbell's own with "
+            f"{lineage.option}"
         )
     found: str | None = await connection.fetchval(
-        f"SELECT version_num FROM {SERVICE.version_table}"  # noqa: S608 - a constant
+        f"SELECT version_num FROM {lineage.version_table}"  # noqa: S608 - a constant
     )
     return found
 
 
-def statements(current: str | None, target: str = "head") -> str:
+def statements(current: str | None, target: str = "head", *, lineage: Lineage = SERVICE) -> str:
     """What brings a database forward.
 
     Args:
@@ -134,6 +142,6 @@ def statements(current: str | None, target: str = "head") -> str:
 
     written = io.StringIO()
     config = Config(output_buffer=written)
-    config.set_main_option("script_location", str(SERVICE.folder))
+    config.set_main_option("script_location", str(lineage.folder))
     command.upgrade(config, target if current is None else f"{current}:{target}", sql=True)
     return written.getvalue()

@@ -473,7 +473,7 @@ def unavailable() -> Iterator[None]:
             # A value that no column could hold: a defect of ours.
             raise
         raise StorageUnavailable(
-            f"the database cannot be used now: {error or type(error).__name__}"
+            f"the database cannot be used now: {str(error) or type(error).__name__}"
         ) from error
 
 
