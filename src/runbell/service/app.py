@@ -19,7 +19,7 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from runbell import faults
-from runbell.errors import RequestRefused, StorageUnavailable
+from runbell.errors import OutcomeUnknown, RequestRefused, StorageUnavailable
 from runbell.service import logs, openapi
 from runbell.service.limits import Limits
 from runbell.service.once import handle_once, key_of, request_digest
@@ -82,9 +82,17 @@ class App:
 
     Args:
         shared: counts requests where other processes do so too.
+        api: answer the API's requests; a worker answers those of its probes and metrics alone.
     """
 
-    def __init__(self, ctx: Context, access: Access, shared: SharedLimits | None = None) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        access: Access,
+        shared: SharedLimits | None = None,
+        *,
+        api: bool = True,
+    ) -> None:
         self._ctx = ctx
         self._access = access
         self._shared = shared
@@ -92,7 +100,8 @@ class App:
         self._stopping = False
         self._probe_again = float("-inf")
         self._writable = False
-        self._paths = _Paths(ROUTES)
+        self._paths = _Paths(ROUTES if api else ())
+        self._pages = _PAGES if api else logs.PROBES
 
     def stop(self) -> None:
         """From now on the service says that it is not ready; whoever waits is sent away."""
@@ -129,7 +138,7 @@ class App:
             result = _refusal(refused)
         except StorageUnavailable as error:
             logger.warning("%s", error, extra=_about(exchange))
-            result = _refusal(_unavailable())
+            result = _refusal(_unavailable(error, scope))
         except Exception:
             logger.exception("a request failed", extra=_about(exchange))
             result = _refusal(_server_error(request_id))
@@ -169,7 +178,7 @@ class App:
         path: str = scope["path"]
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         exchange: logs.Exchange = scope["runbell"]
-        if path in _PAGES:
+        if path in self._pages:
             exchange.route = path
             return await self._page(method, path, scope)
         found = self._paths.find(path)
@@ -458,13 +467,19 @@ def _stopping() -> RequestRefused:
     )
 
 
-def _unavailable() -> RequestRefused:
+def _unavailable(error: StorageUnavailable, scope: Scope) -> RequestRefused:
+    message = "The database cannot be used at the moment; nothing was changed. Please try again."
+    headers = {"retry-after": "1"}
+    if isinstance(error, OutcomeUnknown):
+        message = (
+            "The database was lost while this was being stored: it may have happened or not. With "
+            "an Idempotency-Key it can be repeated and happens once; without one, look first."
+        )
+        if scope["method"] == "POST" and key_of(scope["headers"]) is None:
+            # The stock SDK would repeat it by itself.
+            headers["x-should-retry"] = "false"
     return RequestRefused(
-        503,
-        "The database cannot be used at the moment; nothing was changed. Please try again.",
-        type="server_error",
-        code="service_unavailable",
-        headers={"retry-after": "1"},
+        503, message, type="server_error", code="service_unavailable", headers=headers
     )
 
 

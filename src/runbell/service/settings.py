@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,8 @@ from urllib.parse import unquote
 
 from runbell.errors import InvalidSetting
 from runbell.service.upstreams import UpstreamSettings, read_upstreams
+from runbell.service.variables import FILE, variable
+from runbell.storage.urls import without_password
 
 __all__ = [
     "EMBEDDED",
@@ -48,6 +49,12 @@ class Settings:
         "Address to listen on; one that is not loopback needs a key that you made yourself.",
     )
     port: int = _setting(8100, "Port to listen on; 0 takes a free one.", low=0)
+    metrics_port: int | None = _setting(
+        None,
+        "Port of a worker, for /healthz, /readyz and /metrics alone; 0 takes a free one. By "
+        "default a worker listens nowhere.",
+        low=0,
+    )
     database: str = _setting(
         "sqlite:///runbell.db",
         "Where everything is kept: sqlite:///FILE, or sqlite:////FILE from the root; "
@@ -157,8 +164,7 @@ class Settings:
         for item in dataclasses.fields(cls):
             value: Any = (given or {}).get(item.name)
             if value is None:
-                # Mounted secrets and env files end in line feeds.
-                value = environ.get(environment_name(item.name), "").strip() or None
+                value = variable(environment_name(item.name), environ) or None
             if value is not None and item.name == "upstream":
                 values[item.name] = read_upstreams(value, environ)
             elif value is not None:
@@ -173,8 +179,9 @@ class Settings:
             raise InvalidSetting(
                 "RUNBELL_API_KEY holds spaces or characters that a header cannot carry"
             )
-        if settings.port > 65_535:
-            raise _wrong("port", settings.port, "the largest value is 65535")
+        for name in ("port", "metrics_port"):
+            if (getattr(settings, name) or 0) > 65_535:
+                raise _wrong(name, getattr(settings, name), "the largest value is 65535")
         _check_database(settings.database)
         settings.retry_delays  # noqa: B018 - raises where it can't be read
         return settings
@@ -207,6 +214,7 @@ def environment_name(setting: str) -> str:
 def mistaken_variables(environ: Iterable[str]) -> dict[str, str]:
     """Variables that look like a setting's name and are none, each with the one it looks like."""
     known = [environment_name(item.name) for item in dataclasses.fields(Settings)]
+    known += [f"{name}{FILE}" for name in known]
     close = {
         name: difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR)
         for name in environ
@@ -219,7 +227,7 @@ def location(database: str) -> str:
     """Where a database is, for messages: without a password."""
     if database.startswith("sqlite:"):
         return str(sqlite_path(database).resolve())
-    return _without_password(database)
+    return without_password(database)
 
 
 def _check_database(url: str) -> None:
@@ -241,7 +249,7 @@ def sqlite_path(url: str) -> Path:
     if not separator or scheme != "sqlite" or not path.startswith("/"):
         raise _wrong(
             "database",
-            _without_password(url),
+            without_password(url),
             "use sqlite:///runbell.db, beside you, or sqlite:////var/lib/runbell.db, from the "
             f"root; to serve, postgresql://USER@HOST/DATABASE or {EMBEDDED} too",
         )
@@ -261,7 +269,7 @@ def sqlite_path(url: str) -> Path:
 def _checked(item: dataclasses.Field[Any], value: Any) -> Any:
     if item.type == "bool":
         return _switch(item.name, value)
-    kind = {"int": int, "float": float}.get(str(item.type))
+    kind = {"int": int, "float": float}.get(str(item.type).removesuffix(" | None"))
     if kind is None:
         return str(value)
     return number(item.name, value, kind, item.metadata["low"], _place(item.name))
@@ -301,10 +309,3 @@ def _wrong(setting: str, value: object, advice: str) -> InvalidSetting:
 
 def _place(setting: str) -> str:
     return f"--{setting.replace('_', '-')} or {environment_name(setting)}"
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    host = re.sub(r"(?i)((?:ssl)?password=)[^&]*", r"\1***", host)
-    return f"{scheme}{separator}{'***@' if at and credentials else ''}{host}"

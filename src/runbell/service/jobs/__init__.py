@@ -90,6 +90,11 @@ class Jobs(Protocol):
         """Put a job that becomes visible with the transaction, or not at all."""
         ...
 
+    async def forget(self, tx: Transaction, job: Job) -> None:
+        """Take back a job that has nothing to do any more. That saves work, and is no promise: its
+        handler looks at the row first."""
+        ...
+
     def start(self, handlers: Mapping[JobKind, Handler]) -> None:
         """Begin to hand out jobs, those of an earlier process first."""
         ...
@@ -97,6 +102,10 @@ class Jobs(Protocol):
     @property
     def alive(self) -> bool:
         """Jobs are being handed out."""
+        ...
+
+    async def held(self, tx: Transaction) -> Mapping[JobKind, int]:
+        """How many jobs of each kind failed too often and were kept aside; every kind is there."""
         ...
 
     async def stop(self, grace: float) -> None:

@@ -116,6 +116,10 @@ class EmbeddedJobs:
         else:
             tx.after_commit(lambda: self._expect(job.due_ms or 0))
 
+    async def forget(self, tx: Transaction, job: Job) -> None:
+        # What is due is asked of the tables, which know.
+        pass
+
     def start(self, handlers: Mapping[JobKind, Handler]) -> None:
         self._handlers = handlers
         self._owed.start(handlers.get(JobKind.DELIVER))
@@ -131,6 +135,10 @@ class EmbeddedJobs:
     @property
     def alive(self) -> bool:
         return bool(self._loops) and not any(loop.done() for loop in self._loops)
+
+    async def held(self, tx: Transaction) -> Mapping[JobKind, int]:
+        # What fails is found again by the next look into the tables.
+        return dict.fromkeys(JobKind, 0)
 
     async def stop(self, grace: float) -> None:
         self._owed.stop()

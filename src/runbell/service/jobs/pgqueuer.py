@@ -11,7 +11,7 @@ alone: a worker asks for those jobs only that it has a place for.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import contextlib
 import logging
 import random
 from collections import Counter
@@ -27,8 +27,10 @@ from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
-from runbell.service.jobs.engine import Manager, PooledDriver, queries, within
+from runbell.service.jobs.engine import FORGET, PUT, Manager, PooledDriver, queries
+from runbell.service.jobs.held import count_held, forget_earlier
 from runbell.service.jobs.missing import Missing, missing_jobs, prune_log
+from runbell.service.jobs.putting import ANY_MODEL, LATER, SLACK_MS, Put, named, put
 from runbell.storage import deliveries, runs
 from runbell.storage.listening import Listener
 from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
@@ -43,6 +45,12 @@ HEARTBEAT_SECONDS = 4.0
 
 POLL_SECONDS = 1.0
 """How often a worker looks without having been told: lost workers tell nothing."""
+
+FEW = 4
+"""Jobs of this process, below which it looks at once for those that it has put itself."""
+
+OTHERS_SECONDS = 0.01
+"""How long it otherwise lets others look first."""
 
 BATCH = 10
 """Jobs that a worker takes at once."""
@@ -62,24 +70,10 @@ MAX_DEADLINES = 50
 MAX_UNPLACED = 50
 """Runs of models that nobody has listed, which stand in one line until their place is known."""
 
-SLACK_MS = 20
-"""Deadlines are put so much later: the database's clock is not ours."""
-
-ANY_MODEL = "run:*"
-LATER = "deliver_later"
-"""An endpoint that is owed something later: its job only puts the one that delivers."""
+DEFERRED = frozenset((JobKind.EXPIRE.value, JobKind.FINISH_CANCEL.value, LATER))
+"""Jobs that wait for their time."""
 
 RELEASE = "UPDATE pgqueuer SET dedupe_key = NULL WHERE id = $1"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Put:
-    """A job as PgQueuer takes it."""
-
-    key: str
-    entrypoint: str
-    payload: bytes
-    delay: timedelta
 
 
 class PgQueuerJobs:
@@ -120,6 +114,7 @@ class PgQueuerJobs:
         self._room = asyncio.Event()
         self._turns: dict[str, asyncio.Event] = {}
         self._found: frozenset[str] = frozenset()
+        self._looking: asyncio.TimerHandle | None = None
         self._owed: set[str] = set()
         self._owing = asyncio.Event()
 
@@ -129,40 +124,41 @@ class PgQueuerJobs:
         if job.kind is JobKind.DELIVER and job.due_ms is not None:
             # The endpoint's own job, which is at work, looks for that when it ends.
             return
-        self._put(tx, self._named(job))
-
-    def _named(self, job: Job) -> _Put:
-        """What the job is called, and what it is the same as."""
-        due_in_ms = 0
-        if job.due_ms is not None:
-            due_in_ms = max(0, job.due_ms - self._clock.now_ms()) + SLACK_MS
-        delay = timedelta(milliseconds=due_in_ms)
-        match job.kind:
-            case JobKind.RUN:
-                known = job.model in self._lanes.models()
-                entrypoint = f"run:{job.model}" if known else ANY_MODEL
-                payload = f"{job.key} {job.model}".encode()
-                return _Put(f"run:{job.key}:{job.turn}", entrypoint, payload, delay)
-            case JobKind.DELIVER if job.due_ms is not None:
-                # One that waits is not in the way of one that is due.
-                return _Put(f"deliver:{job.key}@{job.due_ms}", LATER, job.key.encode(), delay)
-        key = f"{job.kind}:{job.key}:{job.turn}"
-        return _Put(key, job.kind.value, job.key.encode(), delay)
-
-    def _put(self, tx: Transaction, put: _Put) -> None:
-        """Put a job at the end of the transaction, with others that it brings."""
+        wanted = self._named(job)
+        if job.kind is JobKind.DELIVER:
+            self._put_last(tx, wanted)
+            return
         assert isinstance(tx, PostgresqlTransaction), "jobs are where the runs are"
-        batch: dict[str, _Put] | None = tx.carried.get(self)
+        await tx.put(PUT, _params(wanted))
+        if wanted.delay <= timedelta(0):
+            tx.after_commit(self._look_for_own)
+
+    async def forget(self, tx: Transaction, job: Job) -> None:
+        await tx.later(FORGET, {"dedupe_key": self._named(job).key})
+
+    def _named(self, job: Job) -> Put:
+        """What the job is called, and what it is the same as."""
+        return named(job, self._clock.now_ms(), lambda model: model in self._lanes.models())
+
+    def _put_last(self, tx: Transaction, wanted: Put) -> None:
+        """Put an endpoint's job at the end of the transaction, with others that it brings: in one
+        order everywhere, since who puts the same job at this moment is waited for."""
+        assert isinstance(tx, PostgresqlTransaction), "jobs are where the runs are"
+        batch: dict[str, Put] | None = tx.carried.get(self)
         if batch is None:
             batch = tx.carried[self] = {}
             tx.lasts.append(lambda: self._put_all(tx, batch))
-        batch[put.key] = put
+            tx.after_commit(self._look_for_own)
+        batch[wanted.key] = wanted
 
-    async def _put_all(self, tx: PostgresqlTransaction, batch: Mapping[str, _Put]) -> None:
-        for put in await _skipped(tx, batch.values()):
-            if put.entrypoint == JobKind.DELIVER:
-                endpoint_id = put.payload.decode()
-                tx.after_commit(lambda endpoint_id=endpoint_id: self._owe(endpoint_id))  # type: ignore[misc]
+    async def _put_all(self, tx: PostgresqlTransaction, batch: Mapping[str, Put]) -> None:
+        for wanted in sorted(batch.values(), key=lambda each: each.key):
+            endpoint_id = wanted.payload.decode()
+            await tx.put(
+                PUT,
+                _params(wanted),
+                lambda endpoint_id=endpoint_id: tx.after_commit(lambda: self._owe(endpoint_id)),  # type: ignore[misc]
+            )
 
     def _owe(self, endpoint_id: str) -> None:
         """Put an endpoint's job once more: the one that was there when this was owed may have
@@ -186,10 +182,27 @@ class PgQueuerJobs:
 
         async def work(tx: Transaction) -> None:
             assert isinstance(tx, PostgresqlTransaction)
-            await _skipped(tx, puts)
+            await put(tx, puts)
 
         if puts:
             await self._store.write(work)
+            self.look()
+
+    def look(self) -> None:
+        """There may be new jobs."""
+        self._driver.wake()
+
+    def _look_for_own(self) -> None:
+        """This process has put a job. It knows so before all others: where it has several, it lets
+        them look first, and what comes meanwhile is taken in one go."""
+        if len(self._running) < FEW:
+            self.look()
+        elif self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(OTHERS_SECONDS, self._look_now)
+
+    def _look_now(self) -> None:
+        self._looking = None
+        self.look()
 
     # Handing out.
 
@@ -205,6 +218,9 @@ class PgQueuerJobs:
     @property
     def alive(self) -> bool:
         return bool(self._loops) and not any(loop.done() for loop in self._loops)
+
+    async def held(self, tx: Transaction) -> Mapping[JobKind, int]:
+        return await count_held(tx)
 
     async def stop(self, grace: float) -> None:
         self._stopping = True
@@ -242,13 +258,16 @@ class PgQueuerJobs:
 
     async def _manage(self) -> None:
         """Let PgQueuer hand out jobs, until this is stopped."""
-        manager = self._manager = Manager(queries(self._driver))
-        manager.attach(self.wanted, self.handle)
+        lost_after = timedelta(seconds=HEARTBEAT_SECONDS)
+        ahead = queries(self._driver)
+        ahead.look_for(self.wanted, lost_after)
+        manager = self._manager = Manager(ahead)
+        manager.attach(ahead, self._driver, self.wanted, self.handle, DEFERRED)
         try:
             await manager.run(
                 batch_size=BATCH,
                 dequeue_timeout=timedelta(seconds=POLL_SECONDS),
-                heartbeat_timeout=timedelta(seconds=HEARTBEAT_SECONDS),
+                heartbeat_timeout=lost_after,
                 log_aggregation_interval=timedelta(0),
             )
         finally:
@@ -307,6 +326,7 @@ class PgQueuerJobs:
         except Exception as error:
             if job.attempts + 1 >= MAX_FAILURES:
                 logger.exception("%s failed too often and is kept aside", name)
+                await self._forget_earlier(job)
                 raise RuntimeError(
                     f"it failed {MAX_FAILURES} times: {type(error).__name__}"
                 ) from None
@@ -317,6 +337,11 @@ class PgQueuerJobs:
         finally:
             self._busy[place] -= 1
             self._running.discard(task)
+
+    async def _forget_earlier(self, job: PickedJob) -> None:
+        payload = job.payload or b""
+        with contextlib.suppress(StorageUnavailable):
+            await self._store.write(lambda tx: forget_earlier(tx, job.entrypoint, payload, job.id))
 
     async def _tried(self, job: PickedJob) -> None:
         """Do a job; where the database is away it is waited for."""
@@ -403,19 +428,13 @@ class PgQueuerJobs:
         await self._put_now(found.jobs)
         # Models that only another process knows: who has them in line is not left waiting.
         self._found = found.models
-        self._driver.wake()
+        self.look()
 
 
-async def _skipped(tx: PostgresqlTransaction, puts: Iterable[_Put]) -> list[_Put]:
-    """Put jobs; those that are there already, and were left out."""
-    # In one order everywhere: who puts the same job at this moment is waited for.
-    ordered = sorted(puts, key=lambda put: put.key)
-    ids = await queries(within(tx)).enqueue(
-        [put.entrypoint for put in ordered],
-        [put.payload for put in ordered],
-        [0] * len(ordered),
-        [put.delay for put in ordered],
-        [put.key for put in ordered],
-        on_conflict="skip",
-    )
-    return [put for put, job_id in zip(ordered, ids, strict=True) if job_id is None]
+def _params(wanted: Put) -> dict[str, object]:
+    return {
+        "entrypoint": wanted.entrypoint,
+        "payload": wanted.payload,
+        "dedupe_key": wanted.key,
+        "delay": wanted.delay,
+    }
