@@ -334,7 +334,7 @@ def test_a_waiter_without_a_budget_heeds_the_servers():
 
 def test_what_fails_in_what_learns_ends_no_wait(caplog):
     """Whatever fails there: a wait goes on without it."""
-    for name in ("schedule", "observe", "runs", "policy"):
+    for name in ("schedule", "observe", "runs", "policy", "answered"):
         learning = Learning(Foresight())
         broken = lambda *given, **more: 1 / 0  # noqa: E731
         setattr(learning.foresight, name, broken)

@@ -152,7 +152,10 @@ class Learning:
 
     def answered(self, seconds: float) -> None:
         """A look that nobody held was answered after so long."""
-        self.foresight.answered(seconds)
+        try:
+            self.foresight.answered(seconds)
+        except Exception:  # it is not worth a wait
+            log.exception("an answer's %r seconds taught nothing", seconds)
 
     def observe(self, kind: Any, seen: Seen, view: View, now: float) -> None:
         """Learn from a stretch of a run that is over, or that nobody looks at any more.

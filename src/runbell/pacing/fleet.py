@@ -203,7 +203,7 @@ class WorthPacer:
             self._lower(now)
         if len(self._ready) <= 1:
             return next(iter(self._ready), None)
-        if len(self._ready) > _CROWD:
+        if len(self._ready) >= _CROWD and self._is_more(now):
             self._raise(now)
         return max(self._ready, key=lambda wait: self._valued(wait, now))
 
@@ -227,11 +227,14 @@ class WorthPacer:
         self._admitted_at = now
         while (at := self._due.first()) is not None and at <= now:
             wait = self._due.pop()
-            if self._bar > 0 and (at := (wish := self._wish(wait)).reaches(self._bar)) > now:
-                self._put_off(wait, wish, at)
-            else:
-                self._ready[wait] = None
-        while (at := self._later.first()) is not None and at <= now:
+            full = len(self._ready) >= _CROWD
+            if full or self._bar > 0:
+                wish = self._wish(wait)
+                if (at := wish.reaches(self._bar)) > now or full:
+                    self._put_off(wait, wish, at)
+                    continue
+            self._ready[wait] = None
+        while len(self._ready) < _CROWD and self._is_more(now):
             wait = self._later.pop()
             wish = self._wishes.pop(wait)
             # The bar may have been raised since; and moments are rounded.
@@ -242,6 +245,11 @@ class WorthPacer:
                 self._put_off(
                     wait, wish, max(wish.reaches(self._bar), now + _SOON * (1 + now - looked))
                 )
+
+    def _is_more(self, now: float) -> bool:
+        """Whether the bar is reached by somebody in the line."""
+        at = self._later.first()
+        return at is not None and at <= now
 
     def _put_off(self, wait: Hashable, wish: _Wish, at: float) -> None:
         self._wishes[wait] = wish
