@@ -55,8 +55,9 @@ class WorthPacer:
 
     Waits are compared only once a look at them is worth the bar, the price of a call at which
     supply and demand met lately; the others stand in a line by the moment at which they get there.
-    Never more than a few dozen are compared, whether ten runs are awaited or ten thousand; beyond
-    that a grant costs the logarithm of their number.
+    Never more than a handful are compared, whether ten runs are awaited or ten thousand; beyond
+    that a grant costs the logarithm of their number, and each new wish one reckoning of when it
+    gets to the bar.
 
     Args:
         calls_per_minute: calls that are granted within any 60 seconds; None for as many as the
