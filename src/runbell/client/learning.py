@@ -133,7 +133,9 @@ class Learning:
         self._learn(kind, queue, run)
         if self._journal is not None:
             key = json.dumps(kind, ensure_ascii=False)
-            self._journal.note(Stretch(key, queue, run, int(now * 1000)))
+            self._journal.note(
+                Stretch(key, queue, run, int(now * 1000), run_id=view.id, first=seen.first)
+            )
 
     def _learn(
         self, kind: Any, queue: tuple[float, float] | None, run: tuple[float, float | None]
