@@ -158,8 +158,11 @@ class _Adviser:
     def _worth(self, name: str) -> float:
         return self._rows[name].delay + self._load.delay_price * self._rows[name].calls
 
-    def _best(self, runs: float) -> str:
-        fit = [name for name in self._ways if self._fits(name, runs)]
+    def _best(self, runs: float, *, quota: bool = True) -> str:
+        """Args:
+        quota: there is one; otherwise, what would be best if there was none.
+        """
+        fit = [name for name in self._ways if not quota or self._fits(name, runs)]
         if not fit:
             return min(self._ways, key=lambda name: self._share(name, runs))
         late = LATER * self._rows[FORESIGHT].delay
@@ -208,8 +211,6 @@ class _Adviser:
             there = self._best(middle)
             if there != best and high <= runs:
                 below = (high, there)
-            elif there == best and high <= runs:
-                below = None
             elif there != best and low >= runs and above is None:
                 above = (low, there)
         return below, above
@@ -254,8 +255,10 @@ class _Adviser:
                 name == LONG_POLL or webhook.p95 < polling.p95
             ) else []
         if not self._fits(FORESIGHT, load.runs):
-            needed = (load.rpm or 0.0) * (polling.share or 0.0) / ROOM
-            return [f"with a quota of {about(needed)} calls a minute polling would do"]
+            other = self._best(load.runs, quota=False)
+            needed = (load.rpm or 0.0) * (self._rows[other].share or 0.0) / ROOM
+            better = f"with a quota of {about(needed)} calls a minute {NAMES.get(other, other)}"
+            return [] if other == BACKSTOP else [f"{better} would be better"]
         other = min((way for way in self._ways if way != BACKSTOP), key=self._calls)
         saved = load.runs * (self._calls(other) - webhook.calls)
         if load.price_per_call and load.webhook_monthly and saved > 0:
@@ -278,9 +281,9 @@ class _Adviser:
             )
         if name == BACKSTOP:
             return (
-                f"Take webhooks with a backstop: {self._against_polling()}; they cost "
-                f"{dollars(row.dollars)} a month, and know of an end {row.delay:.2g} s late in the "
-                "mean"
+                f"Take webhooks with a backstop: {self._against_polling()}; they "
+                f"{quota.replace('takes', 'take', 1)}cost {dollars(row.dollars)} a month, and know "
+                f"of an end {row.delay:.2g} s late in the mean"
             )
         return (
             f"Take {name}: for these runs it is no later than {NAMES[FORESIGHT]}, with no more "

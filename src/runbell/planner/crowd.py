@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ FLEET = 1200
 
 SENT = 60_000
 """Requests that are played, about."""
+
+VARIES = 0.2
+"""By which share of itself the time that a request takes varies."""
 
 HELD = 40
 """Runs at the same time where requests are held: more would share connections."""
@@ -160,6 +164,7 @@ class _Loops:
         self._due: list[tuple[float, int, _Loop]] = []
         self._tie = itertools.count()
         self._arrived = 0
+        self._chance = random.Random(4)
 
     def play(self) -> Crowd:
         delays, refused = [], 0
@@ -169,12 +174,13 @@ class _Loops:
             now, _, loop = heapq.heappop(self._due)
             if loop.polls == 0 and loop.refused == 0:
                 self._arrive()
-            landed = now + self._rush.latency
+            # No two answers take as long; else who comes too late once does so for ever.
+            landed = now + self._rush.latency * self._chance.uniform(1 - VARIES, 1 + VARIES)
             taken = self._bucket.take(self._full_at, now)
             self._full_at = taken.full_at
             if not taken.granted:
                 self._send(self._refused(loop, landed, taken.retry_after), loop)
-            elif now + self._rush.latency / 2 < loop.ends:
+            elif (now + landed) / 2 < loop.ends:
                 self._send(loop.answered(landed), loop)
             elif self._count // 5 <= loop.number < self._count:
                 delays.append(landed - loop.ends)

@@ -21,7 +21,7 @@ from runbell.planner.quota import (
 )
 from runbell.planner.roster import BACKSTOP, ROSTER, Contender, Setting
 from runbell.planner.traces import SECONDS_A_MONTH, Floats
-from runbell.planner.workload import Workload
+from runbell.planner.workload import MINUTES_A_MONTH, Workload
 
 __all__ = ["Delay", "Plan", "Row", "plan"]
 
@@ -224,6 +224,8 @@ def _crowded(row: Row, contender: Contender, here: Setting, shape: Floats) -> Ro
     if rush is None or share is None or share <= 1:
         return row
     load, short = here.load, short_of(share, shape)
+    if load.runs * (load.webhook_loss if contender.pushed else 1) >= rush.rpm * MINUTES_A_MONTH:
+        short = 1.0  # the night is not long enough to catch up
     # Who is told of ends needs a call for those whose event is lost.
     runs = replace(rush, arrivals=rush.arrivals * load.webhook_loss) if contender.pushed else rush
     if runs.is_hopeless:
