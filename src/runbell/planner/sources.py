@@ -89,7 +89,7 @@ class _Gathered(defaultdict[str, "array[float]"]):
 
     def _together(self) -> None:
         order = sorted((kind for kind in self if kind != OTHERS), key=lambda kind: len(self[kind]))
-        rest = self[OTHERS]
+        rest = self.setdefault(OTHERS, array("d"))
         for kind in order[: len(order) - KEPT]:
             rest.extend(self.pop(kind))
 

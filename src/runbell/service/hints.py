@@ -103,7 +103,9 @@ class Hints:
             ended = run.completed_at_ms or run.failed_at_ms or run.incomplete_at_ms
             if ended and run.started_at_ms and run.sequence == _ONE_PART:
                 part = _Part(run.created_at_ms, run.started_at_ms)
-                self._note(_key(record), part, ended, whole=True)
+                key = _key(record)
+                if len(self._note(key, part, ended, whole=True).waiting) == WAITING:
+                    self._learn(key, self._kinds[key])
         for key, kind in self._kinds.items():
             self._learn(key, kind)
 
@@ -124,9 +126,12 @@ class Hints:
         del self._parts[run.id]
         if part.started_ms is None:
             return
-        self._note(_key(record), part, run.updated_at_ms, whole=run.status not in _CUT_SHORT)
+        key = _key(record)
+        kind = self._note(key, part, run.updated_at_ms, whole=run.status not in _CUT_SHORT)
+        if len(kind.waiting) == WAITING and self._may_learn(kind):  # nobody asks for a hint
+            self._learn(key, kind)
 
-    def _note(self, key: Key, part: _Part, at_ms: int, *, whole: bool) -> None:
+    def _note(self, key: Key, part: _Part, at_ms: int, *, whole: bool) -> _Kind:
         assert part.started_ms is not None
         # The wall clock can be set back; nothing ever took less than no time.
         ran = max(at_ms - part.started_ms, 0) / 1000
@@ -137,6 +142,7 @@ class Hints:
         self._runs += 1
         if len(self._kinds) > MOST_KINDS:
             del self._kinds[next(iter(self._kinds))]
+        return kind
 
     def _may_learn(self, kind: _Kind) -> bool:
         now = self._clock.monotonic()
@@ -147,6 +153,7 @@ class Hints:
     def _learn(self, key: Key, kind: _Kind) -> None:
         for each in kind.waiting:
             self._known.observe(key, each.ran, ended=each.whole, queued=each.queued)
+        self._learned += 1
         kind.waiting.clear()
         kind.learned_at = self._clock.monotonic()
 
@@ -157,7 +164,6 @@ class Hints:
         if (kind is None or kind.runs < ENOUGH_OF_A_KIND) and self._runs < ENOUGH_OF_ALL:
             return UNKNOWN_MS
         if kind is not None and kind.waiting and self._may_learn(kind):
-            self._learned += 1
             self._learn(key, kind)
         part = self._parts.get(record.run.id)
         elapsed = 0.0
