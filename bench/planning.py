@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,9 +70,14 @@ class Alone:
 
 @dataclass
 class Measured:
-    """What the real waiter did by one policy: calls, and the delay of each run in seconds."""
+    """What the real waiter did by one policy: calls, and the delay of each run in seconds.
+
+    Attributes:
+        lasted: how long each run took, from the moment at which the waiter was told of it.
+    """
 
     calls: int = 0
+    lasted: list[float] = field(default_factory=list)
     ended: dict[str, float] = field(default_factory=dict)
     delays: list[float] = field(default_factory=list)
 
@@ -191,12 +196,12 @@ async def compare(
             probe = _Probe(client)
             async with asyncio.TaskGroup() as tasks:
                 probing = tasks.create_task(probe.go_on())
-                found = await measure(client, seconds, {**alone, DEFAULT: {}}, every)
+                found = await measure(client, seconds, {**alone, DEFAULT: {}}, every, probe.hold)
                 probing.cancel()
             machine = await probe.machine()
-    load = Workload(
-        Trace.of(seconds, exact=True, seen=earlier), len(seconds), latency=machine.latency
-    )
+    lasted = found[FORESIGHT].lasted  # a busy service takes longer than it was told to
+    trace = Trace.of(lasted, exact=True, seen=earlier)
+    load = Workload(trace, len(lasted), latency=machine.latency)
     return _compared(plan(load), found, machine), machine
 
 
@@ -239,28 +244,38 @@ class _Probe:
         self._took: list[float] = []
         self._overslept: list[float] = []
         self._known: dict[str, float] = {}
+        self._run: Any = None
 
     async def go_on(self) -> None:
-        """Until it is cancelled."""
-        while True:
-            await self._once()
+        """Until it is cancelled. It begins at its times, however slow the machine is: who waits
+        for one look to end before the next sees the quick ones alone."""
+        async with asyncio.TaskGroup() as looks:
+            while True:
+                looks.create_task(self._once())
+                await asyncio.sleep(PROBED_EVERY)
 
     async def _once(self) -> None:
         runs = self._client.beta.threads.runs
         began = time.perf_counter()
         await asyncio.sleep(PROBED_EVERY)
         self._overslept.append(time.perf_counter() - began - PROBED_EVERY)
-        run = await _started(self._client, 0.05 + PROBED_EVERY / 2)
+        run = self._run or await _started(self._client, 0.0)
+        self._run = run
         began = time.perf_counter()
         await runs.retrieve(run.id, thread_id=run.thread_id)
         self._took.append(time.perf_counter() - began)
-        held = {"Prefer": "wait=30"}
-        await runs.retrieve(run.id, thread_id=run.thread_id, extra_headers=held)
+
+    async def hold(self, run: Any) -> None:
+        """Hold a request for a run until it ends, as the waiters do that hold theirs."""
+        while run.status in ("queued", "in_progress"):
+            run = await self._client.beta.threads.runs.retrieve(
+                run.id, thread_id=run.thread_id, extra_headers={"Prefer": "wait=50"}
+            )
         self._known[run.id] = time.time()
 
     async def machine(self) -> Machine:
         """What was found, in the mean."""
-        while not self._known:
+        if not self._took:
             await self._once()
         ends = [(run_id, ended) async for run_id, ended in _ends(self._client)]
         late = [self._known[run_id] - ended for run_id, ended in ends if run_id in self._known]
@@ -274,12 +289,17 @@ async def measure(
     seconds: Sequence[float],
     policies: Mapping[str, Mapping[str, Any]],
     every: float,
+    beside: Callable[[Any], Awaitable[None]],
 ) -> dict[str, Measured]:
     """Wait for runs that take so long, each by every policy, which are options of a waiter.
 
     The end of a run is when the service says that it was, by the machine's clock.
+
+    Args:
+        beside: waits for each run too, without a waiter.
     """
     found = {name: Measured() for name in policies}
+    begun: dict[str, float] = {}
     assistant = await client.beta.assistants.create(model="echo")
     async with AsyncExitStack() as stack:
         waiters = {
@@ -299,13 +319,15 @@ async def measure(
             run = await client.beta.threads.create_and_run(
                 assistant_id=assistant.id, thread={"messages": [message]}
             )
-            await asyncio.gather(*(wait(name, run) for name in waiters))
+            begun[run.id] = time.time()
+            await asyncio.gather(beside(run), *(wait(name, run) for name in waiters))
 
         await asyncio.gather(*(one(place, takes) for place, takes in enumerate(seconds)))
     async for run_id, ended in _ends(client):
         for each in found.values():
             if run_id in each.ended:
                 each.delays.append(each.ended[run_id] - ended)
+                each.lasted.append(max(ended - begun[run_id], 0.0))
     return found
 
 
