@@ -133,7 +133,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=0)
     options = parser.parse_args()
     if options.rows:
-        return _large(options.rows)
+        _large(options.rows)
+        return
     warnings.simplefilter("ignore", DeprecationWarning)  # the SDK's, of OpenAI's own service
     rng = random.Random(4)
     draws = Trace.lognormal(MEDIAN, P95).kinds["lognormal"]
@@ -142,7 +143,8 @@ def main() -> None:
     )
     compared, machine = asyncio.run(compare(earlier, later))
     print(f"{options.runs} runs, median {MEDIAN:g} s, p95 {P95:g} s; a request takes")
-    print(f"{1000 * machine.latency:.1f} ms, and an end is seen {1000 * machine.visible:.1f} ms late\n")
+    latency, visible = 1000 * machine.latency, 1000 * machine.visible
+    print(f"{latency:.1f} ms, and an end is seen {visible:.1f} ms late\n")
     print("| policy | calls planned | measured | | delay planned, s | measured | | held |")
     print("|---|---|---|---|---|---|---|---|")
     for each in compared:
@@ -205,9 +207,7 @@ async def compare(
     return _compared(plan(load), found, machine), machine
 
 
-def _compared(
-    predicted: Plan, found: Mapping[str, Measured], machine: Machine
-) -> list[Compared]:
+def _compared(predicted: Plan, found: Mapping[str, Measured], machine: Machine) -> list[Compared]:
     compared = []
     for name, each in found.items():
         row, runs = predicted.row(LONG_POLL if name == DEFAULT else name), len(each.delays)
@@ -300,6 +300,7 @@ async def measure(
     """
     found = {name: Measured() for name in policies}
     begun: dict[str, float] = {}
+    order = random.Random(5)
     assistant = await client.beta.assistants.create(model="echo")
     async with AsyncExitStack() as stack:
         waiters = {
@@ -320,7 +321,10 @@ async def measure(
                 assistant_id=assistant.id, thread={"messages": [message]}
             )
             begun[run.id] = time.time()
-            await asyncio.gather(beside(run), *(wait(name, run) for name in waiters))
+            waits = [beside(run), *(wait(name, run) for name in waiters)]
+            # Answers that are due at once are handled one after the other.
+            order.shuffle(waits)
+            await asyncio.gather(*waits)
 
         await asyncio.gather(*(one(place, takes) for place, takes in enumerate(seconds)))
     async for run_id, ended in _ends(client):

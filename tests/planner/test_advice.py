@@ -76,7 +76,7 @@ def test_corners(best, says, runs, options, ways):
 
 @pytest.mark.parametrize("options", [{}, {"holds": True}, BILLED, {"holds": True, **BILLED}])
 def test_nothing_is_recommended_that_another_beats_or_that_does_not_fit(options):
-    for exponent in range(0, 36):
+    for exponent in range(36):
         runs = 10 ** (1 + exponent / 5)
         name, _ = advice(runs, **options)
         calls, delay, _ = USUAL[name]

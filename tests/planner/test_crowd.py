@@ -6,8 +6,8 @@ import pytest
 from runbell.pacing import Backoff, Backstop, Fixed
 from runbell.pacing.foresight import Foresight
 from runbell.planner import crowd
-from runbell.planner.crowd import Rush, attempts, loops, within
-from runbell.planner.quota import busy_day, refused_a_day, short_of
+from runbell.planner.crowd import Rush, loops, within
+from runbell.planner.quota import attempts, busy_day, refused_a_day, short_of
 from runbell.planner.traces import Trace
 
 LATENCY = 0.15

@@ -1,6 +1,5 @@
 """A plan: rows follow from their calls, break-evens are such, and advice turns where it says."""
 
-import dataclasses
 import json
 
 import numpy as np

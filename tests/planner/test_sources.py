@@ -274,7 +274,9 @@ print(len(trace.kinds), used() - before)
 
 
 def test_as_many_kinds_as_rows_do_not_fill_the_memory(csv):
-    path = csv("key,duration_s\n" + "".join(f"k{n},{1 + n % 977 / 97:.3f}\n" for n in range(100_000)))
+    path = csv(
+        "key,duration_s\n" + "".join(f"k{n},{1 + n % 977 / 97:.3f}\n" for n in range(100_000))
+    )
     done = subprocess.run(
         [sys.executable, "-c", LARGE, str(path)], capture_output=True, text=True, check=True
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 from runbell.planner.roster import ADVISED, BACKSTOP, FORESIGHT, LONG_POLL, WEBHOOK
@@ -31,8 +31,8 @@ NAMES = {
 
 FORMULAS = (
     "by money: runs a month = webhook $ a month / ($ a call x (calls a run - the webhook's))",
-    f"by quota: runs a month = {percent(ROOM)} x calls a minute x 43,200 / (peak x calls a run): "
-    "the rest of the quota is for the runs themselves",
+    f"by quota: runs a month = {percent(ROOM)} x calls a minute x 43,200 / (peak x calls a run)",
+    f"the other {percent(1 - ROOM)} of the quota are for the runs themselves",
     "concurrent runs at peak = runs a month x peak x mean seconds of a run / 2,592,000 (Little)",
     f"by quota that is {percent(ROOM)} x calls a minute x mean seconds / (60 x calls a run)",
 )
@@ -168,9 +168,7 @@ class _Adviser:
         late = LATER * self._rows[FORESIGHT].delay
         prompt = [name for name in fit if self._rows[name].delay <= late] or fit
         least = min(self._dollars(name, runs) for name in prompt) + CENT
-        best = min(
-            (name for name in prompt if self._dollars(name, runs) <= least), key=self._worth
-        )
+        best = min((name for name in prompt if self._dollars(name, runs) <= least), key=self._worth)
         better = [name for name in self._there if self._beats(name, best, runs)]
         return min(better, key=self._worth, default=best)
 
@@ -204,7 +202,7 @@ class _Adviser:
         runs = self._load.runs
         turns = [0.0, *self._turns(), math.inf]
         below = above = None
-        for low, high in zip(turns, turns[1:], strict=False):
+        for low, high in pairwise(turns):
             middle = 2 * low if high == math.inf else math.sqrt(max(low, high / 4) * high)
             if not middle:
                 continue
@@ -251,9 +249,11 @@ class _Adviser:
             quick = f"{self._rows[name].p95:.2g} s (the slowest twentieth)"
             serverless = "take webhooks with a backstop where nobody is there to hold a connection"
             too_late = f"take webhooks with a backstop where {quick} is too late for you"
-            return [serverless if name == LONG_POLL else too_late] if (
-                name == LONG_POLL or webhook.p95 < polling.p95
-            ) else []
+            return (
+                [serverless if name == LONG_POLL else too_late]
+                if (name == LONG_POLL or webhook.p95 < polling.p95)
+                else []
+            )
         if not self._fits(FORESIGHT, load.runs):
             other = self._best(load.runs, quota=False)
             needed = (load.rpm or 0.0) * (self._rows[other].share or 0.0) / ROOM
@@ -267,7 +267,7 @@ class _Adviser:
         return []
 
     def _reason(self, name: str) -> str:
-        load, row = self._load, self._rows[name]
+        row = self._rows[name]
         quota = "" if row.share is None else f"takes {share_of(row.share, 'the quota')} at peak, "
         costs = f"costs {dollars(row.dollars)} a month"
         late = f"knows of an end {row.delay:.2g} s late in the mean"

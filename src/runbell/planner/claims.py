@@ -119,11 +119,12 @@ def _fifty(found: Plan, latency: float) -> Claim:
     even = found.row(SDK).break_even
     assert even is not None
     assert even.concurrent_by_quota is not None
+    whole = number(even.concurrent_by_quota / ROOM)
     return Claim(
         "About 50 concurrent runs is the break-even",
         f"N = RPM · (interval + latency) / 60: with {rpm:g} calls a minute {number(at[0])}, "
         f"{number(at[1])} and {number(at[2])} runs at 1, 2 and 3 s; "
-        f"{number(even.concurrent_by_quota / ROOM)} where looks at the beginning and the end of runs "
+        f"{whole} where looks at the beginning and the end of runs "
         "count too",
         f"A number without its formula: 50 is right for {about(50 * 60 / (1 + latency))} calls a "
         f"minute at 1 s, or for {rpm:g} at {50 * 60 / rpm - latency:.1f} s. By money it is another "
@@ -157,13 +158,14 @@ def _pays_back(found: Plan) -> Claim:
     polling, webhook = found.row(SDK), found.row(BACKSTOP)
     months = SETTING_UP / (polling.dollars - webhook.dollars)
     saved = PRICE * (polling.calls - webhook.calls)
+    volume = about((SETTING_UP + found.load.webhook_monthly) / saved)
     return Claim(
         "Webhooks pay after one month",
         f"Months = cost of setting up / (polling - webhook, a month) = ${SETTING_UP:g} / "
         f"(${polling.dollars:,.2f} - ${webhook.dollars:,.2f}) = {months:.1f}, at {RUNS:,} runs a "
         f"month with the SDK and ${PRICE} a call",
         "It depends on the volume: one month takes (cost of setting up + endpoint) / ($ a call x "
-        f"(calls a run - the backstop's)) = {about((SETTING_UP + found.load.webhook_monthly) / saved)} "
+        f"(calls a run - the backstop's)) = {volume} "
         "runs a month. Where calls are not billed they never pay in money: what they buy is quota "
         "and time.",
     )

@@ -18,9 +18,10 @@ from runbell.pacing.bucket import TokenBucket
 from runbell.pacing.fleet import WorthPacer
 from runbell.pacing.foresight import Foresight
 from runbell.planner.playing import EXPIRES, Service
+from runbell.planner.quota import attempts
 from runbell.planner.traces import Floats
 
-__all__ = ["Crowd", "Rush", "attempts", "loops", "within"]
+__all__ = ["Crowd", "Rush", "loops", "within"]
 
 FLEET = 1200
 """Runs that are played, at the most; the first fifth, which finds nobody waiting, is left out."""
@@ -89,23 +90,6 @@ class Rush:
     def mean(self) -> float:
         """How long a run takes, in seconds."""
         return float(np.mean(np.concatenate(list(self.draws.values()))))
-
-
-def attempts(calls: float, rpm: float, runs_a_second: float) -> tuple[float, float]:
-    """Requests of a run, and how many of them are refused, where nobody heeds a quota that does
-    not suffice.
-
-    Be R the calls and λ the runs a second, c the requests of a run of length m that is refused
-    nothing: one every m/c. A share p of all requests is granted. A run that has ended waits m/(cp)
-    for its turn, so there are λ(m + m/(cp)) at a time, which send λ(c + 1/p) requests a second; of
-    them R are granted, so p = (R - λ)/(λc), and a run sends cR/(R - λ).
-
-    Args:
-        calls: of a run that is refused nothing.
-    """
-    allowed = rpm / 60
-    sent = calls * allowed / (allowed - runs_a_second)
-    return sent, max(sent - allowed / runs_a_second, 0.0)
 
 
 def loops(

@@ -6,10 +6,9 @@ import math
 
 import numpy as np
 
-from runbell.planner.crowd import attempts
 from runbell.planner.traces import Floats
 
-__all__ = ["DAYS_A_MONTH", "MINUTES_A_DAY", "busy_day", "refused_a_day", "short_of"]
+__all__ = ["DAYS_A_MONTH", "MINUTES_A_DAY", "attempts", "busy_day", "refused_a_day", "short_of"]
 
 MINUTES_A_DAY = 1440
 DAYS_A_MONTH = 30
@@ -37,6 +36,23 @@ def short_of(share: float, shape: Floats) -> float:
     """In which share of the day's minutes a quota does not suffice of which a policy wants `share`
     at peak."""
     return float(np.mean(share * shape > shape.max()))
+
+
+def attempts(calls: float, rpm: float, runs_a_second: float) -> tuple[float, float]:
+    """Requests of a run, and how many of them are refused, where nobody heeds a quota that does
+    not suffice.
+
+    Be R the calls and λ the runs a second, c the requests of a run of length m that is refused
+    nothing: one every m/c. A share p of all requests is granted. A run that has ended waits m/(cp)
+    for its turn, so there are λ(m + m/(cp)) at a time, which send λ(c + 1/p) requests a second; of
+    them R are granted, so p = (R - λ)/(λc), and a run sends cR/(R - λ).
+
+    Args:
+        calls: of a run that is refused nothing.
+    """
+    allowed = rpm / 60
+    sent = calls * allowed / (allowed - runs_a_second)
+    return sent, max(sent - allowed / runs_a_second, 0.0)
 
 
 def refused_a_day(

@@ -133,9 +133,7 @@ def _told_once(known: Foresight, kind: str, latency: float) -> _Advised:
     return _Advised(_hint(known.poll_after(kind, latency / 2)))
 
 
-def _learning(
-    here: Setting, policy_of: Callable[[Foresight, str], PolicySource]
-) -> Outcome:
+def _learning(here: Setting, policy_of: Callable[[Foresight, str], PolicySource]) -> Outcome:
     """Each lesson's waiter, judged by runs that it has not learned from."""
     return merged(
         [

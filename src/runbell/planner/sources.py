@@ -145,7 +145,7 @@ class _Columns(NamedTuple):
     duration: int
     kind: int | None
     named: bool
-    count: int
+    width: int
 
     def kind_of(self, row: list[str]) -> str:
         return "runs" if self.kind is None else row[self.kind]
@@ -180,7 +180,7 @@ def _columns(path: Path, first: list[str], unit: Unit | None) -> _Columns:
 def _read(
     path: Path, rows: Iterator[list[str]], columns: _Columns, tell: Callable[[], None]
 ) -> Iterator[tuple[str, float]]:
-    duration, kind, count = columns.duration, columns.kind, columns.count
+    duration, kind, count = columns.duration, columns.kind, columns.width
     left = ROWS_A_STEP
     for line, row in enumerate(rows, 2):
         if not row:

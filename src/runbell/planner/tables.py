@@ -24,6 +24,7 @@ BREAKS = (
 def summary(plan: Plan) -> list[tuple[str, str]]:
     """What was planned for: names and values."""
     load, trace = plan.load, plan.load.trace
+    endpoint = dollars(load.webhook_monthly)
     left_out = f" ({trace.left_out:,} left out: cancelled, expired or going on)"
     kinds = f", {len(trace.kinds)} kinds" if len(trace.kinds) > 1 else ""
     return [
@@ -41,11 +42,7 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
             + (left_out if trace.left_out else ""),
         ),
         ("quota", _quota(load)),
-        (
-            "prices",
-            f"{price(load.price_per_call)} a call, {dollars(load.webhook_monthly)} a month a "
-            "webhook",
-        ),
+        ("prices", f"{price(load.price_per_call)} a call, {endpoint} a month a webhook"),
         (
             "network",
             f"{load.latency:g} s a request; {percent(load.webhook_loss)} of webhooks are lost",

@@ -188,15 +188,14 @@ class Trace:
             )
         deviation = math.log(p95 / median) / _Z95
         drawn = median * np.exp(deviation * _normal_quantiles(LEAST_DRAWS))
-        beyond, remarks = float(np.mean(drawn > LONGEST)), ()
-        if beyond:
-            remarks = (f"{100 * beyond:.2g} % of the runs would take more than a week: cut there.",)
+        beyond = 100 * float(np.mean(drawn > LONGEST))
+        cut = f"{beyond:.2g} % of the runs would take more than a week: cut there."
         return cls(
             {"lognormal": np.minimum(drawn, LONGEST)},
             f"lognormal, median {median:g} s, p95 {p95:g} s",
             exact=True,
             sure=unit is not None,
-            remarks=remarks,
+            remarks=(cut,) if beyond else (),
         )
 
     @property

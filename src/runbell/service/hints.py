@@ -136,7 +136,7 @@ class Hints:
         # The wall clock can be set back; nothing ever took less than no time.
         ran = max(at_ms - part.started_ms, 0) / 1000
         queued = max(part.started_ms - part.queued_ms, 0) / 1000
-        kind = self._kinds[key] = self._kinds.pop(key, None) or _Kind()
+        kind = self._kinds[key] = self._kinds.pop(key) if key in self._kinds else _Kind()
         kind.waiting.append(_Ended(ran, queued, whole))
         kind.runs += 1
         self._runs += 1
