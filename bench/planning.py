@@ -43,8 +43,9 @@ __all__ = ["Compared", "Machine", "compare", "main", "measure"]
 MEDIAN, P95 = 2.0, 6.0
 """Seconds that the runs take."""
 
-EVERY = 0.2
-"""Seconds from one run to the next."""
+EVERY = 0.5
+"""Seconds from one run to the next. All waiters share a loop with what measures them: with more runs
+at a time they would wait for each other on a machine that is busy besides."""
 
 CALLS, DELAY = 0.05, 0.15
 """By how much a prediction may be wrong."""
