@@ -59,11 +59,12 @@ $(UPSTREAM_STAMP): constraints-upstream.txt
 		--constraint constraints-upstream.txt 'litellm[proxy]'
 	@touch $(UPSTREAM_STAMP)
 
-check: setup ## Lint, types, import contracts
+check: setup ## Lint, types, import contracts, and the files in deploy/
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python deploy/lint.py
 
 bench: setup ## Measure CPU per operation, delays and memory; prints JSON
 	@$(BIN)/python -m bench $(ARGS)

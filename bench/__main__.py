@@ -56,9 +56,9 @@ def _measure(quick: bool) -> Iterator[Figure]:
     with served() as server:
         few, many = (500, 3_000) if quick else (10_000, 100_000)
         yield from memory.measure(server, few, many)
-    yield from receiving.measure(
-        receiving.Sizes(4_000, 3.0, 20) if quick else receiving.Sizes(20_000, 20.0, 100)
-    )
+    received = receiving.Sizes(4_000, 3.0, 20) if quick else receiving.Sizes(20_000, 20.0, 100)
+    yield from receiving.measure(received)
+    yield from receiving.measure_postgresql(received)
     yield from hearing.measure(hearing.Sizes(150 if quick else 1_500))
     yield from waiting.measure(
         waiting.Sizes(10_000, 60, 3.0) if quick else waiting.Sizes(100_000, 200, 10.0)

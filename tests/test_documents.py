@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import NotRequired, get_origin, get_type_hints
 
+import pytest
 import typer
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -18,8 +20,14 @@ from runbell.runs.run import RunStatus
 from runbell.service.metrics import Backlog, Due, Metrics
 from runbell.service.routes import ROUTES
 from runbell.service.settings import Settings, environment_name
+from tests.deploy.commands import parse
 
 DOCS = Path(__file__).parent.parent / "docs"
+PAGES = [
+    *sorted(DOCS.glob("*.md")),
+    DOCS.parent / "README.md",
+    DOCS.parent / "deploy" / "README.md",
+]
 
 
 def text(name: str) -> str:
@@ -80,9 +88,33 @@ def test_every_event_type_is_explained():
 
 
 def test_links_between_documents_lead_somewhere():
-    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def commands_in(page: str) -> list[str]:
+    """Every `runbell …` that a page tells to run, one line each."""
+    blocks = re.findall(r"^ *```console\n(.*?)^ *```", page, re.MULTILINE | re.DOTALL)
+    lines = re.sub(r"\\\n", " ", "".join(blocks)).splitlines()
+    told = [line.strip()[2:] for line in lines if line.strip().startswith("$ ")]
+    return [
+        command.strip()
+        for line in told
+        for part in re.split(r"&&|\||;", line)
+        for command in re.findall(r"^\s*(?:\S*/)?runbell (.*)", part)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_a_page_tells_can_be_run(page: Path) -> None:
+    """It is parsed as when it is run: commands, options and what they take."""
+    for command in commands_in(page.read_text()):
+        parse(shlex.split(command, comments=True))
+
+
+def test_the_pages_tell_commands():
+    assert len([each for page in PAGES for each in commands_in(page.read_text())]) > 30
 
 
 def test_the_receivers_options_are_documented():

@@ -25,6 +25,7 @@ RunbellError
 ├── BadAnswer                  a server answered with something that is not the API's
 └── StorageError
     ├── StorageUnavailable     locked, full or gone: nothing was written, trying again can help
+    │   └── OutcomeUnknown     it was lost during a commit: that may have happened, or not
     ├── Conflict               a row with this identity is there already
     └── StaleWrite             the row changed since it was read; this write did nothing
 """
@@ -46,6 +47,7 @@ __all__ = [
     "MalformedWebhook",
     "MissingExtra",
     "ModelError",
+    "OutcomeUnknown",
     "RequestRefused",
     "RunCancelled",
     "RunError",
@@ -229,6 +231,11 @@ class StorageError(RunbellError):
 
 class StorageUnavailable(StorageError):
     """The database is locked, full or gone. Nothing was written; trying again can help."""
+
+
+class OutcomeUnknown(StorageUnavailable):
+    """The database was lost while a change was being committed, and could not be asked since: the
+    change may have happened, or not."""
 
 
 class Conflict(StorageError):

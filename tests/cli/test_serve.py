@@ -37,7 +37,7 @@ def test_without_a_terminal_the_first_key_is_in_a_file_that_can_be_used_at_once(
 ) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
-    with Served(folder, key=None) as served:
+    with Served(folder, key=None, as_users_do=True) as served:
         said = eventually(lambda: exports(served.stdout()) or None, "the key is told of")
         assert f"is in {folder}/runbell.db.api-key; to use it:" in served.stdout()
         found = exported(said)

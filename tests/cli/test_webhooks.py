@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from runbell.testing.embedded import embedded
 from runbell.testing.receivers import Receiver, status
 from tests.cli.conftest import Command
+from tests.delivery.house import register
 from tests.protocol.scenario import ask, until
 from tests.served import Served, eventually
 
@@ -109,3 +113,24 @@ def test_what_is_no_pair_is_not_repeated(
     assert done.code == 1
     assert f"{option} takes NAME=VALUE" in done.err
     assert "secret-value" not in done.err
+
+
+def test_the_key_of_secrets_is_replaced(
+    tmp_path: Path, runbell: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both keys; with the new one alone nothing is changed, nor is one made up."""
+
+    async def story() -> None:
+        async with embedded(tmp_path / "runbell.db") as service:
+            await register(service)
+
+    asyncio.run(story())
+    database = f"sqlite:///{tmp_path}/runbell.db"
+    old, new = (base64.b64encode(bytes([number]) * 32).decode() for number in (0, 1))
+    assert "there is no key" in runbell("reencrypt", "--database", database).err
+    for keys, code in ((new, 1), (f"{new} {old}", 0), (new, 0), (old, 1)):
+        monkeypatch.setenv("RUNBELL_ENCRYPTION_KEY", keys)
+        done = runbell("reencrypt", "--database", database)
+        assert done.code == code, done
+        assert old not in done.err
+    assert "was encrypted with the key" in done.err

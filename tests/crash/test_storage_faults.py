@@ -191,7 +191,7 @@ def test_trouble_under_load_loses_nothing_that_was_promised(
             eventually(lambda: crowd.client.answers >= wanted, "the crowd is at work")  # noqa: B023
             with trouble(served):
                 refused = crowd.client.refusals
-                eventually(lambda: crowd.client.refusals >= refused + 4, "writes are refused", 60)  # noqa: B023
+                eventually(lambda: crowd.client.refusals >= refused + 4, "writes are refused", 120)  # noqa: B023
     crowd.finish()
     assert served.request("GET", "/readyz").status == 200
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runbell.errors import RequestRefused
+from runbell.errors import CannotDecrypt, RequestRefused
 from runbell.runs import EVENT_TYPES
 from runbell.service.delivery.lanes import Deliverer
 from runbell.service.delivery.recording import Outcome, Recorder
@@ -1018,3 +1018,29 @@ async def test_a_secret_that_cannot_be_read_harms_no_other_endpoint(
     assert [delivery.status for delivery, _ in await seen(service, well)] == ["succeeded"] * 3
     assert {post.url for post in service.poster.sent} == {"https://well.example.com/hooks"}
     assert await service.store.read(lambda tx: rows.next_due(tx, broken)) == rows.AT_ONCE
+
+
+@on_a_service()
+async def test_the_key_that_encrypts_is_replaced_and_nobody_sees_it(
+    service: EmbeddedService,
+) -> None:
+    """Secrets, those before them, and headers; what was done is not done again."""
+    endpoint, old = await register(service, "a", headers={"X-Team": "ops"})
+    _, _, new = await endpoints.rotate_secret(service.ctx, service.project, endpoint, keep_old=True)
+    await register(service, "b")
+    newest = bytes([1]) * 32
+    both = service.vault = Vault(newest, bytes(32))
+    await service.restart()
+    before = await find(service, endpoint)
+    assert await endpoints.reencrypt(service.store, both) == (2, 2)
+    assert await endpoints.reencrypt(service.store, both) == (0, 2)
+    assert (await find(service, endpoint)).updated_at_ms == before.updated_at_ms
+    service.vault = Vault(newest)
+    await service.restart()
+    await run_once(service)
+    await service.advance(1)
+    post = next(post for post in service.poster.sent if "//a." in post.url)
+    assert post.headers["X-Team"] == "ops"
+    signed(post, new, old)
+    with pytest.raises(CannotDecrypt):
+        await endpoints.reencrypt(service.store, Vault(bytes([2]) * 32))

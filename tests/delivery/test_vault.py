@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from runbell.errors import CannotDecrypt, ConfigurationError
 from runbell.service.settings import Settings
-from runbell.service.vault import Vault, load_or_make_key
+from runbell.service.vault import Vault, load_or_make_keys
 
 KEY = bytes(range(32))
 VAULT = Vault(KEY)
@@ -73,11 +73,26 @@ def test_a_key_has_32_bytes() -> None:
         Vault(bytes(31))
 
 
+def test_older_keys_only_decrypt() -> None:
+    """What they encrypted can be had, and be encrypted anew, once."""
+    both = Vault(bytes(32), KEY)
+    sealed = VAULT.seal(b"s", "we_1")
+    assert both.open(sealed, "we_1") == b"s"
+    renewed = both.renew(sealed, "we_1")
+    assert Vault(bytes(32)).open(renewed, "we_1") == b"s"
+    assert both.renew(renewed, "we_1") == renewed
+    with pytest.raises(CannotDecrypt):
+        both.renew(sealed, "we_2")
+    with pytest.raises(ConfigurationError, match="has 5 bytes"):
+        Vault(KEY, b"short")
+
+
 # Where the key comes from.
 
 
 def load(folder: Path, *, given: str | None = None, file: str | None = None) -> bytes:
-    return load_or_make_key(given=given, key_file=file, beside=folder / "runbell.db")
+    (key,) = load_or_make_keys(given=given, key_file=file, beside=folder / "runbell.db")
+    return key
 
 
 def test_the_first_start_makes_a_key_and_the_second_finds_it(tmp_path: Path) -> None:
@@ -102,7 +117,7 @@ def test_without_a_file_of_the_database_it_is_in_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    key = load_or_make_key(given=None, key_file=None, beside=None)
+    (key,) = load_or_make_keys(given=None, key_file=None, beside=None)
     assert base64.b64decode((tmp_path / "runbell.key").read_text()) == key
 
 
@@ -110,6 +125,16 @@ def test_the_environment_comes_first(tmp_path: Path) -> None:
     given = base64.b64encode(KEY).decode()
     assert load(tmp_path, given=given, file="/no/such/file") == KEY
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_keys_stand_behind_each_other(tmp_path: Path) -> None:
+    """In the variable and in the file; the first is the one that encrypts."""
+    keys = (bytes(32), KEY)
+    words = [base64.b64encode(key).decode() for key in keys]
+    assert load_or_make_keys(given=" ".join(words), key_file=None, beside=None) == keys
+    (tmp_path / "key").write_text("\n".join([*words, ""]))
+    (tmp_path / "key").chmod(0o600)
+    assert load_or_make_keys(given=None, key_file=f"{tmp_path}/key", beside=None) == keys
 
 
 def test_many_who_start_at_once_have_one_key(tmp_path: Path) -> None:
@@ -179,7 +204,7 @@ def test_a_key_that_cannot_be_kept_or_read_says_what_to_do(tmp_path: Path) -> No
 
 def test_no_key_is_made_where_secrets_need_the_old_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="put it back"):
-        load_or_make_key(given=None, key_file=None, beside=tmp_path / "runbell.db", create=False)
+        load_or_make_keys(given=None, key_file=None, beside=tmp_path / "runbell.db", create=False)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from itertools import count
@@ -9,8 +10,9 @@ from itertools import count
 import pytest
 
 from runbell.clock import Clock
-from runbell.service.jobs import Jobs, Lanes
+from runbell.service.jobs import Job, JobKind, Jobs, Lanes, pgqueuer
 from runbell.service.jobs.engine import CHANNEL
+from runbell.service.jobs.held import HeldJob, held_jobs, release
 from runbell.service.jobs.pgqueuer import PgQueuerJobs
 from runbell.service.settings import Settings
 from runbell.storage.listening import Listener
@@ -18,7 +20,7 @@ from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.store import Store
 from runbell.testing.databases import ObservedStore, migrated_sqlite, opened
 from runbell.testing.embedded import Engine, embedded_engine
-from runbell.testing.jobs_contract import Houses, JobsContract
+from runbell.testing.jobs_contract import House, Houses, JobsContract, in_a_house
 from runbell.testing.postgresql import database, emptied
 
 
@@ -41,6 +43,37 @@ class TestEmbedded(JobsContract):
 
 class TestPgQueuer(JobsContract):
     """The engine of several processes, on PostgreSQL."""
+
+    @in_a_house()
+    async def test_what_always_fails_is_held_once_and_can_be_released(self, house: House) -> None:
+        """However often its endpoint is owed something; then it is handed out as a new one."""
+
+        async def held() -> list[HeldJob]:
+            return await house.service.store.scan(held_jobs)
+
+        async def until_held_behind(job_id: int) -> HeldJob:
+            async with asyncio.timeout(20):
+                while not (found := await held()) or found[-1].id <= job_id:
+                    await asyncio.sleep(0.01)
+            (job,) = found
+            return job
+
+        house.errors["we_1"] = [ValueError("a secret") for _ in range(4)]
+        house.start(JobKind.DELIVER)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pgqueuer, "MAX_FAILURES", 2)
+            await house.put(Job(JobKind.DELIVER, "we_1"))
+            first = await until_held_behind(0)
+            await house.put(Job(JobKind.DELIVER, "we_1"), Job(JobKind.DELIVER, "we_2"))
+            second = await until_held_behind(first.id)
+        assert (second.kind, second.key) == (JobKind.DELIVER, "we_1")
+        assert second.why == "it failed 2 times: ValueError"
+        counts = await house.service.store.scan(house.service.jobs.held)
+        assert counts == {**dict.fromkeys(JobKind, 0), JobKind.DELIVER: 1}
+        assert await house.service.store.write(lambda tx: release(tx, [first.id, second.id])) == 1
+        await house.until(lambda: house.begun.count("we_1") == 5)
+        assert await held() == []
+        assert "we_2" in house.ended
 
     @pytest.fixture
     def houses(self) -> Houses:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from runbell.storage.check import check
 from runbell.storage.postgresql import PostgresqlStore
 from runbell.testing.histories import check_histories
 from runbell.testing.postgresql import database
-from tests.served import Served
+from tests.served import RUNBELL, Served
 
 __all__ = ["House", "several"]
 
@@ -67,6 +67,11 @@ class House:
         self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
+    def holds(self, what: str) -> bool:
+        """One of these, `waits` or `streams`, is held by the first process."""
+        page = self.api.get("/metrics").body.decode()
+        return f"runbell_{what}_held 1.0" in page
+
     def ended(self) -> int:
         """Runs that have ended."""
         names = ", ".join(f"'{status}'" for status in RunStatus if status.is_terminal)
@@ -98,8 +103,18 @@ class House:
 
 
 @contextmanager
-def several(directory: Path, count: int = 2, url: str | None = None) -> Iterator[House]:
-    """So many services on one database of their own; by default on the tests' server."""
+def several(
+    directory: Path,
+    count: int = 2,
+    url: str | None = None,
+    *,
+    command: Sequence[str] = RUNBELL,
+) -> Iterator[House]:
+    """So many services on one database of their own; by default on the tests' server.
+
+    Args:
+        command: what each of them is started with.
+    """
     url = url or asyncio.run(database())
     env = {**ENV, "RUNBELL_ENCRYPTION_KEY": "A" * 43 + "="}
     key = f"sk-test-{secrets.token_hex(16)}"
@@ -108,7 +123,9 @@ def several(directory: Path, count: int = 2, url: str | None = None) -> Iterator
         for number in range(count):
             own = directory / str(number)
             own.mkdir()
-            served.append(stack.enter_context(Served(own, env=env, key=key, database=url)))
+            served.append(
+                stack.enter_context(Served(own, env=env, key=key, database=url, command=command))
+            )
         house = House(url, served)
         stack.callback(house.close)
         yield house

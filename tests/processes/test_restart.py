@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -39,24 +36,25 @@ def test_a_restart_of_the_database_is_waited_for(server: PrivatePostgresql, tmp_
     with Receiver() as receiver, several(tmp_path, 1, server.url()) as house:
         hook = {"name": "all", "url": receiver.url, "event_types": ["thread.run.*"]}
         house.api.post("/v1/webhook_endpoints", hook).ok()
-        over, began = threading.Event(), threading.Event()
+        over, statuses = threading.Event(), list[int]()
         with ThreadPoolExecutor(3) as pool:
-            asking = [pool.submit(_ask, house, over, began) for _ in range(2)]
-            assert began.wait(20)
-            server.halt()
-            eventually(lambda: _status(house) == 503, "it says that it cannot")
-            time.sleep(1)
-            server.resume()
-            eventually(lambda: _status(house) == 200, "it can again", RECOVERY_S)
-            late = house.run("after the restart")
-            path = f"/v1/threads/{late['thread_id']}/runs/{late['id']}"
-            waited = house.api.get(path, headers={"Prefer": f"wait={RECOVERY_S:g}"})
-            assert waited.ok()["status"] == "completed"
-            over.set()
-            asked = [each.result(30) for each in asking]
-        statuses = Counter(status for answers, _ in asked for status in answers)
+            asking = [pool.submit(_ask, house, over, statuses) for _ in range(2)]
+            try:
+                eventually(lambda: statuses.count(200) >= 20, "there are runs under way")
+                server.halt()
+                eventually(lambda: _status(house) == 503, "it says that it cannot")
+                # Long enough for all that it does by itself to have failed, and failed again.
+                eventually(lambda: statuses.count(503) >= 20, "everybody is refused")
+                server.resume()
+                eventually(lambda: _status(house) == 200, "it can again", RECOVERY_S)
+                late = house.run("after the restart")
+                path = f"/v1/threads/{late['thread_id']}/runs/{late['id']}"
+                waited = house.api.get(path, headers={"Prefer": f"wait={RECOVERY_S:g}"})
+                assert waited.ok()["status"] == "completed"
+            finally:
+                over.set()
+            made = {run for each in asking for run in each.result(30)}
         assert set(statuses) == {200, 503}
-        made = {run for _, runs in asked for run in runs}
         eventually(lambda: not house.rows(GOING_ON), "all have ended", 30)
         eventually(lambda: not house.rows(OWED), "nothing is owed any more", 30)
         histories = house.check()
@@ -73,23 +71,19 @@ def _status(house: House) -> int:
     return house.api.get("/v1/assistants").status
 
 
-def _ask(
-    house: House, over: threading.Event, began: threading.Event
-) -> tuple[list[int], list[Any]]:
-    """Begin runs until it is over: the answers, and the runs that were acknowledged."""
-    statuses, runs = [], []
+def _ask(house: House, over: threading.Event, statuses: list[int]) -> list[str]:
+    """Begin runs until it is over: those that were acknowledged. Adds the status of each answer."""
+    runs = []
     body = {
         "assistant_id": house.assistant,
         "thread": {"messages": [{"role": "user", "content": "sleep 0.2\nx"}]},
     }
     while not over.is_set():
         answer = house.api.post("/v1/threads/runs", body)
-        statuses.append(answer.status)
         if answer.status == 200:
             runs.append(answer.json()["id"])
         else:
             assert answer.headers["retry-after"] == "1"
-        if len(runs) == 10:
-            began.set()
-        time.sleep(0.02)
-    return statuses, runs
+        statuses.append(answer.status)
+        over.wait(0.02)
+    return runs

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from runbell.clock import VirtualClock
 from runbell.receiver import Receiver
-from runbell.receiver.schema import prepare
 from runbell.storage.sqlite import SQLiteStore
 from runbell.webhooks import Secret, headers_for
+from tests.receiver.databases import asked, file_of, new_inbox
 
 __all__ = [
     "SECRET",
@@ -28,7 +25,9 @@ __all__ = [
     "body_of",
     "call",
     "eventually",
+    "housed",
     "on_a_receiver",
+    "on_every_inbox",
     "run_event",
 ]
 
@@ -47,22 +46,6 @@ class Answer:
     @property
     def reason(self) -> str:
         return str(json.loads(self.body)["error"]["code"])
-
-
-@cache
-def template() -> bytes:
-    """An inbox without rows, as the migrations make it."""
-    with TemporaryDirectory() as directory:
-        path = Path(directory) / "inbox.db"
-        prepare(path)
-        return path.read_bytes()
-
-
-def new_inbox(path: Path) -> Path:
-    """An empty inbox at `path`, if there is none."""
-    if not path.exists():
-        path.write_bytes(template())
-    return path
 
 
 def body_of(kind: str, subject: str = "resp_1", **more: Any) -> bytes:
@@ -137,11 +120,11 @@ async def eventually(condition: Callable[[], Any], what: str = "it") -> None:
 class House:
     """A receiver, its clock and its inbox."""
 
-    def __init__(self, path: Path, **options: Any) -> None:
-        self.path = path
+    def __init__(self, url: str, **options: Any) -> None:
+        self.url = url
         self.clock = options.pop("clock", None) or VirtualClock()
         options.setdefault("secrets", [SECRET])
-        self.receiver = Receiver(inbox=f"sqlite:///{path}", clock=self.clock, **options)
+        self.receiver = Receiver(inbox=url, clock=self.clock, **options)
         self.app = self.receiver.asgi()
         self.handled: list[tuple[str, str]] = []
 
@@ -153,10 +136,20 @@ class House:
             self.handled.append((event.id, event.type))
 
     @property
-    def store(self) -> SQLiteStore:
+    def path(self) -> Path:
+        """The file, where it is one."""
+        return file_of(self.url)
+
+    @property
+    def store(self) -> Any:
         running = self.receiver._running
         assert running is not None
         return running.store
+
+    def hasten(self) -> None:
+        """Commits need not survive a power cut: only processes of their own die here."""
+        if isinstance(self.store, SQLiteStore):
+            self.store._writer.execute("PRAGMA synchronous = OFF")
 
     @property
     def ids(self) -> list[str]:
@@ -173,8 +166,7 @@ class House:
         return headers_for([secret], event_id, now + skew, body)
 
     def rows(self, sql: str = "SELECT id, state FROM inbox_events ORDER BY position") -> list[Any]:
-        with contextlib.closing(sqlite3.connect(self.path)) as connection:
-            return connection.execute(sql).fetchall()
+        return asked(self.url, sql)
 
     def state(self, event_id: str) -> str:
         return dict(self.rows()).get(event_id, "absent")
@@ -198,9 +190,15 @@ class House:
 
     async def settle(self) -> None:
         """Return when everything that was set off has come to rest."""
-        for _ in range(6):
-            await asyncio.sleep(0)
-            await self.store.write(_nothing)
+        if isinstance(self.store, SQLiteStore):
+            for _ in range(6):
+                await asyncio.sleep(0)
+                await self.store.write(_nothing)
+            return
+        turns = 0
+        while turns < 10:
+            turns = 0 if self.store.waiting else turns + 1
+            await asyncio.sleep(0.0002 if self.store.waiting else 0)
 
     async def until(self, condition: Callable[[], Any], what: str = "it") -> None:
         """Let time go by until the condition holds."""
@@ -214,42 +212,61 @@ async def _nothing(tx: Any) -> None:
 
 
 @contextlib.asynccontextmanager
-async def housed(path: Path, **options: Any) -> AsyncIterator[House]:
-    """A house whose receiver does not run yet."""
-    new_inbox(path)
-    house = House(path, **options)
+async def housed(inbox: Path | str, **options: Any) -> AsyncIterator[House]:
+    """A house whose receiver does not run yet.
+
+    Args:
+        inbox: its URL; or a file, which is made where it is missing.
+    """
+    house = House(inbox if isinstance(inbox, str) else f"sqlite:///{new_inbox(inbox)}", **options)
     try:
         yield house
     finally:
         house.receiver._watch.close()
 
 
-def on_a_receiver(
-    **options: Any,
-) -> Callable[[Callable[[House], Awaitable[None]]], Callable[[Path], None]]:
+Told = Callable[[House], Awaitable[None]]
+
+
+def on_a_receiver(**options: Any) -> Callable[[Told], Callable[[Path], None]]:
     """Make a test of an async function that is given a house whose receiver runs.
 
     A handler notes every event, unless `silent`; `options` are the receiver's.
     """
-    silent = options.pop("silent", False)
 
-    def decorate(test: Callable[[House], Awaitable[None]]) -> Callable[[Path], None]:
-        async def story(path: Path) -> None:
-            async with housed(path, **dict(options)) as house:
-                if not silent:
-                    house.note()
-                async with house.receiver.running():
-                    # Only processes of their own die here.
-                    house.store._writer.execute("PRAGMA synchronous = OFF")
-                    await test(house)
-
-        # Not `functools.wraps`: pytest would look for a fixture of the wrapped signature's name.
+    def decorate(test: Told) -> Callable[[Path], None]:
         def run(tmp_path: Path) -> None:
-            asyncio.run(story(tmp_path / "inbox.db"))
+            asyncio.run(_live(test, tmp_path / "inbox.db", **options))
 
-        run.__doc__ = test.__doc__
-        run.__name__ = run.__qualname__ = getattr(test, "__name__", "test")
-        run.__module__ = test.__module__
-        return run
+        return _named(run, test)
 
     return decorate
+
+
+def on_every_inbox(**options: Any) -> Callable[[Told], Callable[[str], None]]:
+    """The same, once with each kind of database."""
+
+    def decorate(test: Told) -> Callable[[str], None]:
+        def run(inbox: str) -> None:
+            asyncio.run(_live(test, inbox, **options))
+
+        return _named(run, test)
+
+    return decorate
+
+
+async def _live(test: Told, inbox: Path | str, *, silent: bool = False, **options: Any) -> None:
+    async with housed(inbox, **options) as house:
+        if not silent:
+            house.note()
+        async with house.receiver.running():
+            house.hasten()
+            await test(house)
+
+
+def _named(run: Any, test: Told) -> Any:
+    # Not `functools.wraps`: pytest would look for a fixture of the wrapped signature's name.
+    run.__doc__ = test.__doc__
+    run.__name__ = run.__qualname__ = getattr(test, "__name__", "test")
+    run.__module__ = test.__module__
+    return run

@@ -42,7 +42,7 @@ def serve(argv: list[str] | None = None) -> None:
     given = parser.parse_args(argv)
     receiver = Receiver(
         [SECRET],
-        f"sqlite:///{given.inbox}",
+        given.inbox,
         lease=1.0,
         retry_start=0.05,
         poll=0.05,
@@ -67,10 +67,15 @@ def serve(argv: list[str] | None = None) -> None:
 
 
 class Served:
-    """The process, and how it is talked to."""
+    """The process, and how it is talked to.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for its log, and for its inbox, unless `url` names another one.
+    """
+
+    def __init__(self, folder: Path, url: str | None = None) -> None:
         self.inbox = folder / "inbox.db"
+        self._url = url or f"sqlite:///{self.inbox}"
         self.log = folder / "handled.log"
         self.log.touch()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -84,7 +89,7 @@ class Served:
             [
                 sys.executable,
                 *("-m", "tests.receiver.serving", "--fd", str(fd)),
-                *("--inbox", str(self.inbox), "--log", str(self.log), *arguments),
+                *("--inbox", self._url, "--log", str(self.log), *arguments),
             ],
             pass_fds=[fd],
             stderr=subprocess.PIPE,

@@ -404,7 +404,7 @@ def test_no_request_whatever_it_is_brings_it_down(tmp_path: Path) -> None:
 
     async def story() -> None:
         async with housed(tmp_path / "inbox.db") as house, house.receiver.running():
-            house.store._writer.execute("PRAGMA synchronous = OFF")
+            house.hasten()
             await fuzz(house)
 
     async def fuzz(house: House) -> None:

@@ -14,7 +14,7 @@ import uvicorn
 from runbell import AsyncWaiter
 from runbell.client.records import Polled
 from runbell.receiver import Inbox, Receiver
-from tests.receiver.house import new_inbox
+from tests.receiver.databases import new_inbox
 from tests.served import Served
 
 

@@ -143,11 +143,11 @@ def test_what_nobody_thought_of_does_not_end_the_handling(
     assert "it begins anew" in caplog.text
 
 
-def test_what_is_being_claimed_when_it_stops_is_let_go_of_too(tmp_path: Path) -> None:
+def test_what_is_being_claimed_when_it_stops_is_let_go_of_too(inbox: str) -> None:
     """The next start need not wait for a lease: nobody knows of the claim, but the inbox does."""
 
     async def run() -> None:
-        async with housed(tmp_path / "inbox.db") as house:
+        async with housed(inbox) as house:
             house.note()
             async with house.receiver.running():
                 running = house.receiver._running

@@ -17,7 +17,7 @@ import pytest
 from runbell.clock import VirtualClock
 from runbell.errors import ConfigurationError
 from runbell.receiver import InProgress, ReceivedEvent, ReceivedRunEvent, Receiver, desk
-from tests.receiver.house import House, body_of, housed, on_a_receiver, run_event
+from tests.receiver.house import House, body_of, housed, on_a_receiver, on_every_inbox, run_event
 
 BODY = body_of("response.completed")
 
@@ -64,14 +64,14 @@ def test_a_type_that_cannot_be_one_is_refused() -> None:
         Receiver(["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"], retain_days=10)
 
 
-def handling(tmp_path: Path, handler: Any, story: Any, **options: Any) -> None:
+def handling(inbox: Path | str, handler: Any, story: Any, **options: Any) -> None:
     """Run a story in a house whose receiver has this handler for everything."""
 
     async def run() -> None:
-        async with housed(tmp_path / "inbox.db", rng=random.Random(1), **options) as house:
+        async with housed(inbox, rng=random.Random(1), **options) as house:
             house.receiver.on("*")(handler)
             async with house.receiver.running():
-                house.store._writer.execute("PRAGMA synchronous = OFF")
+                house.hasten()
                 await story(house)
 
     asyncio.run(run())
@@ -104,7 +104,7 @@ def test_events_are_typed(tmp_path: Path) -> None:
         await house.push("wh_3", body_of("thread.run.step.completed", "step_1", sequence=1))
         await house.until(lambda: len(got) == 3)
 
-    handling(tmp_path, got.append, story)
+    handling(tmp_path / "inbox.db", got.append, story)
     run, other, step = sorted(got, key=lambda event: event.id)
     assert isinstance(run, ReceivedRunEvent)
     assert (run.run_id, run.status, run.sequence) == ("run_1", "requires_action", 3)
@@ -135,10 +135,10 @@ def test_a_function_that_is_not_async_does_not_stop_the_loop(tmp_path: Path) -> 
         release.set()
         await house.until(lambda: house.state("wh_2") == "handled")
 
-    handling(tmp_path, handler, story)
+    handling(tmp_path / "inbox.db", handler, story)
 
 
-def test_fifty_duplicates_at_once_are_one_event(tmp_path: Path) -> None:
+def test_fifty_duplicates_at_once_are_one_event(inbox: str) -> None:
     """Each of them is a 200; one is stored, and handled once."""
     got: list[str] = []
 
@@ -155,10 +155,10 @@ def test_fifty_duplicates_at_once_are_one_event(tmp_path: Path) -> None:
         assert await house.count("accepted_total", origin="push") == 1
         assert await house.count("duplicates_total", origin="push") == 99
 
-    handling(tmp_path, handler, story)
+    handling(inbox, handler, story)
 
 
-@on_a_receiver()
+@on_every_inbox()
 async def test_another_body_under_the_same_id_is_kept_apart(house: House) -> None:
     """It is a 200, since it would come again otherwise; it is counted and never handled."""
     await house.push("wh_1", BODY)
@@ -172,7 +172,7 @@ async def test_another_body_under_the_same_id_is_kept_apart(house: House) -> Non
     assert await house.count("quarantined_total") == 1
 
 
-def test_what_fails_is_tried_again_and_a_duplicate_changes_nothing(tmp_path: Path) -> None:
+def test_what_fails_is_tried_again_and_a_duplicate_changes_nothing(inbox: str) -> None:
     """With growing pauses; a duplicate neither brings a retry forward, nor holds it up, nor has a
     handled event handled again."""
     tries: list[tuple[int, int]] = []
@@ -194,7 +194,7 @@ def test_what_fails_is_tried_again_and_a_duplicate_changes_nothing(tmp_path: Pat
         assert (await house.push("wh_1", BODY)).status == 200
         await house.pass_time(30)
 
-    handling(tmp_path, lambda event: None, story)
+    handling(inbox, lambda event: None, story)
     assert [attempt for attempt, _ in tries] == [1, 2, 3, 4]
     pauses = [(b - a) / 1000 for (_, a), (_, b) in itertools.pairwise(tries)]
     for pause, least, most in zip(pauses, (0.5, 1, 2), (1.5, 2.5, 4.5), strict=True):
@@ -219,12 +219,12 @@ def test_of_two_handlers_only_the_one_that_failed_is_called_again(tmp_path: Path
         await house.push("wh_1", BODY)
         await house.until(lambda: house.state("wh_1") == "handled")
 
-    handling(tmp_path, succeeds, story)
+    handling(tmp_path / "inbox.db", succeeds, story)
     assert (good, bad) == ([1], [1, 2, 3])
 
 
 def test_what_never_works_is_a_dead_letter_and_can_be_replayed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    inbox: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After its last try, loudly, with its error; others go on meanwhile. A replay begins anew."""
     tries: list[str] = []
@@ -257,11 +257,11 @@ def test_what_never_works_is_a_dead_letter_and_can_be_replayed(
         assert await house.store.write(lambda tx: desk.replay(tx, "poison", now_ms))
         await house.until(lambda: house.state("poison") == "handled")
 
-    handling(tmp_path, handler, story, max_attempts=3)
+    handling(inbox, handler, story, max_attempts=3)
     assert tries.count("poison") == 4
 
 
-def test_what_ends_every_process_is_a_dead_letter_too(tmp_path: Path) -> None:
+def test_what_ends_every_process_is_a_dead_letter_too(inbox: str) -> None:
     """Nobody is left to say that it failed: whoever finds it claimed often enough buries it."""
     got: list[str] = []
 
@@ -271,21 +271,18 @@ def test_what_ends_every_process_is_a_dead_letter_too(tmp_path: Path) -> None:
     async def story(house: House) -> None:
         await house.push("wh_1", BODY)
         await house.until(lambda: house.state("wh_1") == "handled")
-        with contextlib.closing(sqlite3.connect(house.path)) as other:
-            # As three processes left it that were killed in the handler.
-            other.execute(
-                "UPDATE inbox_events SET state = 'waiting', claim = 'gone', attempts = 3, "
-                "due_at_ms = 0"
-            )
-            other.commit()
+        # As three processes left it that were killed in the handler.
+        house.rows(
+            "UPDATE inbox_events SET state = 'waiting', claim = 'gone', attempts = 3, due_at_ms = 0"
+        )
         await house.until(lambda: house.state("wh_1") == "dead")
         assert await house.count("events_total", outcome="dead") == 1
 
-    handling(tmp_path, handler, story, max_attempts=3)
+    handling(inbox, handler, story, max_attempts=3)
     assert got == ["wh_1"]
 
 
-def test_a_replay_is_handled_whatever_came_after_it(tmp_path: Path) -> None:
+def test_a_replay_is_handled_whatever_came_after_it(inbox: str) -> None:
     """Somebody asked for it: an event that was overtaken, or is dead, is no stale one then."""
     got: list[str] = []
 
@@ -301,7 +298,7 @@ def test_a_replay_is_handled_whatever_came_after_it(tmp_path: Path) -> None:
         assert await house.store.write(lambda tx: desk.replay(tx, "e2", now_ms))
         await house.until(lambda: house.state("e2") == "handled")
 
-    handling(tmp_path, handler, story)
+    handling(inbox, handler, story)
     assert got == ["e3", "e2"]
 
 
@@ -318,7 +315,7 @@ def test_a_handler_that_hangs_has_failed(tmp_path: Path) -> None:
         await house.push("wh_1", BODY)
         await house.until(lambda: house.state("wh_1") == "handled")
 
-    handling(tmp_path, handler, story, handler_timeout=0.02)
+    handling(tmp_path / "inbox.db", handler, story, handler_timeout=0.02)
     assert tries == [1, 2]
 
 
@@ -344,18 +341,17 @@ def test_without_a_fitting_handler_an_event_is_kept_as_such(tmp_path: Path) -> N
     asyncio.run(run())
 
 
-def test_two_processes_share_one_inbox(tmp_path: Path) -> None:
+def test_two_processes_share_one_inbox(inbox: str) -> None:
     """Every event is handled by one of them, also where both are woken by the same; here with a
     store, a thread and a name each."""
     got: list[tuple[int, str]] = []
 
     async def run() -> None:
-        path = tmp_path / "inbox.db"
         async with contextlib.AsyncExitStack() as stack:
             clock = VirtualClock()
             both = asyncio.Event()
             houses = [
-                await stack.enter_async_context(housed(path, concurrency=4, clock=clock))
+                await stack.enter_async_context(housed(inbox, concurrency=4, clock=clock))
                 for _ in range(2)
             ]
             for number, house in enumerate(houses):
@@ -383,7 +379,7 @@ def test_two_processes_share_one_inbox(tmp_path: Path) -> None:
 
 
 def test_a_claim_is_renewed_while_its_handler_runs_and_lapses_with_its_process(
-    tmp_path: Path,
+    inbox: str,
 ) -> None:
     """Nobody else takes an event that is being handled, however long that is. When its process is
     gone, another one takes it once the claim has lapsed, and what the first writes is void."""
@@ -391,11 +387,10 @@ def test_a_claim_is_renewed_while_its_handler_runs_and_lapses_with_its_process(
     first_may_end = asyncio.Event()
 
     async def run() -> None:
-        path = tmp_path / "inbox.db"
         clock = VirtualClock()
         async with (
-            housed(path, lease=9, clock=clock) as first,
-            housed(path, lease=9, clock=clock) as second,
+            housed(inbox, lease=9, clock=clock) as first,
+            housed(inbox, lease=9, clock=clock) as second,
         ):
 
             @first.receiver.on("*")
@@ -431,13 +426,12 @@ def test_a_claim_is_renewed_while_its_handler_runs_and_lapses_with_its_process(
     asyncio.run(run())
 
 
-def test_when_it_stops_what_is_not_finished_is_let_go_of(tmp_path: Path) -> None:
+def test_when_it_stops_what_is_not_finished_is_let_go_of(inbox: str) -> None:
     """The next start handles it at once, as the same attempt: stopping is no failure."""
     tries: list[int] = []
 
     async def run() -> None:
-        path = tmp_path / "inbox.db"
-        async with housed(path, shutdown_grace=0.0) as house:
+        async with housed(inbox, shutdown_grace=0.0) as house:
 
             @house.receiver.on("*")
             async def hangs(event: Any) -> None:
@@ -458,7 +452,7 @@ def test_when_it_stops_what_is_not_finished_is_let_go_of(tmp_path: Path) -> None
     assert tries == [1, 1]
 
 
-@on_a_receiver()
+@on_every_inbox()
 async def test_events_of_one_run_are_handled_in_order(house: House) -> None:
     """Whatever order they come in, as long as none is missing for long; each after the one before
     it has ended. Runs do not wait for each other."""
@@ -471,12 +465,12 @@ async def test_events_of_one_run_are_handled_in_order(house: House) -> None:
     assert await house.count("waiting_events") == 0
 
 
-def test_a_run_is_handled_one_event_at_a_time(tmp_path: Path) -> None:
+def test_a_run_is_handled_one_event_at_a_time(inbox: str) -> None:
     """A slow or failing handler holds up its own run alone."""
     log: list[str] = []
 
     async def run() -> None:
-        async with housed(tmp_path / "inbox.db") as house:
+        async with housed(inbox) as house:
             release = asyncio.Event()
 
             @house.receiver.on("*")
@@ -510,7 +504,7 @@ def test_a_run_is_handled_one_event_at_a_time(tmp_path: Path) -> None:
     ]
 
 
-@on_a_receiver(gap_wait=2.0)
+@on_every_inbox(gap_wait=2.0)
 async def test_a_gap_is_waited_for_briefly(house: House) -> None:
     """Then the event is handled without the one that is missing, which is stale when it comes."""
     await house.push("e2", run_event("in_progress", 2))
@@ -523,7 +517,7 @@ async def test_a_gap_is_waited_for_briefly(house: House) -> None:
     assert house.ids == ["e2"]
 
 
-@on_a_receiver()
+@on_every_inbox()
 async def test_what_somebody_waits_for_does_not_wait_for_a_gap(house: House) -> None:
     """`requires_action` and every end are handled at once: an endpoint may have asked for these
     alone."""
@@ -537,7 +531,7 @@ async def test_what_somebody_waits_for_does_not_wait_for_a_gap(house: House) -> 
     assert sorted(house.ids) == [f"e{number}" for number in range(6)]
 
 
-@on_a_receiver()
+@on_every_inbox()
 async def test_when_what_was_missing_comes_nobody_waits_any_longer(house: House) -> None:
     """The event behind it is handled at once, not when its patience ends."""
     await house.push("e2", run_event("in_progress", 2))
@@ -554,7 +548,7 @@ async def eventually_without_time(house: House, count: int) -> None:
         await asyncio.sleep(0.001)
 
 
-@on_a_receiver()
+@on_every_inbox()
 async def test_after_the_end_there_is_no_going_back(house: House) -> None:
     """`completed` before `in_progress`: the latter is marked as stale, and is no news; neither is
     it counted as handled."""
@@ -568,7 +562,7 @@ async def test_after_the_end_there_is_no_going_back(house: House) -> None:
     assert await house.count("events_total", outcome="stale") == 2
 
 
-def test_a_side_effect_happens_once(tmp_path: Path) -> None:
+def test_a_side_effect_happens_once(inbox: str) -> None:
     """A retry does not repeat it; one that failed has not happened; two at once are one. In async
     handlers and in threads."""
     mails: list[str] = []
@@ -576,7 +570,7 @@ def test_a_side_effect_happens_once(tmp_path: Path) -> None:
 
     async def run() -> None:
         nonlocal tries
-        async with housed(tmp_path / "inbox.db") as house:
+        async with housed(inbox) as house:
             receiver = house.receiver
 
             @receiver.on("response.*")
@@ -620,11 +614,11 @@ def test_a_side_effect_happens_once(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_what_is_old_is_forgotten_and_what_may_come_again_is_not(tmp_path: Path) -> None:
+def test_what_is_old_is_forgotten_and_what_may_come_again_is_not(inbox: str) -> None:
     """Ids are kept for as long as was asked, 11 days at the least."""
 
     async def run() -> None:
-        async with housed(tmp_path / "inbox.db", retain_days=11) as house:
+        async with housed(inbox, retain_days=11) as house:
             house.note("response.*")
             async with house.receiver.running():
                 for n in range(3):
@@ -688,4 +682,4 @@ def test_a_locked_inbox_is_a_503_and_handling_goes_on_afterwards(tmp_path: Path)
         await house.until(lambda: house.state("wh_1") == "handled")
         assert got == ["wh_1"]
 
-    handling(tmp_path, handler, story)
+    handling(tmp_path / "inbox.db", handler, story)

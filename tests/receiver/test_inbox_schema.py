@@ -13,13 +13,14 @@ from sqlalchemy import create_engine
 
 import runbell.receiver
 from runbell.errors import ConfigurationError
-from runbell.receiver import rows
+from runbell.receiver import arrivals, rows
 from runbell.receiver.events import read
 from runbell.receiver.schema import INBOX, metadata, prepare
 from runbell.storage.lock import InstallationLock
 from runbell.storage.migrate import upgrade_sqlite
 from runbell.storage.sqlite import SQLiteStore
-from tests.receiver.house import body_of, new_inbox
+from tests.receiver.databases import new_inbox
+from tests.receiver.house import body_of
 
 
 def test_migrations_make_what_the_schema_says(tmp_path: Path) -> None:
@@ -60,7 +61,9 @@ def test_who_lost_a_claim_writes_nothing_even_to_itself(tmp_path: Path) -> None:
     async def story() -> None:
         store = await SQLiteStore.open(new_inbox(tmp_path / "inbox.db"))
         body = body_of("response.completed")
-        await store.write(lambda tx: rows.store(tx, rows.Arrival("wh_1", body, read(body), 0)))
+        await store.write(
+            lambda tx: arrivals.store(tx, arrivals.Arrival("wh_1", body, read(body), 0))
+        )
 
         async def claim(now_ms: int) -> rows.Claimed:
             claims = await store.write(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runbell.errors import ConfigurationError, StorageUnavailable
-from tests.receiver.house import House, body_of, eventually, housed, on_a_receiver
+from tests.receiver.house import House, body_of, eventually, housed, on_a_receiver, on_every_inbox
 
 BODY = body_of("response.completed")
 
@@ -46,11 +46,11 @@ def test_an_event_outlasts_the_lease_of_a_process_that_died_in_the_block(tmp_pat
     assert 3_600 <= sent[0] < 3_640
 
 
-def test_who_finds_somebody_in_the_block_looks_again_soon(tmp_path: Path) -> None:
+def test_who_finds_somebody_in_the_block_looks_again_soon(inbox: str) -> None:
     """Most blocks are short: the event behind one does not wait for a lease."""
 
     async def run() -> None:
-        async with housed(tmp_path / "inbox.db") as house:
+        async with housed(inbox) as house:
 
             @house.receiver.on("*")
             async def bill(event: Any) -> None:
@@ -76,7 +76,7 @@ async def test_with_in_an_async_function_is_an_error_and_not_a_standstill(house:
         raise AssertionError
 
 
-@on_a_receiver()
+@on_every_inbox()
 async def test_what_is_cancelled_on_its_way_in_does_not_keep_the_key(house: House) -> None:
     """A handler's time can end at that very moment."""
 

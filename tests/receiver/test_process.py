@@ -14,7 +14,8 @@ import pytest
 
 from runbell import faults
 from runbell.webhooks import headers_for
-from tests.receiver.house import SECRET, body_of, new_inbox, run_event
+from tests.receiver.databases import new_inbox
+from tests.receiver.house import SECRET, body_of, run_event
 from tests.receiver.serving import Served, limited
 
 POINTS = ["storage.group.executed", *(p for p in faults.POINTS if p.startswith("receiver."))]

@@ -17,7 +17,8 @@ from runbell.errors import StorageError, StorageUnavailable
 from runbell.receiver import Inbox, desk
 from runbell.runs import EventSource
 from tests.cli.conftest import Command, runbell  # noqa: F401 - a fixture
-from tests.receiver.house import House, body_of, housed, new_inbox, on_a_receiver, run_event
+from tests.receiver.databases import made
+from tests.receiver.house import House, body_of, housed, on_a_receiver, on_every_inbox, run_event
 from tests.served import Served
 
 LIMIT_S = 20.0
@@ -62,11 +63,11 @@ async def test_in_the_same_process_it_is_told_with_the_200(house: House) -> None
     assert got == []
 
 
-@on_a_receiver(silent=True)
+@on_every_inbox(silent=True)
 async def test_another_process_is_told_of_what_came_and_of_what_comes(house: House) -> None:
-    """`Inbox` reads the file alone. What was stored before the subscription is told too; what is
+    """`Inbox` reads the database alone. What came before the subscription is told too; what is
     about another run is not; a subscriber that raises harms nobody."""
-    inbox = Inbox(f"sqlite:///{house.path}")
+    inbox = Inbox(house.url)
     got: list[int] = []
     try:
         await house.push("evt_1", run_event("queued", 1))
@@ -165,7 +166,7 @@ def feed_event(number: int, at: int = 1_800_000_000) -> tuple[str, bytes]:
     return event_id, text.encode()
 
 
-@on_a_receiver()
+@on_every_inbox()
 async def test_what_was_missed_is_fetched_and_nothing_is_handled_twice(house: House) -> None:
     """What was pushed as well is a duplicate, byte for byte; a second call reads on from there; a
     push that came first does not hide what was missed before it."""
@@ -189,7 +190,7 @@ async def test_what_was_missed_is_fetched_and_nothing_is_handled_twice(house: Ho
     assert sorted(house.ids) == sorted(bodies)
 
 
-@on_a_receiver()
+@on_every_inbox()
 async def test_a_cursor_that_is_not_kept_any_more_begins_anew(house: House) -> None:
     """What is older than the inbox has to remember is passed over then."""
     now = house.clock.now_ms() // 1000
@@ -246,16 +247,15 @@ def test_the_feed_of_a_real_service_is_caught_up_with(served: Served, tmp_path: 
     asyncio.run(story())
 
 
-def test_the_inbox_on_the_command_line(tmp_path: Path, runbell: Command) -> None:  # noqa: F811
+def test_the_inbox_on_the_command_line(inbox: str, runbell: Command) -> None:  # noqa: F811
     """list, show, dead and replay, on the database of a receiver that runs or does not; strange
     bytes play no tricks on the terminal; what is not there is a sentence."""
-    path = new_inbox(tmp_path / "inbox.db")
-    place = ("--inbox", f"sqlite:///{path}")
+    place = ("--inbox", inbox)
     nasty = b'{"type":"a","data":{"id":"\\u001b[31mred"},"raw":"\x7f\xff"}'
     fails = True
 
     async def story(*, wait_for: str) -> None:
-        async with housed(path, max_attempts=1) as house:
+        async with housed(inbox, max_attempts=1) as house:
 
             @house.receiver.on("*")
             async def handler(event: Any) -> None:
@@ -293,7 +293,14 @@ def test_the_inbox_on_the_command_line(tmp_path: Path, runbell: Command) -> None
     assert "handled" in runbell("inbox", "list", *place).out
     assert runbell("inbox", "show", "nothing", *place).code == 1
     assert runbell("inbox", "replay", *place).code == 2
-    gone = runbell("inbox", "list", "--inbox", f"sqlite:///{tmp_path}/none.db")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_an_operator_makes_no_inbox(kind: str, tmp_path: Path, runbell: Command) -> None:  # noqa: F811
+    """A wrong name is a sentence, and leaves nothing behind."""
+    url = made("without_inbox") if kind == "postgresql" else f"sqlite:///{tmp_path}/none.db"
+    gone = runbell("inbox", "list", "--inbox", url)
     assert gone.code == 1
+    assert "there is no " in gone.err
     assert "Traceback" not in gone.err
     assert not (tmp_path / "none.db").exists()

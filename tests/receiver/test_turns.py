@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from runbell.receiver import desk
 from runbell.receiver.order import Around, decide
-from tests.receiver.house import House, body_of, housed, on_a_receiver, run_event
+from tests.receiver.house import House, body_of, housed, on_every_inbox, run_event
 
 moments = st.integers(0, 100)
 perhaps = st.none() | moments
@@ -50,12 +49,12 @@ def test_the_rule_of_order(
         assert verdict.what == "handle" or verdict.until_ms == gap > now
 
 
-def test_what_comes_while_a_later_one_is_handled_is_no_news(tmp_path: Path) -> None:
+def test_what_comes_while_a_later_one_is_handled_is_no_news(inbox: str) -> None:
     """`completed` has reached its handler, which takes its time: `in_progress` comes too late."""
     log: list[str] = []
 
     async def run() -> None:
-        async with housed(tmp_path / "inbox.db") as house:
+        async with housed(inbox) as house:
             may_end = asyncio.Event()
 
             @house.receiver.on("*")
@@ -76,7 +75,7 @@ def test_what_comes_while_a_later_one_is_handled_is_no_news(tmp_path: Path) -> N
     assert log == ["e3"]
 
 
-@on_a_receiver()
+@on_every_inbox()
 async def test_an_end_does_not_wait_behind_one_that_waits_for_a_gap(house: House) -> None:
     """An endpoint without `thread.run.created`: no time passes, and all are handled in order."""
     await house.push("e2", run_event("in_progress", 2))
@@ -90,14 +89,14 @@ async def test_an_end_does_not_wait_behind_one_that_waits_for_a_gap(house: House
     assert house.ids == ["e2", "e4", "e5"]
 
 
-def test_dead_letters_are_replayed_in_their_order_one_after_another(tmp_path: Path) -> None:
+def test_dead_letters_are_replayed_in_their_order_one_after_another(inbox: str) -> None:
     """As the mended handler would have had them."""
     log: list[str] = []
     broken = True
 
     async def run() -> None:
         nonlocal broken
-        async with housed(tmp_path / "inbox.db", max_attempts=1) as house:
+        async with housed(inbox, max_attempts=1) as house:
 
             @house.receiver.on("*")
             async def handler(event: Any) -> None:
@@ -125,7 +124,7 @@ async def _nothing(tx: Any) -> None:
     """Time for others."""
 
 
-@on_a_receiver()
+@on_every_inbox()
 async def test_steps_of_a_run_are_events_of_another_kind(house: House) -> None:
     """`thread.run.step.completed` has no number within the run and waits for nothing."""
     await house.push("s5", body_of("thread.run.step.completed", "step_1", sequence=5))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.receiver.house import House, body_of, on_a_receiver
+from tests.receiver.house import House, body_of, on_every_inbox
 
 
-@on_a_receiver()
+@on_every_inbox()
 async def test_a_webhook_is_stored_answered_and_handled_once(house: House) -> None:
     """The same webhook again is answered 200 as well, and nothing happens."""
     body = body_of("response.completed")

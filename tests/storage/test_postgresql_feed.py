@@ -4,7 +4,9 @@ of everything that is committed later."""
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import asyncpg
 
@@ -161,3 +163,38 @@ async def test_the_events_of_one_transaction_keep_their_order(
     assert long == [f"evt_long_{number}" for number in range(1, 30)]
     first = seen.index(long[0])
     assert seen[first : first + 29] == long
+
+
+@on_postgresql
+async def test_who_holds_the_feed_back_is_seen(store: PostgresqlStore, url: str) -> None:
+    """By the statements that docs/operations.md has for it: a writer does, a reader does not, such
+    as `pg_dump`. Each of the statements can be asked."""
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    (block,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    statements = [each for each in block.split(";") if each.strip()]
+    answers = {}
+
+    async def ask() -> None:
+        for statement in statements:
+            for row in await store.fetch(statement):
+                for name, value in dict(row).items():
+                    answers.setdefault(name, []).append(value)
+
+    reader = await asyncpg.connect(url)
+    async with reader.transaction(isolation="repeatable_read", readonly=True):
+        await reader.fetch("SELECT * FROM events")
+        await told(store, "first")
+        assert len(await read(store, None)) == 1, "a reader holds nothing back"
+        writer = Writer(store, "slow")
+        await writer.appended()
+        await told(store, "second")
+        assert len(await read(store, None)) == 1
+        await ask()
+        assert reader.get_server_pid() in answers["pid"]
+        assert answers["transactions_behind"][0] >= 2
+        assert any(answers["backend_xid"])
+        await writer.commit()
+    await reader.close()
+    assert len(await read(store, None)) == 3
+    assert answers["ours"][0] >= 2
+    assert {"n_dead_tup", "written", "failed_count"} <= set(answers)

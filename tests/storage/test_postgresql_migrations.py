@@ -3,78 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
-from itertools import count
 
 import asyncpg
 import pytest
-from sqlalchemy import create_mock_engine
 
 from runbell.errors import ConfigurationError
 from runbell.service.postgresql import migrate
 from runbell.storage.migrate import HEAD
 from runbell.storage.migrate_postgresql import statements, upgrade_postgresql
 from runbell.storage.schema import metadata
-from runbell.testing.postgresql import server
+from tests.storage.shapes import declared, empty, shape
 
 RELEASED = [f"{number:04}" for number in range(1, int(HEAD) + 1)]
-
-_numbers = count()
-
-COLUMNS = """
-SELECT table_name, column_name, data_type, is_nullable,
-       CASE WHEN column_default LIKE 'nextval%' OR column_default LIKE 'runbell%'
-            THEN 'numbered' ELSE column_default END
-FROM information_schema.columns
-WHERE table_schema = 'public' AND table_name NOT LIKE 'pgqueuer%' AND table_name <> 'runbell_limits'
-AND table_name <> 'alembic_version'
-"""
-INDEXES = """
-SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'
-AND tablename NOT LIKE 'pgqueuer%' AND tablename NOT IN ('runbell_limits', 'alembic_version')
-"""
-KEYS = """
-SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
-WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
-AND conrelid::regclass::text NOT LIKE 'pgqueuer%'
-AND conrelid::regclass::text <> 'runbell_limits'
-AND conrelid::regclass::text <> 'alembic_version'
-"""
-
-
-@contextlib.asynccontextmanager
-async def empty() -> AsyncIterator[tuple[asyncpg.Connection, str]]:
-    """A connection to a database without anything in it, and its URL."""
-    name = f"empty_{next(_numbers)}"
-    admin = await asyncpg.connect(server().url())
-    await admin.execute(f"CREATE DATABASE {name} STRATEGY file_copy")
-    connection = await asyncpg.connect(server().url(name))
-    try:
-        yield connection, server().url(name)
-    finally:
-        await connection.close()
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
-
-
-async def shape(connection: asyncpg.Connection) -> set[tuple[str, ...]]:
-    """What a database looks like: columns, indexes and keys."""
-    return {
-        tuple(map(str, row))
-        for query in (COLUMNS, INDEXES, KEYS)
-        for row in await connection.fetch(query)
-    }
-
-
-def declared() -> str:
-    """The statements that make what `schema` says."""
-    made: list[str] = []
-    engine = create_mock_engine(
-        "postgresql://", lambda sql, *_, **__: made.append(str(sql.compile(dialect=engine.dialect)))
-    )
-    metadata.create_all(engine, checkfirst=False)
-    return ";\n".join(made)
 
 
 def test_every_released_schema_becomes_what_is_declared() -> None:
@@ -82,7 +22,7 @@ def test_every_released_schema_becomes_what_is_declared() -> None:
 
     async def story() -> None:
         async with empty() as (connection, _):
-            await connection.execute(declared())
+            await connection.execute(declared(metadata))
             wanted = await shape(connection)
         for released in RELEASED:
             async with empty() as (connection, _):
@@ -112,7 +52,7 @@ def test_of_several_that_start_one_makes_the_schema() -> None:
 def test_a_migration_that_fails_halfway_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """One transaction is around all of it."""
     broken = statements(None) + ";SELECT 1/0"
-    monkeypatch.setattr("runbell.storage.migrate_postgresql.statements", lambda _: broken)
+    monkeypatch.setattr("runbell.storage.migrate_postgresql.statements", lambda *_, **__: broken)
 
     async def story() -> None:
         async with empty() as (connection, _):

@@ -295,6 +295,7 @@ def test_a_connection_that_ends_is_noticed_at_once(tmp_path: Path, how: str) -> 
             await eventually(lambda: service.ctx.live.following == 0)
             await eventually(lambda: not server.server_state.connections)
             await eventually(lambda: not server.server_state.tasks)
+            await service.settle()
             service.backend.turn.say("Hi")
             await eventually(lambda: not service.backend.open)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,28 @@ def check(database: Database = None) -> None:
     """Verify the database: every job can be derived, every event has its transition and is owed.
 
     Reads only, also beside a running service. Ends with 0 where everything is as it should be, else
-    with 1 and a list of what is not.
+    with 1 and a list of what is not; on PostgreSQL, a job that is held is such a thing.
     """
+    url = Settings.load({"database": database}).database
+    report = _check_file(sqlite_path(url)) if url.startswith("sqlite:") else _check_shared(url)
+    _show(report)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _check_shared(url: str) -> Report:
+    from runbell.service.databases import named_server
+
+    async def check_it() -> Report:
+        with named_server(url) as (server, _):
+            from runbell.service.checking import check_postgresql
+
+            return await check_postgresql(server)
+
+    return asyncio.run(check_it())
+
+
+def _check_file(path: Path) -> Report:
     from runbell.clock import SystemClock
     from runbell.storage import check as checking
     from runbell.storage.backup import damage
@@ -30,7 +51,6 @@ def check(database: Database = None) -> None:
     from runbell.storage.migrate import require_current
     from runbell.storage.sqlite import read_only
 
-    path = sqlite_path(Settings.load({"database": database}).database)
     require_current(path)
     broken = damage(path)
     if broken:
@@ -38,10 +58,7 @@ def check(database: Database = None) -> None:
         raise typer.Exit(1)
     served = InstallationLock(path).is_held()
     now_ms = SystemClock().now_ms()
-    report = read_only(path, lambda tx: checking.check(tx, now_ms=now_ms if served else None))
-    _show(report)
-    if report.problems:
-        raise typer.Exit(1)
+    return read_only(path, lambda tx: checking.check(tx, now_ms=now_ms if served else None))
 
 
 def _show_damage(path: Path, problems: list[str]) -> None:

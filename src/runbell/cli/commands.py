@@ -15,14 +15,17 @@ from runbell.cli import (
     assistants,
     backup,
     check,
+    copy,
     deliveries,
     demo,
     doctor,
     endpoints,
     inbox,
+    jobs,
     keys,
     listen,
     plan,
+    reencrypt,
     serve,
     trigger,
     wait,
@@ -66,9 +69,12 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(assistants.app, name="assistants")
 app.add_typer(endpoints.app, name="endpoints")
 app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(inbox.app, name="inbox")
 app.command("backup")(backup.backup)
 app.command("check")(check.check)
+app.command("copy")(copy.copy)
+app.command("reencrypt")(reencrypt.reencrypt)
 app.command("listen")(listen.listen)
 app.command("trigger")(trigger.trigger)
 app.command("demo")(demo.demo)

@@ -226,15 +226,16 @@ def demo() -> None:
     began = time.monotonic()
     console = _console()
     # The receiver is on loopback, which is no place for webhooks otherwise.
-    with ServedProcess("--allow-private-webhooks") as service:
+    with ServedProcess("--allow-private-webhooks") as service, asyncio.Runner() as runner:
+        runner.get_loop()  # made before anybody is told that Ctrl-C may come
         _introduce(service)
-        told = asyncio.run(_tell(service))
+        told = runner.run(_tell(service))
         _show(console, told)
         _complain(
             f"the run that {each.story.name}: {each.problem}" for each in told if each.problem
         )
         _explain()
-        compared = asyncio.run(ways.compare(service))
+        compared = runner.run(ways.compare(service))
     ways.show(console, compared)
     _complain(f"{each.name}: {each.problem}" for each in compared if each.problem)
     typer.echo(

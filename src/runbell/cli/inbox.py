@@ -168,20 +168,11 @@ def _state(entry: Entry) -> str:
 
 
 def _with_inbox(inbox: str, work: Callable[[Store], Awaitable[T]]) -> T:
-    from runbell.receiver.schema import INBOX
-    from runbell.receiver.settings import inbox_path
-    from runbell.storage.migrate import require_current
-    from runbell.storage.sqlite import SQLiteStore
-
-    path = inbox_path(inbox)
-    require_current(path, INBOX)
+    from runbell.receiver.places import place_of
 
     async def run() -> T:
-        store = await SQLiteStore.open(path)
-        try:
+        async with place_of(inbox).open_existing() as store:
             return await work(store)
-        finally:
-            await store.close()
 
     return asyncio.run(run())
 

@@ -2,10 +2,11 @@
 
 receiver   what a program holds: handlers, the endpoint, its life
 door       who may come in: limits, signatures, the answer; `checks`: its pure part
-rows       how an event gets into the inbox and through it
+arrivals   how an event gets into the inbox; `rows`: how it gets through it
 order      in which order the events of one run are handled; `turns` asks the inbox for it
 work       who handles: claims, retries, dead letters
 inbox      the inbox as an `EventSource`, also of another process
+places     where it is: a file, or a database (`postgresql`); `ports` says what both have to be
 feed       fetching what was missed
 once       side effects of the user's own
 desk       what an operator asks of an inbox

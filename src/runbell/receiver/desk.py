@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Text,
     bindparam,
+    cast,
     delete,
     func,
     literal_column,
@@ -19,8 +22,9 @@ from sqlalchemy import (
     update,
 )
 
+from runbell.errors import Conflict
 from runbell.receiver import schema
-from runbell.storage.statements import Statement, limited
+from runbell.storage.statements import Statement, insert_row, limited
 from runbell.storage.store import Row, Transaction
 
 __all__ = [
@@ -71,8 +75,8 @@ LIST = Statement(
         select(*_COLUMNS)
         .where(
             _e.position < bindparam("high"),
-            (bindparam("wanted", type_=schema.events.c.state.type).is_(None))
-            | (_e.state == bindparam("wanted")),
+            # PostgreSQL has to be told of what type a parameter is that may be nothing.
+            (cast(bindparam("wanted"), Text).is_(None)) | (_e.state == bindparam("wanted")),
         )
         .order_by(_e.position.desc())
     ),
@@ -170,9 +174,7 @@ MOVE = Statement(
 START = Statement(
     "inbox_cursors.start",
     "A feed was read for the first time.",
-    schema.cursors.insert().values(
-        feed=bindparam("name"), event_id=bindparam("key"), updated_at_ms=bindparam("now_ms")
-    ),
+    insert_row(schema.cursors),
 )
 FORGET = Statement(
     "inbox_events.forget",
@@ -333,10 +335,10 @@ async def body_at(tx: Transaction, position: int) -> bytes | None:
     return None if row is None else row[0]
 
 
-async def of_subject(tx: Transaction, subject: str) -> list[bytes]:
-    """The bytes of all events about one thing, in its order."""
+async def of_subject(tx: Transaction, subject: str) -> list[tuple[bytes, int]]:
+    """The bytes of all events about one thing, in its order, and their positions."""
     rows = await tx.fetch_all(OF_SUBJECT, {"about": subject, "limit": MOST_OF_SUBJECT})
-    return [row[0] for row in rows]
+    return [(row[0], row[1]) for row in rows]
 
 
 async def cursor(tx: Transaction, feed: str) -> str | None:
@@ -349,7 +351,9 @@ async def move_cursor(tx: Transaction, feed: str, event_id: str, now_ms: int) ->
     """A feed was read up to this event."""
     place = {"name": feed, "key": event_id, "now_ms": now_ms}
     if not await tx.execute(MOVE, place):
-        await tx.execute(START, place)
+        first = {"feed": feed, "event_id": event_id, "updated_at_ms": now_ms}
+        with contextlib.suppress(Conflict):  # somebody else reads it too, and was there first
+            await tx.execute(START, first)
 
 
 async def prune(tx: Transaction, *, before_ms: int, limit: int) -> Removed:

@@ -20,13 +20,12 @@ from runbell.errors import (
     StaleTimestamp,
     StorageUnavailable,
 )
-from runbell.receiver import rows
+from runbell.receiver.arrivals import Arrival, Stored
 from runbell.receiver.checks import Head, Keys, Refused, head_of, later, too_large
 from runbell.receiver.events import Unreadable, read
 from runbell.receiver.numbers import Numbers
-from runbell.receiver.rows import Arrival
+from runbell.receiver.ports import TakeIn
 from runbell.receiver.settings import Options
-from runbell.storage.store import Store
 from runbell.webhooks import verify
 
 __all__ = ["Door"]
@@ -51,7 +50,7 @@ class _Left(Exception):
 
 
 class Door:
-    """The application. It is shut until `open` is called with a store.
+    """The application. It is shut until `open` is called.
 
     Args:
         on_stored: is told of each event that is new, when it is committed.
@@ -70,18 +69,18 @@ class Door:
         self._clock = clock
         self._numbers = numbers
         self._on_stored = on_stored
-        self._store: Store | None = None
+        self._take_in: TakeIn | None = None
         self._reading = _Room(options.max_bodies)
         self._storing = _Room(options.max_bodies)
         self._quiet_until: dict[str, float] = {}
 
-    def open(self, store: Store) -> None:
-        """Let events in, to this store."""
-        self._store = store
+    def open(self, take_in: TakeIn) -> None:
+        """Let events in: `take_in` stores them."""
+        self._take_in = take_in
 
     def shut(self) -> None:
         """Let nobody in: senders come again."""
-        self._store = None
+        self._take_in = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -99,15 +98,15 @@ class Door:
             await send({**start, "headers": list(_RECEIVED_HEADERS)})
             await send({"type": "http.response.body", "body": _RECEIVED})
 
-    async def accept(self, arrival: Arrival) -> rows.Stored:
+    async def accept(self, arrival: Arrival) -> Stored:
         """Store what is its sender's; returns when it is committed.
 
         Raises:
             StorageUnavailable: it is not stored.
         """
-        if self._store is None:
+        if self._take_in is None:
             raise StorageUnavailable("the receiver is not running")
-        stored = await self._store.write(lambda tx: rows.store(tx, arrival))
+        stored = await self._take_in(arrival)
         faults.hit("receiver.committed")
         if stored == "accepted":
             self._on_stored(arrival)
@@ -126,7 +125,7 @@ class Door:
         return stored
 
     async def _admit(self, scope: Message, receive: Receive) -> None:
-        if self._store is None:
+        if self._take_in is None:
             self._loudly("not_running", "a webhook came before the receiver was started: %s", _HINT)
             raise later("not_running", "the receiver is not running")
         head = head_of(scope["method"], scope["headers"], self._options.max_body)

@@ -13,8 +13,8 @@ import msgspec
 from runbell.clock import Clock
 from runbell.errors import StorageError
 from runbell.receiver import desk
+from runbell.receiver.arrivals import Arrival, Stored
 from runbell.receiver.events import Unreadable, read
-from runbell.receiver.rows import Arrival, Stored
 from runbell.storage.store import Store
 
 __all__ = ["CaughtUp", "FeedClient", "catch_up"]
@@ -131,6 +131,8 @@ def _arrival(raw: msgspec.Raw, now_ms: int, oldest: int) -> tuple[str, Arrival |
         item = msgspec.json.decode(body, type=_Item)
     except msgspec.DecodeError as error:
         raise StorageError(f"the feed holds something that is no event: {error}") from None
+    if not item.id.isprintable():
+        raise StorageError("the feed holds something that is no event: its id is no name")
     if item.created_at < oldest:
         return item.id, None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from types import TracebackType
 from typing import Final
@@ -28,6 +29,7 @@ FIND = Statement(
     "inbox_once.find",
     "Whether it has happened.",
     select_row(schema.once).where(_o.key == bindparam("what")),
+    locks=True,
 )
 RETAKE = Statement(
     "inbox_once.retake",
@@ -98,13 +100,19 @@ class Once:
         self._first = False
 
     async def __aenter__(self) -> bool:
+        taking = asyncio.ensure_future(self._store.write(self._take))
         try:
-            self._first = await self._store.write(self._take)
+            self._first = await asyncio.shield(taking)
         except asyncio.CancelledError:
             # It may be taken all the same, and nobody would give it back.
-            await asyncio.shield(asyncio.ensure_future(self._end(done=False)))
+            await asyncio.shield(asyncio.ensure_future(self._give_back(taking)))
             raise
         return self._first
+
+    async def _give_back(self, taking: asyncio.Future[bool]) -> None:
+        # Not before it is there: units of work may be executed beside each other.
+        await asyncio.gather(taking, return_exceptions=True)
+        await self._end(done=False)
 
     async def __aexit__(
         self,
@@ -148,26 +156,21 @@ class Once:
     async def _take(self, tx: Transaction) -> bool:
         now_ms = self._clock.now_ms()
         until_ms = now_ms + self._lease_ms
-        try:
-            await tx.execute(
-                TAKE,
-                {
-                    "key": self._key,
-                    "claim": self._holder,
-                    "until_ms": until_ms,
-                    "done_at_ms": None,
-                },
-            )
-        except Conflict:
+        taken = {"key": self._key, "claim": self._holder, "until_ms": until_ms, "done_at_ms": None}
+        while True:
+            with contextlib.suppress(Conflict):
+                await tx.execute(TAKE, taken)
+                return True
             row = await tx.fetch_one(FIND, {"what": self._key})
-            if row is None:
-                raise
-            _, _, held_until_ms, done_at_ms = row
-            if done_at_ms is not None:
-                return False
-            if held_until_ms > now_ms:
-                raise InProgress(held_until_ms) from None
-            await tx.execute(RETAKE, {"what": self._key, "holder": self._holder, "until": until_ms})
+            if row is not None:
+                break
+            # Whoever had it has given it back between the two.
+        _, _, held_until_ms, done_at_ms = row
+        if done_at_ms is not None:
+            return False
+        if held_until_ms > now_ms:
+            raise InProgress(held_until_ms)
+        await tx.execute(RETAKE, {"what": self._key, "holder": self._holder, "until": until_ms})
         return True
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError, MissingExtra
 from runbell.receiver import desk, feed
+from runbell.receiver.arrivals import Arrival
 from runbell.receiver.checks import Key, Keys
 from runbell.receiver.door import Door
 from runbell.receiver.feed import CaughtUp, FeedClient
@@ -20,12 +21,12 @@ from runbell.receiver.handlers import Handlers
 from runbell.receiver.inbox import Watch
 from runbell.receiver.numbers import Numbers, Page
 from runbell.receiver.once import Once
-from runbell.receiver.rows import Arrival
-from runbell.receiver.schema import prepare
-from runbell.receiver.settings import Options, inbox_path
+from runbell.receiver.places import place_of
+from runbell.receiver.ports import OpenInbox
+from runbell.receiver.settings import Options
 from runbell.receiver.work import Worker
 from runbell.runs import Deliver
-from runbell.storage.sqlite import SQLiteStore
+from runbell.storage.store import Store
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -41,9 +42,13 @@ ONCE_SECONDS: Final = 3_600.0
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    store: SQLiteStore
+    inbox: OpenInbox
     worker: Worker
     loop: asyncio.AbstractEventLoop
+
+    @property
+    def store(self) -> Store:
+        return self.inbox.store
 
 
 class Receiver:
@@ -62,13 +67,15 @@ class Receiver:
     Args:
         secrets: `whsec_…` of the endpoint, several while one is changed; or `whpk_…`, the sender's
             public key. `(secret, datetime)` is good until then.
-        inbox: the database: `sqlite:///FILE`. Several processes may share it.
+        inbox: the database: `sqlite:///FILE`, or `postgresql://USER@HOST/DATABASE`. Several
+            processes may share it.
         clock: what time it is.
         rng: for the jitter of retries.
         options: see `runbell.receiver.Options`.
 
     Raises:
         ConfigurationError: there is no secret, or something else can't be.
+        MissingExtra: the inbox is on PostgreSQL, and its driver is not installed.
     """
 
     def __init__(
@@ -85,12 +92,12 @@ class Receiver:
         except TypeError:
             unknown = sorted(set(options) - set(Options.__dataclass_fields__))
             raise ConfigurationError(f"a receiver has no options {unknown}") from None
-        self._path = inbox_path(inbox)
+        self._place = place_of(inbox)
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()
         self._handlers = Handlers()
         self._numbers = Numbers()
-        self._watch = Watch(self._path)
+        self._watch = Watch(self._place)
         self._running: _Running | None = None
         keys = Keys(secrets, self._clock.now_ms())
         self._door = Door(keys, self.options, self._clock, self._numbers, self._stored)
@@ -120,23 +127,23 @@ class Receiver:
 
         Raises:
             ConfigurationError: the inbox can't be used, or it runs already.
-            StorageUnavailable: the inbox is locked.
+            StorageUnavailable: the inbox is locked, or can't be reached.
         """
         if self._running is not None:
             raise ConfigurationError("this receiver runs already: one lifespan is enough")
-        await asyncio.to_thread(prepare, self._path)
-        store = await SQLiteStore.open(self._path)
-        worker = Worker(store, self._handlers, self.options, self._clock, self._numbers, self._rng)
-        self._running = _Running(store, worker, asyncio.get_running_loop())
-        worker.start()
-        self._door.open(store)
-        try:
-            yield
-        finally:
-            self._door.shut()
-            await worker.stop()
-            self._running = None
-            await store.close()
+        async with self._place.open() as inbox:
+            worker = Worker(
+                inbox.store, self._handlers, self.options, self._clock, self._numbers, self._rng
+            )
+            self._running = _Running(inbox, worker, asyncio.get_running_loop())
+            worker.start()
+            self._door.open(inbox.take_in)
+            try:
+                yield
+            finally:
+                self._door.shut()
+                await worker.stop()
+                self._running = None
 
     def asgi(self) -> Callable[[Scope, Any, Any], Awaitable[None]]:
         """The receiver as an ASGI application of its own, at any path, with its lifespan."""
@@ -231,10 +238,11 @@ class Receiver:
         return stored
 
     def _stored(self, arrival: Arrival) -> None:
+        subject = None if arrival.envelope is None else arrival.envelope.subject
         if self._running is not None:
             self._running.worker.wake()
-        if arrival.envelope is not None:
-            self._watch.tell(arrival.envelope.subject, arrival.body)
+            self._running.inbox.announce(subject)
+        self._watch.tell(subject, arrival.body)
 
     def _now_running(self) -> _Running:
         if self._running is None:

@@ -1,4 +1,4 @@
-"""How an event gets into the inbox and through it: units of work, written once for every database.
+"""How an event gets through the inbox: units of work, written once for every database.
 
     waiting ──claim──► waiting, held by somebody ──► handled
        ▲                 │   │   │
@@ -7,18 +7,23 @@
 
 `attempts` counts the claims and is the fence: what a holder writes that lost its claim changes
 nothing.
+
+Several processes claim at a time, on PostgreSQL truly at the same time: an event goes to whoever
+locks its row first, and the others pass over it. A unit that claims changes no other rows than
+those, so that it waits for nobody; what follows from what it found is done in units of their own.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqlalchemy import (
+    JSON,
     ColumnElement,
     bindparam,
+    cast,
     false,
     func,
     literal_column,
@@ -28,33 +33,28 @@ from sqlalchemy import (
     update,
 )
 
-from runbell.errors import Conflict
 from runbell.receiver import schema, turns
 from runbell.receiver.events import Envelope
 from runbell.receiver.order import HANDLE, Verdict, decide
 from runbell.storage.codec import JsonColumn, to_json
-from runbell.storage.statements import Statement, insert_row, limited
+from runbell.storage.statements import Statement, limited
 from runbell.storage.store import Row, Transaction
 
 __all__ = [
-    "Arrival",
     "Claimed",
     "Claims",
-    "Stored",
+    "Over",
     "bury",
     "claim",
     "finish",
+    "hurry",
+    "mark",
     "next_due",
     "release",
     "renew",
     "retry",
     "set_aside",
-    "store",
 ]
-
-Stored = Literal["accepted", "unreadable", "duplicate", "other"]
-"""What became of an arrival: it is new; it is new and no event; it is there already; another body
-came under its id."""
 
 LONGEST_ERROR = 500
 """Characters of an error that are kept."""
@@ -63,18 +63,10 @@ _e = schema.events.c
 _first: ColumnElement[int] = literal_column("1")
 _waiting = text(schema.WAITING)
 
-INSERT = Statement("inbox_events.store", "An event that came.", insert_row(schema.events))
-FIND = Statement(
-    "inbox_events.body",
-    "What came first under this id.",
-    select(_e.body).where(_e.id == bindparam("key")),
-)
-QUARANTINE = Statement(
-    "inbox_others.insert", "Another body under an id.", insert_row(schema.others)
-)
 DUE = Statement(
     "inbox_events.due",
-    "Events whose time has come, those that have waited longest first.",
+    "Events whose time has come, those that have waited longest first; on PostgreSQL locked, and "
+    "without those that somebody else has locked.",
     limited(
         select(
             _e.position,
@@ -93,23 +85,25 @@ DUE = Statement(
         )
         .where(_waiting, _e.due_at_ms <= bindparam("now_ms"))
         .order_by(_e.due_at_ms, _e.position)
-    ),
+    ).with_for_update(key_share=True, skip_locked=True),
 )
 NEXT_DUE = Statement(
     "inbox_events.next_due",
     "When the next event is due.",
     select(func.min(_e.due_at_ms)).where(_waiting),
 )
+_claimed_now = update(schema.events).values(
+    claim=bindparam("holder"), due_at_ms=bindparam("until_ms"), attempts=_e.attempts + _first
+)
+_places = func.json_each(bindparam("places")).table_valued("value")
+_places_there = func.json_array_elements_text(cast(bindparam("places"), JSON)).table_valued("value")
 CLAIM = Statement(
     "inbox_events.claim",
-    "Hold an event until a moment.",
-    update(schema.events)
-    .values(
-        claim=bindparam("holder"),
-        due_at_ms=bindparam("until_ms"),
-        attempts=_e.attempts + _first,
-    )
-    .where(_e.position == bindparam("place")),
+    "Hold events until a moment.",
+    _claimed_now.where(_e.position.in_(select(_places.c.value))),
+    postgresql=_claimed_now.where(
+        _e.position.in_(select(cast(_places_there.c.value, _e.position.type)))
+    ),
 )
 POSTPONE = Statement(
     "inbox_events.postpone",
@@ -118,37 +112,21 @@ POSTPONE = Statement(
     .values(due_at_ms=bindparam("until_ms"))
     .where(_e.position == bindparam("place")),
 )
+_ended = update(schema.events).values(
+    state=bindparam("outcome"),
+    ended_at_ms=bindparam("now_ms"),
+    claim=null(),
+    forced=false(),
+    error=bindparam("why"),
+)
+_seen = (_e.position == bindparam("place"), _waiting, _e.attempts == bindparam("attempt"))
+_held = (*_seen, _e.claim == bindparam("holder"))
 MARK = Statement(
     "inbox_events.mark",
-    "An event is done with, or dead, without having been held.",
-    update(schema.events)
-    .values(
-        state=bindparam("outcome"),
-        ended_at_ms=bindparam("now_ms"),
-        claim=null(),
-        error=bindparam("why"),
-    )
-    .where(_e.position == bindparam("place")),
+    "An event is done with, or dead, without having been held since it was looked at.",
+    _ended.where(*_seen, _e.forced == bindparam("by_hand")),
 )
-_held = (
-    _e.position == bindparam("place"),
-    _waiting,
-    _e.claim == bindparam("holder"),
-    _e.attempts == bindparam("attempt"),
-)
-END = Statement(
-    "inbox_events.end",
-    "Its holder is done with an event.",
-    update(schema.events)
-    .values(
-        state=bindparam("outcome"),
-        ended_at_ms=bindparam("now_ms"),
-        claim=null(),
-        forced=false(),
-        error=bindparam("why"),
-    )
-    .where(*_held),
-)
+END = Statement("inbox_events.end", "Its holder is done with an event.", _ended.where(*_held))
 RETRY = Statement(
     "inbox_events.retry",
     "It failed: try again at a moment, without the handlers that have succeeded.",
@@ -191,23 +169,6 @@ _names = JsonColumn(list[str])
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """A body that is its sender's.
-
-    Attributes:
-        envelope: None where the body is no event; `error` says why.
-        origin: `push`, or the feed that it was fetched from.
-    """
-
-    id: str
-    body: bytes
-    envelope: Envelope | None
-    received_at_ms: int
-    origin: str = "push"
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Claimed:
     """An event that is held, for its handlers.
 
@@ -230,69 +191,34 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
+class Over:
+    """An event that is not handled: to be marked as such, unless it has changed by then.
+
+    Attributes:
+        outcome: `stale`, since it was overtaken, or `dead`, since its last try ended the process.
+        forced: somebody had asked for it by hand.
+    """
+
+    claimed: Claimed
+    outcome: Literal["stale", "dead"]
+    forced: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Claims:
     """What came of looking for work.
 
     Attributes:
         taken: events that are held now.
-        dead: ids of events whose last try ended with the process.
-        stale: how many were marked as overtaken.
+        over: events to be marked.
+        hurried: runs whose first event need not wait for a gap any more, to be woken.
         full: there may be more that is due.
     """
 
-    taken: Sequence[Claimed]
-    dead: Sequence[str]
-    stale: int
-    full: bool
-
-
-async def store(tx: Transaction, arrival: Arrival) -> Stored:
-    """Keep what came, once. What is no event is a dead letter from the beginning."""
-    envelope = arrival.envelope
-    try:
-        await tx.execute(
-            INSERT,
-            {
-                "id": arrival.id,
-                "type": envelope and envelope.type,
-                "subject": envelope and envelope.subject,
-                "sequence": envelope and envelope.sequence,
-                "urgent": envelope is not None and envelope.urgent,
-                "body": arrival.body,
-                "origin": arrival.origin,
-                "received_at_ms": arrival.received_at_ms,
-                "state": "waiting" if envelope else "dead",
-                "due_at_ms": arrival.received_at_ms,
-                "claim": None,
-                "attempts": 0,
-                "done": None,
-                "forced": False,
-                "error": arrival.error,
-                "ended_at_ms": None if envelope else arrival.received_at_ms,
-            },
-        )
-    except Conflict:
-        row = await tx.fetch_one(FIND, {"key": arrival.id})
-        if row is None or row[0] == arrival.body:
-            return "duplicate"
-        return await _quarantine(tx, arrival)
-    return "accepted" if envelope else "unreadable"
-
-
-async def _quarantine(tx: Transaction, arrival: Arrival) -> Stored:
-    try:
-        await tx.execute(
-            QUARANTINE,
-            {
-                "id": arrival.id,
-                "digest": hashlib.sha256(arrival.body).digest(),
-                "body": arrival.body,
-                "received_at_ms": arrival.received_at_ms,
-            },
-        )
-    except Conflict:
-        return "duplicate"
-    return "other"
+    taken: Sequence[Claimed] = ()
+    over: Sequence[Over] = ()
+    hurried: Collection[str] = ()
+    full: bool = False
 
 
 async def claim(
@@ -313,33 +239,38 @@ async def claim(
             again, whatever the clock says of their claims.
     """
     rows = await tx.fetch_all(DUE, {"now_ms": now_ms, "limit": limit})
-    taken: list[Claimed] = []
-    dead: list[str] = []
-    stale = 0
+    free = await turns.hold_free(tx, (row[3] for row in rows if row[4] is not None))
+    looking = _Looking(tx, holder, now_ms, now_ms + lease_ms, gap_ms, free)
     for row in rows:
-        claimed = _claimed(row)
+        claimed, forced = _claimed(row), bool(row[10])
         if claimed.position in held:
             # The clock was set, or nobody here came to renew it: its handler still runs.
             await _postpone(tx, claimed, now_ms + lease_ms)
-            continue
-        if claimed.attempt > max_attempts:
+        elif claimed.attempt > max_attempts:
             # It ended every process that held it: nobody was left to say that it failed.
-            dead.append(claimed.id)
-            await _mark(tx, claimed, "dead", now_ms, "its handler never ended")
-            continue
-        verdict = await _turn(tx, row, claimed, now_ms, gap_ms)
-        if verdict.what == "stale":
-            stale += 1
-            await _mark(tx, claimed, "stale", now_ms, None)
-        elif verdict.what == "wait":
-            await _postpone(tx, claimed, verdict.until_ms)
+            looking.over.append(Over(claimed, "dead", forced))
         else:
-            taken.append(claimed)
-            await tx.execute(
-                CLAIM,
-                {"place": claimed.position, "holder": holder, "until_ms": now_ms + lease_ms},
-            )
-    return Claims(taken, dead, stale, len(rows) == limit)
+            await looking.at(claimed, forced)
+    await looking.hold_taken()
+    return Claims(looking.taken, looking.over, looking.hurried, len(rows) == limit)
+
+
+async def mark(tx: Transaction, over: Over, now_ms: int) -> bool:
+    """An event is not handled; False where it has changed since it was looked at."""
+    await turns.hold(tx, over.claimed.envelope)
+    claimed = over.claimed
+    seen = {"place": claimed.position, "attempt": claimed.attempt - 1, "by_hand": over.forced}
+    why = "its handler never ended" if over.outcome == "dead" else None
+    ended = {"outcome": over.outcome, "now_ms": now_ms, "why": why}
+    if not await tx.execute(MARK, seen | ended):
+        return False
+    await turns.advance(tx, claimed.envelope, now_ms)
+    return True
+
+
+async def hurry(tx: Transaction, run: str, now_ms: int) -> None:
+    """Look at once at the first event of a run, behind which somebody waits for one."""
+    await turns.wake_first(tx, run, now_ms)
 
 
 async def next_due(tx: Transaction) -> int | None:
@@ -408,40 +339,76 @@ async def release(tx: Transaction, holder: str, now_ms: int) -> None:
     await tx.execute(RELEASE, {"holder": holder, "now_ms": now_ms})
 
 
-async def _turn(tx: Transaction, row: Row, claimed: Claimed, now_ms: int, gap_ms: int) -> Verdict:
-    sequence, forced = row[4], row[10]
-    if sequence is None:
-        return HANDLE
-    verdict = decide(
-        sequence,
-        await turns.around(tx, claimed.envelope),
-        urgent=claimed.envelope.urgent,
-        forced=bool(forced),
-        gap_until_ms=claimed.received_at_ms + gap_ms,
-        now_ms=now_ms,
-    )
-    if verdict.what == "wait" and claimed.envelope.urgent:
-        # What stands in front of it may wait for a gap, and has to wait no longer.
-        await turns.wake_first(tx, claimed.envelope.subject, now_ms)
-    return verdict
+@dataclass(slots=True)
+class _Looking:
+    """One look at what is due, and what came of it so far.
+
+    Attributes:
+        until_ms: for how long events are held.
+        free: runs that nobody else decides on meanwhile.
+        taken_now: those of `taken` of which the inbox does not know yet.
+    """
+
+    tx: Transaction
+    holder: str
+    now_ms: int
+    until_ms: int
+    gap_ms: int
+    free: Collection[str]
+    taken: list[Claimed] = field(default_factory=list)
+    over: list[Over] = field(default_factory=list)
+    hurried: set[str] = field(default_factory=set)
+    taken_now: list[Claimed] = field(default_factory=list)
+
+    async def at(self, claimed: Claimed, forced: bool) -> None:
+        """Take an event if it is its turn."""
+        run = claimed.envelope.subject
+        verdict = HANDLE
+        if claimed.envelope.sequence is not None and run is not None:
+            if run not in self.free:
+                return  # looked at again when whoever decides on it has decided
+            verdict = await self._turn(claimed, run, forced)
+        if verdict.what == "stale":
+            self.over.append(Over(claimed, "stale", forced))
+        elif verdict.what == "handle":
+            self.taken.append(claimed)
+            self.taken_now.append(claimed)
+        else:
+            await _postpone(self.tx, claimed, verdict.until_ms)
+            if claimed.envelope.urgent and run is not None:
+                # What stands in front of it may wait for a gap, and has to wait no longer.
+                self.hurried.add(run)
+
+    async def hold_taken(self) -> None:
+        """Write down who holds what was taken."""
+        if self.taken_now:
+            places = to_json([claimed.position for claimed in self.taken_now])
+            held = {"places": places, "holder": self.holder, "until_ms": self.until_ms}
+            await self.tx.execute(CLAIM, held)
+            self.taken_now.clear()
+
+    async def _turn(self, claimed: Claimed, run: str, forced: bool) -> Verdict:
+        if any(taken.envelope.subject == run for taken in self.taken_now):
+            # What is decided on this one depends on that.
+            await self.hold_taken()
+        return decide(
+            claimed.envelope.sequence or 0,
+            await turns.around(self.tx, claimed.envelope),
+            urgent=claimed.envelope.urgent,
+            forced=forced,
+            gap_until_ms=claimed.received_at_ms + self.gap_ms,
+            now_ms=self.now_ms,
+        )
 
 
 async def _postpone(tx: Transaction, claimed: Claimed, until_ms: int) -> None:
     await tx.execute(POSTPONE, {"place": claimed.position, "until_ms": until_ms})
 
 
-async def _mark(
-    tx: Transaction, claimed: Claimed, outcome: str, now_ms: int, error: str | None
-) -> None:
-    await tx.execute(
-        MARK, {"place": claimed.position, "outcome": outcome, "now_ms": now_ms, "why": error}
-    )
-    await turns.advance(tx, claimed.envelope, now_ms)
-
-
 async def _end(
     tx: Transaction, claimed: Claimed, holder: str, now_ms: int, outcome: str, error: str | None
 ) -> bool:
+    await turns.hold(tx, claimed.envelope)
     params = _hold(claimed, holder) | {"outcome": outcome, "now_ms": now_ms, "why": error}
     if not await tx.execute(END, params):
         return False

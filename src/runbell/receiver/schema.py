@@ -26,6 +26,7 @@ from sqlalchemy import (
 
 from runbell.storage.lock import InstallationLock
 from runbell.storage.migrate import Lineage, upgrade
+from runbell.storage.schema import NAMES, numbered
 
 __all__ = [
     "DEAD",
@@ -59,29 +60,12 @@ WAITING: Final = "state = 'waiting'"
 DEAD: Final = "state = 'dead'"
 """Likewise."""
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-
-def _position() -> Column[int]:
-    # SQLite numbers rows by itself only where the key is exactly INTEGER.
-    return Column(
-        "position",
-        BigInteger().with_variant(Integer, "sqlite"),
-        primary_key=True,
-        autoincrement=True,
-    )
-
+metadata = MetaData(naming_convention=NAMES)
 
 events = Table(
     "inbox_events",
     metadata,
-    _position(),
+    numbered(),
     Column("id", Text, nullable=False, unique=True),
     Column("type", Text),
     Column("subject", Text),
@@ -122,7 +106,7 @@ runs = Table(
 others = Table(
     "inbox_others",
     metadata,
-    _position(),
+    numbered(),
     Column("id", Text, nullable=False),
     Column("digest", LargeBinary, nullable=False),
     Column("body", LargeBinary, nullable=False),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote
 
 from runbell.errors import ConfigurationError
 
-__all__ = ["LEAST_RETAIN_DAYS", "Options", "inbox_path"]
+__all__ = ["LEAST_RETAIN_DAYS", "Options"]
 
 LEAST_RETAIN_DAYS: Final = 11
 """Deduplication has to outlive what a sender may still send: recovery reaches 7 days back, and a
@@ -71,24 +69,3 @@ class Options:
                 raise ConfigurationError(
                     f"{item.name} is {value!r}: it has to be {whole}{low:g} or more"
                 )
-
-
-def inbox_path(url: str) -> Path:
-    """The file that an inbox's URL names.
-
-    Raises:
-        ConfigurationError: the URL is not one that this version can use.
-    """
-    scheme, separator, path = url.partition("://")
-    name = unquote(path[1:])
-    if not separator or scheme != "sqlite" or not path.startswith("/") or "?" in path:
-        # Not shown: it may be the URL of a server, with a password in it.
-        raise ConfigurationError(
-            "the inbox has to be sqlite:///inbox.db (beside you) or sqlite:////var/lib/inbox.db "
-            "(from the root)"
-        )
-    if not name or name == ":memory:" or name.endswith("/"):
-        raise ConfigurationError(
-            "the inbox has to be a file, so that events survive a restart: sqlite:///inbox.db"
-        )
-    return Path(name)

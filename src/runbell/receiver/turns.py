@@ -1,20 +1,40 @@
-"""Whose turn it is within a run: what the inbox knows of a run, for `order` to decide on."""
+"""Whose turn it is within a run: what the inbox knows of a run, for `order` to decide on.
+
+Whoever decides on a run, or ends one of its events, holds the run until its unit of work has ended:
+nobody decides on what somebody else is about to change. SQLite has one writer, who holds all runs.
+On PostgreSQL, who wants to end an event waits for the run; who looks for work passes over those
+that are held, waits for nobody, and so can't be part of a deadlock.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, literal_column, select, text, true, update
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Select,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    select,
+    text,
+    true,
+    update,
+)
 
 from runbell.errors import Conflict
 from runbell.receiver import schema
 from runbell.receiver.events import Envelope
 from runbell.receiver.order import Around
+from runbell.storage.codec import to_json
 from runbell.storage.statements import Statement, insert_row
 from runbell.storage.store import Transaction
 
-__all__ = ["advance", "around", "wake_first"]
+__all__ = ["advance", "around", "hold", "hold_free", "wake_first"]
 
 _e, _r = schema.events.c, schema.runs.c
 _waiting = text(schema.WAITING)
@@ -35,6 +55,31 @@ def _behind(column: Any, *which: Any) -> Any:
     )
 
 
+def _key(run: Any) -> ColumnElement[int]:
+    """The number of a run's lock; the seed keeps it apart from locks of other kinds."""
+    return func.hashtextextended(run, literal_column("1384147039"))
+
+
+_listed = func.json_each(bindparam("runs")).table_valued("key")
+_numbered = (
+    func.json_array_elements_text(cast(bindparam("runs"), JSON))
+    .table_valued("value", with_ordinality="number")
+    .render_derived(name="listed")
+)
+HOLD = Statement(
+    "inbox_runs.hold",
+    "Hold a run until the unit of work has ended, as soon as nobody else does.",
+    select(_nothing),
+    postgresql=select(func.pg_advisory_xact_lock(_key(bindparam("run")))),
+)
+HOLD_FREE = Statement(
+    "inbox_runs.hold_free",
+    "Hold those of several runs that nobody holds; which these are, counted from 1.",
+    select(_listed.c.key + literal_column("1")),
+    postgresql=select(_numbered.c.number).where(
+        func.pg_try_advisory_xact_lock(_key(_numbered.c.value))
+    ),
+)
 AROUND = Statement(
     "inbox_runs.around",
     "How far a run is handled, when the first of its events that is in front of another one, and "
@@ -78,6 +123,21 @@ WAKE = Statement(
 )
 
 
+async def hold(tx: Transaction, envelope: Envelope) -> None:
+    """Hold the run of an event, if it has a number within one, until the unit of work has ended."""
+    if envelope.sequence is not None:
+        await tx.fetch_one(HOLD, {"run": envelope.subject})
+
+
+async def hold_free(tx: Transaction, runs: Iterable[str]) -> set[str]:
+    """Hold those runs that nobody holds until the unit of work has ended; which these are."""
+    listed = list(dict.fromkeys(runs))
+    if not listed:
+        return set()
+    rows = await tx.fetch_all(HOLD_FREE, {"runs": to_json(listed)})
+    return {listed[row[0] - 1] for row in rows}
+
+
 async def around(tx: Transaction, envelope: Envelope) -> Around:
     """What is known of the run of an event that has a number."""
     row = await tx.fetch_one(AROUND, {"run": envelope.subject, "sequence_no": envelope.sequence})
@@ -91,7 +151,7 @@ async def wake_first(tx: Transaction, run: str | None, now_ms: int) -> None:
 
 
 async def advance(tx: Transaction, envelope: Envelope, now_ms: int) -> None:
-    """The run's next event need not wait for this one any more."""
+    """The run's next event need not wait for this one any more. The run is held."""
     if envelope.sequence is None:
         return
     place = {"run": envelope.subject, "sequence_no": envelope.sequence, "now_ms": now_ms}

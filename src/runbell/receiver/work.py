@@ -14,7 +14,7 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from runbell import faults
 from runbell.clock import Clock
@@ -38,6 +38,9 @@ DAY_MS: Final = 86_400_000
 SWEEP_SECONDS: Final = 3_600.0
 SWEEP_ROWS: Final = 500
 """Events that one transaction forgets: others wait for it."""
+
+MOST_CLAIMED: Final = 256
+"""Events that one transaction claims: the runs of all of them are held meanwhile."""
 
 STORAGE_BACKOFF: Final = RetryBackoff(start=0.05, cap=5.0)
 
@@ -66,6 +69,7 @@ class Worker:
         self._news = asyncio.Event()
         self._held: dict[asyncio.Task[None], Claimed] = {}
         self._background: list[asyncio.Task[None]] = []
+        self._units: set[asyncio.Future[Any]] = set()
 
     def start(self) -> None:
         """Begin to handle; without a handler, only to forget what is old."""
@@ -90,6 +94,8 @@ class Worker:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, *self._background, return_exceptions=True)
+        # What nobody waits for any more is executed all the same, maybe beside what follows.
+        await asyncio.gather(*self._units, return_exceptions=True)
         now_ms = self._clock.now_ms()
         with contextlib.suppress(StorageUnavailable):  # then the claims lapse
             # Also what was being claimed at that moment, of which nobody here knows.
@@ -109,7 +115,7 @@ class Worker:
     async def _hand_out(self) -> None:
         while True:
             self._news.clear()
-            free = self._options.concurrency - len(self._held)
+            free = min(self._options.concurrency - len(self._held), MOST_CLAIMED)
             claims = None
             if free > 0:
                 claims = await self._until_stored(partial(self._claim, free))
@@ -123,8 +129,8 @@ class Worker:
         held = {claimed.position for claimed in self._held.values()}
         due_ms = await self._store.read(rows.next_due)
         if due_ms is None or due_ms > now_ms:
-            return rows.Claims((), (), 0, full=False)
-        claims = await self._store.write(
+            return rows.Claims()
+        claims = await self._unit(
             lambda tx: rows.claim(
                 tx,
                 self._holder,
@@ -137,11 +143,21 @@ class Worker:
             )
         )
         faults.hit("receiver.claimed")
-        self._numbers.ended["stale"].inc(claims.stale)
-        for event_id in claims.dead:
-            self._numbers.ended["dead"].inc()
-            logger.error("%s is a dead letter: no process survived its handlers", event_id)
+        await asyncio.gather(
+            *(self._mark(over) for over in claims.over),
+            *(self._hurry(run) for run in claims.hurried),
+        )
         return claims
+
+    async def _mark(self, over: rows.Over) -> None:
+        if await self._write(lambda tx: rows.mark(tx, over, self._clock.now_ms())):
+            self._numbers.ended[over.outcome].inc()
+            if over.outcome == "dead":
+                event_id = over.claimed.id
+                logger.error("%s is a dead letter: no process survived its handlers", event_id)
+
+    async def _hurry(self, run: str) -> None:
+        await self._write(lambda tx: rows.hurry(tx, run, self._clock.now_ms()))
 
     def _take_up(self, claimed: Claimed) -> None:
         if claimed.lapsed:
@@ -317,7 +333,14 @@ class Worker:
             await self._clock.sleep(SWEEP_SECONDS)
 
     async def _write(self, work: Work[T]) -> T:
-        return await self._until_stored(lambda: self._store.write(work))
+        return await self._until_stored(lambda: self._unit(work))
+
+    async def _unit(self, work: Work[T]) -> T:
+        """Execute a unit of work; `stop` waits for its end, if nobody else does."""
+        unit = asyncio.ensure_future(self._store.write(work))
+        self._units.add(unit)
+        unit.add_done_callback(self._units.discard)
+        return await asyncio.shield(unit)
 
     async def _until_stored(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do it, again and again while the inbox can't be used."""

@@ -19,7 +19,7 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from runbell import faults
-from runbell.errors import RequestRefused, StorageUnavailable
+from runbell.errors import OutcomeUnknown, RequestRefused, StorageUnavailable
 from runbell.service import logs, openapi
 from runbell.service.limits import Limits
 from runbell.service.once import handle_once, key_of, request_digest
@@ -129,7 +129,7 @@ class App:
             result = _refusal(refused)
         except StorageUnavailable as error:
             logger.warning("%s", error, extra=_about(exchange))
-            result = _refusal(_unavailable())
+            result = _refusal(_unavailable(error, scope))
         except Exception:
             logger.exception("a request failed", extra=_about(exchange))
             result = _refusal(_server_error(request_id))
@@ -458,13 +458,19 @@ def _stopping() -> RequestRefused:
     )
 
 
-def _unavailable() -> RequestRefused:
+def _unavailable(error: StorageUnavailable, scope: Scope) -> RequestRefused:
+    message = "The database cannot be used at the moment; nothing was changed. Please try again."
+    headers = {"retry-after": "1"}
+    if isinstance(error, OutcomeUnknown):
+        message = (
+            "The database was lost while this was being stored: it may have happened or not. With "
+            "an Idempotency-Key it can be repeated and happens once; without one, look first."
+        )
+        if scope["method"] == "POST" and key_of(scope["headers"]) is None:
+            # The stock SDK would repeat it by itself.
+            headers["x-should-retry"] = "false"
     return RequestRefused(
-        503,
-        "The database cannot be used at the moment; nothing was changed. Please try again.",
-        type="server_error",
-        code="service_unavailable",
-        headers={"retry-after": "1"},
+        503, message, type="server_error", code="service_unavailable", headers=headers
     )
 
 

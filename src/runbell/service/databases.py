@@ -7,18 +7,18 @@ alike.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
-from runbell.clock import Clock
+from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError, MissingExtra
 from runbell.service.changes import Changes
 from runbell.service.jobs import Jobs, Lanes
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.operations.context import Context
-from runbell.service.settings import EMBEDDED, Settings, sqlite_path
+from runbell.service.settings import EMBEDDED, Settings, location, sqlite_path
 from runbell.storage.lock import InstallationLock
 from runbell.storage.migrate import upgrade_sqlite
 from runbell.storage.sqlite import SQLiteStore
@@ -27,7 +27,7 @@ from runbell.storage.store import Store
 if TYPE_CHECKING:
     from runbell.service.shared_limits import SharedLimits
 
-__all__ = ["Database", "ObservableStore", "open_database", "open_store"]
+__all__ = ["Database", "ObservableStore", "named_server", "open_database", "open_store"]
 
 
 class ObservableStore(Store, Protocol):
@@ -47,6 +47,7 @@ class Database:
     Attributes:
         store: where everything is kept.
         changes: tells who waits that something has changed.
+        clock: what time it is for everybody on this database.
         name: for messages; without a password.
         url: names it on a command line; without a password.
         file: the SQLite file; None where it is none.
@@ -58,6 +59,7 @@ class Database:
         self.file = file
         self.url = name if file is None else f"sqlite:///{quote(str(file))}"
         self.changes = Changes()
+        self.clock: Clock = SystemClock()
 
     def jobs(self, clock: Clock, lanes: Lanes, settings: Settings) -> Jobs:
         """The engine for jobs."""
@@ -102,19 +104,33 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         async with _open_sqlite(sqlite_path(url)) as database:
             yield database
         return
+    with named_server(url) as (server, name):
+        from runbell.service.postgresql import open_postgresql
+
+        async with open_postgresql(server, name) as database:
+            yield database
+
+
+@contextlib.contextmanager
+def named_server(url: str) -> Iterator[tuple[str, str]]:
+    """A PostgreSQL database where it can be reached, and what it is called in messages; the server
+    of `postgresql-embedded` runs meanwhile.
+
+    Raises:
+        ConfigurationError: the server is in use, or does not start.
+        MissingExtra: what it needs is not installed.
+    """
     try:
-        from runbell.service.postgresql import open_postgresql, private_server
+        from runbell.service.postgresql import private_server
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("asyncpg", "pgqueuer"):
             raise
         raise MissingExtra("a PostgreSQL database", "postgresql") from None
     if url.startswith(EMBEDDED):
         with private_server(url) as (private, folder):
-            async with open_postgresql(private, f"the PostgreSQL in {folder}") as database:
-                yield database
+            yield private, f"the PostgreSQL in {folder}"
         return
-    async with open_postgresql(url, None) as database:
-        yield database
+    yield url, location(url)
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ import asyncio
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from prometheus_client import (
@@ -65,6 +65,7 @@ class Backlog:
     Attributes:
         runs: runs that have not ended, by status; every such status is there.
         due: jobs that are due, by kind; of webhooks, deliveries.
+        held: jobs that failed too often and were kept aside, by kind.
         undelivered_seconds: since the event of the oldest delivery that is owed to an endpoint
             that is enabled.
     """
@@ -72,6 +73,7 @@ class Backlog:
     runs: Mapping[str, int]
     due: Mapping[str, Due]
     undelivered_seconds: float = 0.0
+    held: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,12 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        self._held = Gauge(
+            "runbell_jobs_held",
+            "Jobs that failed too often and were kept aside, by kind.",
+            ["kind"],
+            registry=registry,
+        )
         self._undelivered = Gauge(
             "runbell_webhook_oldest_undelivered_seconds",
             "Time since the oldest event that an enabled endpoint has not got yet; 0 for none.",
@@ -264,7 +272,7 @@ class Metrics:
             backlog: None where the database could not be asked.
         """
         self._readable.set(backlog is not None)
-        for gauge in (self._runs, self._due, self._oldest_due):
+        for gauge in (self._runs, self._due, self._oldest_due, self._held):
             # What the tables do not say now is left out, rather than shown as it was.
             gauge.clear()
         if backlog is not None:
@@ -274,6 +282,8 @@ class Metrics:
             for kind, due in backlog.due.items():
                 self._due.labels(kind).set(due.count)
                 self._oldest_due.labels(kind).set(due.oldest_seconds)
+            for kind, count in backlog.held.items():
+                self._held.labels(kind).set(count)
         encode, content_type = choose_encoder(accept)
         return Page(content_type, encode(_WithoutCreated(self._registry)))
 

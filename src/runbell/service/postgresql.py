@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from runbell.clock import Clock
@@ -16,13 +17,17 @@ from runbell.service.neighbours import CHANNEL, Neighbours, SharedChanges
 from runbell.service.operations.context import Context
 from runbell.service.retelling import Retelling
 from runbell.service.settings import EMBEDDED, Settings, location
+from runbell.service.shared_clock import SharedClock
 from runbell.service.shared_limits import SharedLimits
 from runbell.storage.listening import Listener
 from runbell.storage.migrate_postgresql import LOCK, upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore, connect, unavailable
 from runbell.storage.private_postgresql import PrivatePostgresql
 
-__all__ = ["PostgresqlDatabase", "migrate", "open_postgresql", "private_server"]
+if TYPE_CHECKING:
+    import asyncpg
+
+__all__ = ["PostgresqlDatabase", "migrate", "migrating", "open_postgresql", "private_server"]
 
 PRIVATE_FOLDER = "runbell.postgresql"
 """Where the data of a private server is, unless the URL says so."""
@@ -41,6 +46,7 @@ class PostgresqlDatabase(Database):
         self._neighbours: Neighbours | None = None
         self._retelling: Retelling | None = None
         self.shared_changes = self.changes = SharedChanges(store)
+        self.shared_clock = self.clock = SharedClock(store)
 
     def jobs(self, clock: Clock, lanes: Lanes, settings: Settings) -> Jobs:
         return PgQueuerJobs(
@@ -61,6 +67,7 @@ class PostgresqlDatabase(Database):
         )
         self._retelling = Retelling(ctx, neighbours)
         self.shared_changes.start()
+        self.shared_clock.start()
         await self._listener.start(CHANNEL, engine.CHANNEL)
 
     async def close(self) -> None:
@@ -68,6 +75,7 @@ class PostgresqlDatabase(Database):
             await self._retelling.close()
             await self._neighbours.close()
         await self.shared_changes.stop()
+        await self.shared_clock.stop()
         await self._listener.close()
         await super().close()
 
@@ -88,6 +96,7 @@ async def open_postgresql(url: str, name: str | None) -> AsyncIterator[Postgresq
         await PostgresqlStore.open(url), Listener(url), name or location(url)
     )
     try:
+        await database.shared_clock.set()
         yield database
     finally:
         await database.close()
@@ -100,6 +109,19 @@ async def migrate(url: str) -> None:
         ConfigurationError: it was written by a newer version, is another program's, or too old.
         StorageUnavailable: it can't be reached.
     """
+    async with migrating(url):
+        pass
+
+
+@contextlib.asynccontextmanager
+async def migrating(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a database whose schema was brought up to date; while it is open, nobody
+    else's is, and so no service starts.
+
+    Raises:
+        ConfigurationError: as `migrate`.
+        StorageUnavailable: likewise.
+    """
     connection = await connect(url)
     try:
         with unavailable():
@@ -109,6 +131,7 @@ async def migrate(url: str) -> None:
             await connection.execute("SELECT pg_advisory_lock($1)", LOCK + 1)
             await upgrade_postgresql(connection)
             await engine.install(connection)
+        yield connection
     finally:
         connection.terminate()
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import uvicorn
 
-from runbell.clock import Clock, SystemClock
+from runbell.clock import Clock
 from runbell.errors import ConfigurationError
 from runbell.runs import RunStatus
 from runbell.service import logs, retention
@@ -51,7 +51,7 @@ from runbell.service.operations.access import (
 )
 from runbell.service.operations.context import Context
 from runbell.service.settings import Settings, location, mistaken_variables
-from runbell.service.vault import Vault, load_or_make_key
+from runbell.service.vault import Vault, load_or_make_keys
 from runbell.storage import endpoints, projects
 
 __all__ = ["build", "handlers", "run", "work"]
@@ -140,13 +140,13 @@ def _poster(settings: Settings, clock: Clock) -> Poster:
 async def _vault(settings: Settings, database: Database) -> Vault:
     """What secrets are encrypted with. A new key is made only where nothing is encrypted yet."""
     sealed = await database.store.read(endpoints.some_sealed)
-    key = load_or_make_key(
+    keys = load_or_make_keys(
         given=settings.encryption_key,
         key_file=settings.key_file,
         beside=database.file,
         create=sealed is None,
     )
-    vault = Vault(key)
+    vault = Vault(*keys)
     if sealed is not None:
         # Now, rather than when the first webhook is to be signed.
         vault.open(*sealed)
@@ -176,7 +176,7 @@ def handlers(executor: Executor, deliverer: Deliverer) -> dict[JobKind, Handler]
 async def _work(settings: Settings, say: Callable[[str], None]) -> None:
     async with open_database(settings) as database:
         vault = await _vault(settings, database)
-        ctx, executor, deliverer = build(settings, database, SystemClock(), vault)
+        ctx, executor, deliverer = build(settings, database, database.clock, vault)
         _spare_the_collector()
         ctx.backends.start()
         await database.join(ctx, executor.look_again)
@@ -215,7 +215,7 @@ async def _serve_from(
     say: Callable[[str], None],
 ) -> None:
     vault = await _vault(settings, database)
-    ctx, executor, deliverer = build(settings, database, SystemClock(), vault)
+    ctx, executor, deliverer = build(settings, database, database.clock, vault)
     project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
     url = _url(listener)
     about_keys = await _about_keys(ctx, database, url, loopback=loopback)

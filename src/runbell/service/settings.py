@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,8 @@ from urllib.parse import unquote
 
 from runbell.errors import InvalidSetting
 from runbell.service.upstreams import UpstreamSettings, read_upstreams
+from runbell.service.variables import FILE, variable
+from runbell.storage.urls import without_password
 
 __all__ = [
     "EMBEDDED",
@@ -157,8 +158,7 @@ class Settings:
         for item in dataclasses.fields(cls):
             value: Any = (given or {}).get(item.name)
             if value is None:
-                # Mounted secrets and env files end in line feeds.
-                value = environ.get(environment_name(item.name), "").strip() or None
+                value = variable(environment_name(item.name), environ) or None
             if value is not None and item.name == "upstream":
                 values[item.name] = read_upstreams(value, environ)
             elif value is not None:
@@ -207,6 +207,7 @@ def environment_name(setting: str) -> str:
 def mistaken_variables(environ: Iterable[str]) -> dict[str, str]:
     """Variables that look like a setting's name and are none, each with the one it looks like."""
     known = [environment_name(item.name) for item in dataclasses.fields(Settings)]
+    known += [f"{name}{FILE}" for name in known]
     close = {
         name: difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR)
         for name in environ
@@ -219,7 +220,7 @@ def location(database: str) -> str:
     """Where a database is, for messages: without a password."""
     if database.startswith("sqlite:"):
         return str(sqlite_path(database).resolve())
-    return _without_password(database)
+    return without_password(database)
 
 
 def _check_database(url: str) -> None:
@@ -241,7 +242,7 @@ def sqlite_path(url: str) -> Path:
     if not separator or scheme != "sqlite" or not path.startswith("/"):
         raise _wrong(
             "database",
-            _without_password(url),
+            without_password(url),
             "use sqlite:///runbell.db, beside you, or sqlite:////var/lib/runbell.db, from the "
             f"root; to serve, postgresql://USER@HOST/DATABASE or {EMBEDDED} too",
         )
@@ -301,10 +302,3 @@ def _wrong(setting: str, value: object, advice: str) -> InvalidSetting:
 
 def _place(setting: str) -> str:
     return f"--{setting.replace('_', '-')} or {environment_name(setting)}"
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    host = re.sub(r"(?i)((?:ssl)?password=)[^&]*", r"\1***", host)
-    return f"{scheme}{separator}{'***@' if at and credentials else ''}{host}"

@@ -15,6 +15,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from runbell.errors import InvalidSetting
+from runbell.service.variables import variable
 
 __all__ = ["ANY", "OPTIONS", "UpstreamOption", "UpstreamSettings", "read_upstreams"]
 
@@ -174,7 +175,7 @@ def _with_key(
         raise ValueError("give the name of the variable that holds the key, not the key itself")
     if upstream.key_env is not None:
         raise ValueError(f"{upstream.url} has one already, {upstream.key_env}")
-    key = environ.get(value, "").strip()
+    key = variable(value, environ)
     if not key:
         # Some keys look like a name, and are given here by mistake: only what can't be one is said.
         shown = value if re.fullmatch("[A-Z_][A-Z0-9_]{0,63}", value) else "of that name"

@@ -1,4 +1,8 @@
-"""Small secrets at rest: encrypted with one key, which is not in the database."""
+"""Small secrets at rest: encrypted with a key that is not in the database.
+
+There may be several: the first one encrypts, the others decrypt what was encrypted before. So a key
+can be replaced while processes with the old and the new one serve side by side.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from runbell.errors import CannotDecrypt, ConfigurationError
 
-__all__ = ["KEY_BYTES", "Vault", "load_or_make_key"]
+__all__ = ["KEY_BYTES", "Vault", "load_or_make_keys"]
 
 KEY_BYTES: Final = 32
 KEY_FILE: Final = "runbell.key"
@@ -37,17 +41,22 @@ class Vault:
     Random nonces of 96 bits are good for 2^32 secrets a key.
 
     Args:
-        key: 32 bytes.
+        key: what is encrypted with: 32 bytes.
+        older: keys that only decrypt.
 
     Attributes:
         key_id: tells keys apart, and says nothing about the key.
     """
 
-    def __init__(self, key: bytes) -> None:
-        if len(key) != KEY_BYTES:
-            raise ConfigurationError(f"the encryption key has {len(key)} bytes: it has to be 32")
-        self._cipher = AESGCM(key)
-        self._id = hashlib.sha256(b"runbell key id\0" + key).digest()[:_ID_BYTES]
+    def __init__(self, key: bytes, *older: bytes) -> None:
+        self._ciphers: dict[bytes, AESGCM] = {}
+        for each in (key, *older):
+            if len(each) != KEY_BYTES:
+                raise ConfigurationError(
+                    f"the encryption key has {len(each)} bytes: it has to be 32"
+                )
+            self._ciphers[_id_of(each)] = AESGCM(each)
+        self._id = _id_of(key)
 
     @property
     def key_id(self) -> str:
@@ -62,7 +71,8 @@ class Vault:
         """
         head = _VERSION + self._id
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        return head + nonce + self._cipher.encrypt(nonce, secret, head + about.encode())
+        cipher = self._ciphers[self._id]
+        return head + nonce + cipher.encrypt(nonce, secret, head + about.encode())
 
     def open(self, sealed: bytes, about: str) -> bytes:
         """What `seal` was given.
@@ -75,30 +85,47 @@ class Vault:
         if len(nonce) < _NONCE_BYTES or not head.startswith(_VERSION):
             raise CannotDecrypt(f"what is stored for {about} is not an encrypted secret of Runbell")
         key_id = head[len(_VERSION) :]
-        if key_id != self._id:
+        cipher = self._ciphers.get(key_id)
+        if cipher is None:
             raise CannotDecrypt(
                 f"the secret of {about} was encrypted with the key {key_id.hex()}, and this is the "
                 f"key {self.key_id}: start with the key of then ({VARIABLE} or --key-file)"
             )
         try:
             text = sealed[_HEAD_BYTES + _NONCE_BYTES :]
-            return self._cipher.decrypt(nonce, text, head + about.encode())
+            return cipher.decrypt(nonce, text, head + about.encode())
         except (InvalidTag, ValueError):
             raise CannotDecrypt(
                 f"the secret that is stored for {about} is damaged, or was stored for another"
             ) from None
 
+    def renew(self, sealed: bytes, about: str) -> bytes:
+        """The same secret, encrypted with the first key; as it is where it is so already.
+
+        Raises:
+            CannotDecrypt: as `open` does.
+        """
+        secret = self.open(sealed, about)
+        return (
+            sealed if sealed[len(_VERSION) : _HEAD_BYTES] == self._id else self.seal(secret, about)
+        )
+
     def __repr__(self) -> str:
         return f"Vault(key_id={self.key_id!r})"
 
 
-def load_or_make_key(
+def _id_of(key: bytes) -> bytes:
+    return hashlib.sha256(b"runbell key id\0" + key).digest()[:_ID_BYTES]
+
+
+def load_or_make_keys(
     *, given: str | None, key_file: str | None, beside: Path | None, create: bool = True
-) -> bytes:
-    """The encryption key of an installation.
+) -> tuple[bytes, ...]:
+    """The encryption key of an installation, and behind it those that only decrypt.
 
     Args:
-        given: the key itself, as the environment has it; in front of any file.
+        given: the keys themselves, with spaces or line feeds between them, as the environment has
+            them; in front of any file.
         key_file: where it is kept; None for `runbell.key` beside the database's file.
         beside: the database's file; None, where it has none, for the working folder.
         create: make the file if it is not there. False where secrets are stored already: a new key
@@ -125,7 +152,7 @@ def load_or_make_key(
         return _read(path)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[bytes, ...]:
     try:
         with path.open("rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode
@@ -141,7 +168,7 @@ def _read(path: Path) -> bytes:
     return _decoded(text.decode("latin-1"), str(path))
 
 
-def _make(path: Path) -> bytes:
+def _make(path: Path) -> tuple[bytes, ...]:
     """Make the file, whole or not at all, so that nobody ever finds half a key."""
     key = secrets.token_bytes(KEY_BYTES)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -164,7 +191,7 @@ def _make(path: Path) -> bytes:
             f"cannot make a key in {path} ({error.strerror}): make the folder writable, name "
             f"another file with --key-file, or set {VARIABLE}"
         ) from error
-    return key
+    return (key,)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -175,9 +202,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _decoded(text: str, origin: str) -> bytes:
+def _decoded(text: str, origin: str) -> tuple[bytes, ...]:
+    return tuple(_key(word, origin) for word in text.split() or [""])
+
+
+def _key(word: str, origin: str) -> bytes:
     try:
-        key = base64.b64decode(text.strip(), validate=True)
+        key = base64.b64decode(word, validate=True)
     except (binascii.Error, ValueError):
         raise ConfigurationError(f"{origin} is not base64; {_MAKE_ONE}") from None
     if len(key) != KEY_BYTES:

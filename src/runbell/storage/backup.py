@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from runbell.errors import ConfigurationError, StorageUnavailable
 
-__all__ = ["back_up", "damage"]
+__all__ = ["back_up", "damage", "partial_file", "put_in_place", "sync"]
 
 MAX_PROBLEMS = 100
 """Damages that SQLite is asked to list."""
@@ -33,7 +33,7 @@ def back_up(source: Path, target: Path) -> int:
     """
     if os.path.lexists(target):
         raise _taken(target)
-    with _partial(target) as partial:
+    with partial_file(target) as partial:
         try:
             _copy(source, partial)
         except sqlite3.Error as error:
@@ -41,9 +41,9 @@ def back_up(source: Path, target: Path) -> int:
         problems = damage(partial)
         if problems:
             raise ConfigurationError(f"the copy of {source} is damaged: {'; '.join(problems[:3])}")
-        _sync(partial)
-        _put(partial, target)
-        _sync(target.parent)
+        sync(partial)
+        put_in_place(partial, target)
+        sync(target.parent)
         return target.stat().st_size
 
 
@@ -81,7 +81,7 @@ def _open(path: Path, mode: str) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def _partial(target: Path) -> Iterator[Path]:
+def partial_file(target: Path) -> Iterator[Path]:
     """A new, empty file beside the target; removed at the end, if it is still there."""
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -91,11 +91,11 @@ def _partial(target: Path) -> Iterator[Path]:
     try:
         yield partial
     finally:
-        for suffix in ("", "-journal", "-wal", "-shm"):
+        for suffix in ("", "-journal", "-wal", "-shm", ".lock"):
             partial.with_name(partial.name + suffix).unlink(missing_ok=True)
 
 
-def _put(partial: Path, target: Path) -> None:
+def put_in_place(partial: Path, target: Path) -> None:
     """Give the file its name, unless somebody else has it by now."""
     try:
         target.hardlink_to(partial)
@@ -108,7 +108,8 @@ def _put(partial: Path, target: Path) -> None:
         partial.rename(target)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

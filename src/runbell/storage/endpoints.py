@@ -26,6 +26,7 @@ __all__ = [
     "disable",
     "find",
     "get",
+    "ids_behind",
     "insert",
     "listening",
     "mark_failing",
@@ -35,6 +36,9 @@ __all__ = [
     "some_sealed",
     "update",
 ]
+
+PAGE = 500
+"""Ids that are read at once."""
 
 _w = schema.webhook_endpoints.c
 _own = (_w.project_id == bindparam("project"), _w.id == bindparam("key"))
@@ -128,6 +132,11 @@ ALL_ENABLED = Statement(
     "webhook_endpoints.all_enabled",
     "Every enabled endpoint.",
     select_row(schema.webhook_endpoints).where(text("enabled")),
+)
+IDS_BEHIND = Statement(
+    "webhook_endpoints.ids_behind",
+    "The ids of endpoints of all projects, a page at a time.",
+    limited(select(_w.id).where(_w.id > bindparam("after")).order_by(_w.id)),
 )
 SOME_SEALED = Statement(
     "webhook_endpoints.some_sealed",
@@ -294,6 +303,12 @@ async def page(tx: Transaction, project: str, page: Page) -> tuple[list[Endpoint
 async def all_enabled(tx: Transaction) -> list[Endpoint]:
     """Every enabled endpoint, of all projects: for checks."""
     return [_endpoint(row) for row in await tx.fetch_all(ALL_ENABLED, {})]
+
+
+async def ids_behind(tx: Transaction, after: str) -> list[str]:
+    """The next endpoints' ids, of all projects, in their order; none behind the last."""
+    rows = await tx.fetch_all(IDS_BEHIND, {"after": after, "limit": PAGE})
+    return [row[0] for row in rows]
 
 
 async def some_sealed(tx: Transaction) -> tuple[bytes, str] | None:

@@ -77,7 +77,7 @@ class Listener:
 
     async def _listen(self) -> asyncio.Event:
         """Connect; an event that is set when the connection is lost."""
-        connection = await connect(self._url)
+        connection = await connect(self._url, "listener")
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _: lost.set())
         for channel in self._channels:

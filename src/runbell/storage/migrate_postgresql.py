@@ -10,15 +10,24 @@ later is behind that horizon, so that nothing can appear in front of an event th
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from runbell.errors import ConfigurationError
-from runbell.storage.migrate import HEAD, SERVICE
+from runbell.storage.migrate import SERVICE, Lineage
 
 if TYPE_CHECKING:
     import asyncpg
 
-__all__ = ["LOCK", "revision", "statements", "upgrade_postgresql"]
+__all__ = [
+    "LOCK",
+    "bring_forward",
+    "revision",
+    "statements",
+    "stay_ahead",
+    "tend",
+    "upgrade_postgresql",
+]
 
 LOCK = 0x52756E62656C6C
 """The advisory lock of who changes a schema: "Runbell" in ASCII."""
@@ -56,32 +65,78 @@ CREATE UNLOGGED TABLE IF NOT EXISTS runbell_limits (
 """What the keys of all processes have asked for: when the bucket of each is full again."""
 
 
-async def upgrade_postgresql(connection: asyncpg.Connection) -> None:
-    """Create the schema of a database or bring it up to `HEAD`; others wait meanwhile.
+_CHANGING = {
+    "autovacuum_vacuum_scale_factor": "0.02",
+    "autovacuum_vacuum_threshold": "1000",
+    "autovacuum_analyze_scale_factor": "0.02",
+}
+"""Rows that are changed several times each: by default a fifth of the table would have to be dead
+before it is vacuumed, which of a million runs is a day's work, with indexes to match."""
 
-    Raises:
-        ConfigurationError: the database is newer than this version, or another program's.
-    """
+_GROWING = {
+    "autovacuum_vacuum_scale_factor": "0.05",
+    "autovacuum_analyze_scale_factor": "0.05",
+}
+"""Rows that are written once, and removed at the table's beginning: what is removed today is room
+for what comes tomorrow."""
+
+_VACUUM = {
+    **dict.fromkeys(("runs", "deliveries", "run_steps", "idempotency_keys"), _CHANGING),
+    **dict.fromkeys(("events", "attempts", "messages"), _GROWING),
+}
+_OPTIONS = """
+SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass($1)
+               AND array_to_string(reloptions, ' ') LIKE '%autovacuum%')
+"""
+
+
+async def tend(connection: asyncpg.Connection, table: str, options: Mapping[str, str]) -> None:
+    """Say how a table is vacuumed, unless somebody has said so already."""
+    if not await connection.fetchval(_OPTIONS, table):
+        settings = ", ".join(f"{name} = {value}" for name, value in options.items())
+        await connection.execute(f"ALTER TABLE {table} SET ({settings})")
+
+
+async def upgrade_postgresql(connection: asyncpg.Connection) -> None:
+    """Create the schema of a service's database or bring it up to `HEAD`; see `bring_forward`."""
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
-        current = await revision(connection)
-        if current is not None and current > HEAD:
-            raise ConfigurationError(
-                f"the database was written by a newer version of Runbell (schema {current}, this "
-                f"version has {HEAD}): upgrade with pip install -U runbell"
-            )
-        if current != HEAD:
-            await connection.execute(statements(current))
+        await bring_forward(connection, SERVICE)
         if await connection.fetchval("SELECT to_regproc('runbell_feed_position')") is None:
             await connection.execute(_OFFSET.format(offset=0))
             await connection.execute(_FUNCTIONS)
         await connection.execute(_LIMITS)
-        await _stay_ahead(connection)
+        for table, options in _VACUUM.items():
+            await tend(connection, table, options)
+        await stay_ahead(connection)
 
 
-async def _stay_ahead(connection: asyncpg.Connection) -> None:
-    """Let the next position be behind every event, also of those that came from elsewhere."""
+async def bring_forward(connection: asyncpg.Connection, lineage: Lineage) -> None:
+    """Create a schema or bring it up to the lineage's head, in the transaction that is open.
+
+    Others that would do so too wait until it has ended.
+
+    Raises:
+        ConfigurationError: the database is newer than this version, or another program's.
+    """
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+    current = await revision(connection, lineage)
+    if current is not None and current > lineage.head:
+        raise ConfigurationError(
+            f"the {lineage.what} was written by a newer version of Runbell (schema {current}, this "
+            f"version has {lineage.head}): upgrade with pip install -U runbell"
+        )
+    if current != lineage.head:
+        await connection.execute(statements(current, lineage=lineage))
+
+
+async def stay_ahead(connection: asyncpg.Connection, end_of_feed: int = 0) -> None:
+    """Let the next position be behind every event, also of those that came from elsewhere.
+
+    Args:
+        end_of_feed: what it is not to be in front of, besides.
+    """
     latest = await connection.fetchval("SELECT coalesce(max(position), 0) FROM events")
+    latest = max(latest, end_of_feed)
     low = await connection.fetchval("SELECT runbell_feed_horizon()")
     if latest >= low:
         offset = await connection.fetchval("SELECT runbell_feed_offset()")
@@ -89,7 +144,7 @@ async def _stay_ahead(connection: asyncpg.Connection) -> None:
         await connection.execute(_OFFSET.format(offset=offset + missing))
 
 
-async def revision(connection: asyncpg.Connection) -> str | None:
+async def revision(connection: asyncpg.Connection, lineage: Lineage = SERVICE) -> str | None:
     """The schema's revision; None for a database that has none of our tables.
 
     Raises:
@@ -97,21 +152,22 @@ async def revision(connection: asyncpg.Connection) -> str | None:
     """
     known, landmark = [
         await connection.fetchval("SELECT to_regclass($1)", table)
-        for table in (SERVICE.version_table, SERVICE.landmark)
+        for table in (lineage.version_table, lineage.landmark)
     ]
     if known is None and landmark is None:
         return None
     if known is None or landmark is None:
         raise ConfigurationError(
-            "the database has tables of another program: name one of Runbell's own with --database"
+            "the database has tables of another program: name one of Runbell's own with "
+            f"{lineage.option}"
         )
     found: str | None = await connection.fetchval(
-        f"SELECT version_num FROM {SERVICE.version_table}"  # noqa: S608 - a constant
+        f"SELECT version_num FROM {lineage.version_table}"  # noqa: S608 - a constant
     )
     return found
 
 
-def statements(current: str | None, target: str = "head") -> str:
+def statements(current: str | None, target: str = "head", *, lineage: Lineage = SERVICE) -> str:
     """What brings a database forward.
 
     Args:
@@ -124,6 +180,6 @@ def statements(current: str | None, target: str = "head") -> str:
 
     written = io.StringIO()
     config = Config(output_buffer=written)
-    config.set_main_option("script_location", str(SERVICE.folder))
+    config.set_main_option("script_location", str(lineage.folder))
     command.upgrade(config, target if current is None else f"{current}:{target}", sql=True)
     return written.getvalue()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import asyncpg
 
 from runbell import faults
-from runbell.errors import Conflict, StorageUnavailable
+from runbell.errors import Conflict, OutcomeUnknown, StorageUnavailable
 from runbell.storage.statements import PostgresqlText, Statement
 from runbell.storage.store import Row, Work
 
@@ -25,6 +25,9 @@ __all__ = [
     "PostgresqlTransaction",
     "PostgresqlView",
     "connect",
+    "now_ms",
+    "others",
+    "storable",
     "unavailable",
 ]
 
@@ -38,13 +41,20 @@ CONNECTIONS = 10
 """Connections of a process that its units share: more than a process can keep busy."""
 
 WAIT_SECONDS = 5.0
-"""How long a unit waits for a connection before it is turned away."""
+"""How long a unit waits for a connection, or for a row, before it is turned away."""
 
 MAX_WAITING = 10_000
 """Units that may wait for a connection before further ones are turned away."""
 
 TRIES = 5
 """How often a unit is executed that the database itself has ended in favour of another."""
+
+AGAIN_SECONDS = 0.05
+"""From one question about a commit to the next, while it can't be answered."""
+
+OUTCOME = "SELECT pg_xact_status($1::text::xid8)"
+"""`committed`, `aborted`, `in progress`. A server that has taken over from another answers for
+itself: of what it was not sent in time it does not know, and may use the number again."""
 
 CURSOR_ROWS = 20
 """Rows that are asked for at once, where it is their size that bounds them too."""
@@ -56,6 +66,12 @@ SESSION = {
     # A process that is stopped in the middle of a transaction must not hold its rows for ever.
     "idle_in_transaction_session_timeout": "10s",
 }
+
+OTHERS = f"""
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+AND application_name LIKE '{SESSION["application_name"]}%'
+"""  # noqa: S608 - a constant
 
 _ENDED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 """The database has undone the unit: it may be tried again at once."""
@@ -71,7 +87,8 @@ _UNAVAILABLE = (
     asyncpg.OperatorInterventionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.LockNotAvailableError,
+    # Said by a database that takes no connections, or no locks, at the moment.
+    asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.InvalidAuthorizationSpecificationError,
     *_ENDED,
@@ -110,7 +127,8 @@ class PostgresqlStore:
                 min_size=0,
                 max_size=connections,
                 reset=_nothing_to_reset,
-                server_settings=SESSION,
+                # Whoever holds a row for so long is no unit of ours.
+                server_settings={**SESSION, "lock_timeout": f"{WAIT_SECONDS * 1000:.0f}ms"},
                 statement_cache_size=1_000,
                 max_queries=1_000_000,
                 timeout=WAIT_SECONDS,
@@ -186,20 +204,18 @@ class PostgresqlStore:
 
     async def _try(self, work: Work[T]) -> T:
         began = self._loop.time()
-        async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
-            transaction = PostgresqlTransaction(connection)
-            await connection.execute("BEGIN")
-            try:
-                result = await work(transaction)
-                for last in transaction.lasts:
-                    await last()
-                faults.hit("storage.group.executed")
-                await connection.execute("COMMIT")
-            except BaseException:
-                # What is wrong with a connection that was lost is not that it can't roll back.
-                with contextlib.suppress(OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
-                    await connection.execute("ROLLBACK")
+        transaction = PostgresqlTransaction()
+        try:
+            async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
+                result = await self._execute(work, transaction, connection)
+        except _UNAVAILABLE as error:
+            # Here, where it has given its connection back: many may ask at a time.
+            if not transaction.unanswered:
                 raise
+            logger.warning("a commit was not answered: %s", error)
+            if not await self._was_committed(transaction.id):
+                raise
+            result = cast(T, transaction.result)
         faults.hit("storage.group.committed")
         self.on_commit(1, self._loop.time() - began)
         for callback in transaction.callbacks:
@@ -208,6 +224,41 @@ class PostgresqlStore:
             except Exception:
                 logger.exception("what was to happen after a commit failed")
         return result
+
+    async def _execute(
+        self, work: Work[T], transaction: PostgresqlTransaction, connection: Connection
+    ) -> T:
+        transaction.connection = connection
+        await connection.execute("BEGIN")
+        try:
+            result = transaction.result = await work(transaction)
+            for last in transaction.lasts:
+                await last()
+            faults.hit("storage.group.executed")
+            transaction.committing = True
+            await connection.execute("COMMIT")
+            transaction.committing = False
+        except BaseException:
+            # What is wrong with a connection that was lost is not that it can't roll back.
+            with contextlib.suppress(OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
+                await connection.execute("ROLLBACK")
+            raise
+        return result
+
+    async def _was_committed(self, transaction_id: str) -> bool:
+        deadline = self._loop.time() + WAIT_SECONDS
+        while True:
+            with contextlib.suppress(*_UNAVAILABLE):
+                async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
+                    status = await connection.fetchval(OUTCOME, transaction_id)
+                if status in ("committed", "aborted"):
+                    return bool(status == "committed")
+                # The server may not have noticed yet that nobody waits for its answer.
+            if self._loop.time() >= deadline:
+                raise OutcomeUnknown(
+                    "the database was lost during a commit, which may have happened or not"
+                )
+            await asyncio.sleep(AGAIN_SECONDS)
 
 
 class PostgresqlView:
@@ -276,35 +327,54 @@ class PostgresqlTransaction(PostgresqlView):
         callbacks: what follows the commit.
         lasts: what is still to be done in the transaction when its unit has ended.
         carried: what parts of the service collect for that, each under a key of its own.
+        id: its number at PostgreSQL, as soon as a row was written; empty before.
+        committing: its commit was asked for, and not answered yet.
+        result: what its unit has returned.
     """
 
-    __slots__ = ("callbacks", "carried", "lasts")
+    __slots__ = ("callbacks", "carried", "committing", "id", "lasts", "result")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection = None) -> None:
         super().__init__(connection)
         self.callbacks: list[Callable[[], None]] = []
         self.lasts: list[Callable[[], Awaitable[None]]] = []
         self.carried: dict[object, Any] = {}
+        self.id = ""
+        self.committing = False
+        self.result: Any = None
+
+    @property
+    def unanswered(self) -> bool:
+        """It wrote rows, and may be committed."""
+        return self.committing and bool(self.id)
 
     async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
         this = statement.postgresql
-        args = [_storable(params[name]) for name in this.names]
+        args = [storable(params[name]) for name in this.names]
         if this.refusable:
-            count = await self._refusable(statement.name, this.text, args)
+            count = await self._refusable(statement.name, this, args)
         else:
-            count = _count(await self.connection.execute(this.text, *args))
+            count = self._count(this, await self.connection.fetch(this.text, *args))
         if this.inserts and not count:
             raise Conflict(f"{statement.name}: a unique key is taken")
         return count
 
-    async def _refusable(self, name: str, text: str, args: list[Any]) -> int:
+    async def _refusable(self, name: str, this: PostgresqlText, args: list[Any]) -> int:
         # Few statements are of this kind: an insert needs no savepoint.
         await self.connection.execute("SAVEPOINT refusable")
         try:
-            return _count(await self.connection.execute(text, *args))
+            return self._count(this, await self.connection.fetch(this.text, *args))
         except asyncpg.UniqueViolationError as error:
             await self.connection.execute("ROLLBACK TO refusable")
             raise Conflict(f"{name}: {error}") from None
+
+    def _count(self, this: PostgresqlText, written: list[Row]) -> int:
+        if this.deletes:
+            ((count, id_),) = written
+        else:
+            count, id_ = len(written), written[0][0] if written else None
+        self.id = id_ or self.id
+        return int(count)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
@@ -317,14 +387,32 @@ class PostgresqlTransaction(PostgresqlView):
         return this.writing
 
 
-async def connect(url: str) -> asyncpg.Connection:
+async def connect(url: str, purpose: str = "") -> asyncpg.Connection:
     """A connection of one's own.
+
+    Args:
+        purpose: a word for who looks at the server's sessions.
 
     Raises:
         StorageUnavailable: the database can't be reached.
     """
     with unavailable():
-        return await asyncpg.connect(url, server_settings=SESSION, timeout=WAIT_SECONDS)
+        name = f"{SESSION['application_name']} {purpose}".rstrip()
+        settings = {**SESSION, "application_name": name}
+        return await asyncpg.connect(url, server_settings=settings, timeout=WAIT_SECONDS)
+
+
+async def now_ms(connection: asyncpg.Connection) -> int:
+    """The database's time, in milliseconds since the epoch."""
+    query = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+    now: int = await connection.fetchval(query)
+    return now
+
+
+async def others(connection: asyncpg.Connection) -> int:
+    """How many other sessions of Runbell's the database has: services, workers and commands."""
+    count: int = await connection.fetchval(OTHERS)
+    return count
 
 
 @contextlib.contextmanager
@@ -337,7 +425,7 @@ def unavailable() -> Iterator[None]:
             # A value that no column could hold: a defect of ours.
             raise
         raise StorageUnavailable(
-            f"the database cannot be used now: {error or type(error).__name__}"
+            f"the database cannot be used now: {str(error) or type(error).__name__}"
         ) from error
 
 
@@ -354,15 +442,14 @@ def _size(row: Row) -> int:
     return sum(len(value) for value in row if isinstance(value, str | bytes))
 
 
-def _storable(value: Any) -> Any:
-    # PostgreSQL's texts cannot hold the character 0. In JSON, as most of ours are, it is escaped.
+def storable(value: Any) -> Any:
+    """What is stored of a value: PostgreSQL's texts cannot hold the character 0.
+
+    In JSON, as most of ours are, it is escaped.
+    """
     if isinstance(value, str) and "\x00" in value:
         return value.replace("\x00", "\ufffd")
     return value
-
-
-def _count(status: str) -> int:
-    return int(status.rpartition(" ")[2])
 
 
 async def _nothing_to_reset(connection: Connection) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "ACTIVE",
     "LISTENING",
     "LIVE",
+    "NAMES",
     "PENDING",
     "UNSETTLED",
     "WORKABLE",
@@ -44,6 +45,7 @@ __all__ = [
     "idempotency_keys",
     "messages",
     "metadata",
+    "numbered",
     "probes",
     "projects",
     "run_steps",
@@ -52,14 +54,15 @@ __all__ = [
     "webhook_endpoints",
 ]
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+"""How indexes and keys are called, in every schema of ours."""
+
+metadata = MetaData(naming_convention=NAMES)
 
 LIVE = "status IN ('queued', 'in_progress', 'requires_action', 'cancelling')"
 """Not terminal: what partial indexes and the queries that use them have to say alike."""
@@ -80,7 +83,8 @@ UNSETTLED = "status <> 'succeeded'"
 """A delivery that somebody may want to look at: the few among the many that went well."""
 
 
-def _position() -> Column[int]:
+def numbered() -> Column[int]:
+    """The column `position`: rows are numbered by the database, in the order of their insertion."""
     # SQLite numbers rows by itself only where the key is exactly INTEGER.
     return Column(
         "position",
@@ -118,7 +122,7 @@ api_keys = Table(
 assistants = Table(
     "assistants",
     metadata,
-    _position(),
+    numbered(),
     _project(),
     Column("id", Text, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
@@ -140,7 +144,7 @@ threads = Table(
 messages = Table(
     "messages",
     metadata,
-    _position(),
+    numbered(),
     _project(),
     Column("thread_id", Text, nullable=False),
     Column("id", Text, nullable=False, unique=True),
@@ -160,7 +164,7 @@ messages = Table(
 runs = Table(
     "runs",
     metadata,
-    _position(),
+    numbered(),
     _project(),
     Column("thread_id", Text, nullable=False),
     Column("id", Text, nullable=False, unique=True),
@@ -238,7 +242,7 @@ runs = Table(
 run_steps = Table(
     "run_steps",
     metadata,
-    _position(),
+    numbered(),
     _project(),
     Column("thread_id", Text, nullable=False),
     Column("run_id", Text, nullable=False),
@@ -268,7 +272,7 @@ probes = Table(
 events = Table(
     "events",
     metadata,
-    _position(),
+    numbered(),
     _project(),
     Column("id", Text, nullable=False, unique=True),
     Column("run_id", Text, nullable=False),
@@ -286,7 +290,7 @@ events = Table(
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
-    _position(),
+    numbered(),
     _project(),
     Column("key", Text, nullable=False),
     Column("digest", LargeBinary, nullable=False),
@@ -302,7 +306,7 @@ idempotency_keys = Table(
 webhook_endpoints = Table(
     "webhook_endpoints",
     metadata,
-    _position(),
+    numbered(),
     _project(),
     Column("id", Text, nullable=False, unique=True),
     Column("created_at_ms", BigInteger, nullable=False),
@@ -335,7 +339,7 @@ webhook_endpoints = Table(
 deliveries = Table(
     "deliveries",
     metadata,
-    _position(),
+    numbered(),
     Column("endpoint_id", Text, nullable=False),
     Column("id", Text, nullable=False),
     Column("run_id", Text, nullable=False),
@@ -372,7 +376,7 @@ deliveries = Table(
 attempts = Table(
     "attempts",
     metadata,
-    _position(),
+    numbered(),
     Column("delivery", BigInteger, nullable=False),
     Column("number", Integer, nullable=False),
     Column("at_ms", BigInteger, nullable=False),

@@ -12,8 +12,12 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql import ClauseElement, bindparam, insert, literal_column, select, update
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.dml import Insert, Update
+from sqlalchemy.sql.dml import Delete, Insert, Update
 from sqlalchemy.sql.selectable import Select
+
+TRANSACTION = "pg_current_xact_id()::text"
+"""What rows that are written tell: in which transaction. To ask for it costs nothing here, and
+a request at each commit; it is needed when a commit was not answered."""
 
 __all__ = ["PostgresqlText", "Statement", "insert_row", "limited", "select_row", "update_row"]
 
@@ -28,6 +32,7 @@ class PostgresqlText:
             is to have one.
         names: of the parameters, in the order of their numbers.
         inserts: it adds a row, or none where a unique key is taken.
+        deletes: it returns how many rows it has deleted, in which transaction.
         refusable: it changes a row, and a unique key may be in its way.
     """
 
@@ -35,6 +40,7 @@ class PostgresqlText:
     writing: str
     names: tuple[str, ...]
     inserts: bool
+    deletes: bool
     refusable: bool
 
 
@@ -95,11 +101,20 @@ class Statement:
         if inserts:
             # A violated key would end the whole transaction, and the unit may go on.
             text += " ON CONFLICT DO NOTHING"
+        if isinstance(clause, Insert | Update):
+            text += f" RETURNING {TRANSACTION}"
+        elif isinstance(clause, Delete):
+            # Of any number of rows one is returned.
+            text = (
+                f"WITH gone AS ({text} RETURNING 1) "  # noqa: S608 - compiled from ours
+                f"SELECT count(*), CASE WHEN count(*) > 0 THEN {TRANSACTION} END FROM gone"
+            )
         return PostgresqlText(
             text,
             f"{text} FOR NO KEY UPDATE" if self.locks else text,
             tuple(compiled.positiontup or ()),
             inserts,
+            isinstance(clause, Delete),
             self.refusable,
         )
 

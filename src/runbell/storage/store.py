@@ -64,7 +64,7 @@ class Store(Protocol):
     """One database.
 
     Every way to use it raises StorageUnavailable where the database is locked, full or gone;
-    nothing was written then.
+    nothing was written then, except where it is OutcomeUnknown.
     """
 
     async def write(self, work: Work[T]) -> T:

@@ -169,13 +169,15 @@ class EmbeddedService:
 
     async def settle(self) -> None:
         """Return when nothing happens any more until the test moves time or ends a turn."""
-        while True:
+        quiet = 0
+        while quiet < QUIET_TURNS:
             seen = self.store.calls
-            await self.store.drain()
-            for _ in range(QUIET_TURNS):
-                await asyncio.sleep(0)
-            if self.store.calls == seen and not self.store.under_way:
-                return
+            if self.store.under_way or not quiet:
+                await self.store.drain()
+            await asyncio.sleep(0)
+            # Anew behind every unit: one that ends in the last of these turns sets off more.
+            busy = self.store.under_way or self.store.calls != seen
+            quiet = 0 if busy else quiet + 1
 
     async def advance(self, seconds: float) -> None:
         """Let this much time pass: at each moment for which somebody waits, all of it happens."""
@@ -186,6 +188,17 @@ class EmbeddedService:
             await self.settle()
         self.clock.advance(seconds)
         await self.settle()
+
+    async def account(self) -> str:
+        """Where everything stands, for whoever has to find out why a test failed."""
+        told = [f"{event['data']['id']} {event['type']}" for event in (await self.feed())[-6:]]
+        turns = [f"over={turn.over} stopped={turn.stopped}" for turn in self.backend.turns[-3:]]
+        tasks = sorted(task.get_name() for task in asyncio.all_tasks())
+        return (
+            f"at {self.clock.monotonic():g} s, next wake in {self.clock.next_wake()} s; "
+            f"units {self.store.calls}, under way {self.store.under_way}\n"
+            f"last events: {told}\nlast turns: {turns}\ntasks: {tasks}"
+        )
 
     # What clients do.
 
@@ -306,7 +319,11 @@ def on_a_service(
     def decorate(test: Callable[[EmbeddedService], Awaitable[None]]) -> Callable[[Path], None]:
         async def story(path: Path) -> None:
             async with embedded(path, **options) as service:
-                await test(service)
+                try:
+                    await test(service)
+                except Exception as error:
+                    error.add_note(await service.account())
+                    raise
 
         # Not `functools.wraps`: pytest would look for a fixture of the wrapped signature's name.
         def run(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from runbell.storage.store import Store, Transaction
 from runbell.testing.backends import ScriptedBackend
 from runbell.testing.embedded import EmbeddedService, Engine
 
-__all__ = ["Houses", "JobsContract"]
+__all__ = ["House", "Houses", "JobsContract", "in_a_house"]
 
 Self = TypeVar("Self")
 Houses = Callable[[], AbstractAsyncContextManager[tuple[Store, Engine]]]

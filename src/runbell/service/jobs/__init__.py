@@ -99,6 +99,10 @@ class Jobs(Protocol):
         """Jobs are being handed out."""
         ...
 
+    async def held(self, tx: Transaction) -> Mapping[JobKind, int]:
+        """How many jobs of each kind failed too often and were kept aside; every kind is there."""
+        ...
+
     async def stop(self, grace: float) -> None:
         """Hand out nothing more, and give running handlers `grace` seconds before they are
         cancelled. What they did not finish is found again at the next start."""

@@ -22,6 +22,7 @@ from pgqueuer.ports.driver import Driver, NotifyCallback
 
 from runbell.errors import StorageUnavailable
 from runbell.storage.listening import Listener
+from runbell.storage.migrate_postgresql import tend
 from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
 
 if TYPE_CHECKING:
@@ -35,6 +36,15 @@ logger = logging.getLogger(__name__)
 SETTINGS = DBSettings(durability=Durability.balanced)
 CHANNEL = SETTINGS.channel
 """Where PgQueuer tells that there is something to do."""
+
+VACUUM = {
+    "autovacuum_vacuum_scale_factor": "0",
+    "autovacuum_vacuum_threshold": "5000",
+    "autovacuum_analyze_scale_factor": "0.05",
+    "autovacuum_vacuum_cost_delay": "0",
+}
+"""Every job is a row that comes, is changed twice and goes: a search for the next one passes over
+the dead, however few are alive. PgQueuer's own advice would leave a million of them in its log."""
 
 AGAIN_SECONDS = 0.2
 """From a request that found the database away to the next try."""
@@ -68,6 +78,8 @@ async def install(connection: asyncpg.Connection) -> None:
         await own.upgrade()
     else:
         await own.install()
+    for table in (SETTINGS.queue_table, SETTINGS.queue_table_log):
+        await tend(connection, table, VACUUM)
 
 
 class _Bare(Driver):

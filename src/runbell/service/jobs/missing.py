@@ -59,10 +59,17 @@ SELECT entrypoint FROM names WHERE entrypoint LIKE 'run:%' AND entrypoint <> 'ru
 
 PRUNED_AT_ONCE = 10_000
 PRUNE = """
-WITH old AS (SELECT id FROM pgqueuer_log WHERE created < now() - interval '10 minutes'
-             ORDER BY created LIMIT $1),
+WITH old AS (SELECT l.id FROM pgqueuer_log l WHERE l.created < now() - interval '10 minutes'
+             AND (l.status <> 'failed'
+                  OR NOT EXISTS (SELECT FROM pgqueuer q WHERE q.id = l.job_id))
+             ORDER BY l.created LIMIT $1),
 gone AS (DELETE FROM pgqueuer_log WHERE id IN (SELECT id FROM old) RETURNING 1)
 SELECT count(*) FROM gone
+"""
+"""Why a job is held stays for as long as that is."""
+
+HELD_ENDPOINTS = """
+SELECT convert_from(payload, 'UTF8') FROM pgqueuer WHERE status = 'failed' AND entrypoint = $1
 """
 
 MAX_MODELS = 200
@@ -84,11 +91,20 @@ class _Asked(msgspec.Struct):
 _ASKED = msgspec.json.Decoder(_Asked)
 
 
+def _model(config: str) -> str:
+    """The model of a run; empty where nobody can read that: a row that is broken fails by itself,
+    and keeps no other from being found."""
+    try:
+        return _ASKED.decode(config).model
+    except msgspec.DecodeError:
+        return ""
+
+
 async def missing_jobs(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> Missing:
     """What is owed and has no job."""
     assert isinstance(tx, PostgresqlView)
     jobs = [
-        Job(JobKind.RUN, run_id, model=_ASKED.decode(config).model, turn=turn)
+        Job(JobKind.RUN, run_id, model=_model(config), turn=turn)
         for run_id, turn, config in await tx.fetch(TURNS, AT_ONCE)
     ]
     jobs += [
@@ -100,9 +116,11 @@ async def missing_jobs(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> Mi
         for run_id, sequence, since_ms in await tx.fetch(CANCELS, AT_ONCE)
     ]
     # Whether they have a job is for PgQueuer to say: there is one an endpoint at the most.
+    held = {row[0] for row in await tx.fetch(HELD_ENDPOINTS, JobKind.DELIVER)}
     jobs += [
         Job(JobKind.DELIVER, endpoint_id, due_ms=due_ms if due_ms > now_ms else None)
         for endpoint_id, due_ms in await deliveries.due_by_endpoint(tx)
+        if endpoint_id not in held
     ]
     names = await tx.fetch(MODELS, MAX_MODELS)
     return Missing(jobs, frozenset(row[0].removeprefix("run:") for row in names))

@@ -11,7 +11,7 @@ alone: a worker asks for those jobs only that it has a place for.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import contextlib
 import logging
 import random
 from collections import Counter
@@ -27,8 +27,10 @@ from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
-from runbell.service.jobs.engine import Manager, PooledDriver, queries, within
+from runbell.service.jobs.engine import Manager, PooledDriver, queries
+from runbell.service.jobs.held import count_held, forget_earlier
 from runbell.service.jobs.missing import Missing, missing_jobs, prune_log
+from runbell.service.jobs.putting import ANY_MODEL, LATER, SLACK_MS, Put, named, put
 from runbell.storage import deliveries, runs
 from runbell.storage.listening import Listener
 from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
@@ -62,24 +64,7 @@ MAX_DEADLINES = 50
 MAX_UNPLACED = 50
 """Runs of models that nobody has listed, which stand in one line until their place is known."""
 
-SLACK_MS = 20
-"""Deadlines are put so much later: the database's clock is not ours."""
-
-ANY_MODEL = "run:*"
-LATER = "deliver_later"
-"""An endpoint that is owed something later: its job only puts the one that delivers."""
-
 RELEASE = "UPDATE pgqueuer SET dedupe_key = NULL WHERE id = $1"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Put:
-    """A job as PgQueuer takes it."""
-
-    key: str
-    entrypoint: str
-    payload: bytes
-    delay: timedelta
 
 
 class PgQueuerJobs:
@@ -131,37 +116,23 @@ class PgQueuerJobs:
             return
         self._put(tx, self._named(job))
 
-    def _named(self, job: Job) -> _Put:
+    def _named(self, job: Job) -> Put:
         """What the job is called, and what it is the same as."""
-        due_in_ms = 0
-        if job.due_ms is not None:
-            due_in_ms = max(0, job.due_ms - self._clock.now_ms()) + SLACK_MS
-        delay = timedelta(milliseconds=due_in_ms)
-        match job.kind:
-            case JobKind.RUN:
-                known = job.model in self._lanes.models()
-                entrypoint = f"run:{job.model}" if known else ANY_MODEL
-                payload = f"{job.key} {job.model}".encode()
-                return _Put(f"run:{job.key}:{job.turn}", entrypoint, payload, delay)
-            case JobKind.DELIVER if job.due_ms is not None:
-                # One that waits is not in the way of one that is due.
-                return _Put(f"deliver:{job.key}@{job.due_ms}", LATER, job.key.encode(), delay)
-        key = f"{job.kind}:{job.key}:{job.turn}"
-        return _Put(key, job.kind.value, job.key.encode(), delay)
+        return named(job, self._clock.now_ms(), lambda model: model in self._lanes.models())
 
-    def _put(self, tx: Transaction, put: _Put) -> None:
+    def _put(self, tx: Transaction, wanted: Put) -> None:
         """Put a job at the end of the transaction, with others that it brings."""
         assert isinstance(tx, PostgresqlTransaction), "jobs are where the runs are"
-        batch: dict[str, _Put] | None = tx.carried.get(self)
+        batch: dict[str, Put] | None = tx.carried.get(self)
         if batch is None:
             batch = tx.carried[self] = {}
             tx.lasts.append(lambda: self._put_all(tx, batch))
-        batch[put.key] = put
+        batch[wanted.key] = wanted
 
-    async def _put_all(self, tx: PostgresqlTransaction, batch: Mapping[str, _Put]) -> None:
-        for put in await _skipped(tx, batch.values()):
-            if put.entrypoint == JobKind.DELIVER:
-                endpoint_id = put.payload.decode()
+    async def _put_all(self, tx: PostgresqlTransaction, batch: Mapping[str, Put]) -> None:
+        for there in await put(tx, batch.values()):
+            if there.entrypoint == JobKind.DELIVER:
+                endpoint_id = there.payload.decode()
                 tx.after_commit(lambda endpoint_id=endpoint_id: self._owe(endpoint_id))  # type: ignore[misc]
 
     def _owe(self, endpoint_id: str) -> None:
@@ -186,7 +157,7 @@ class PgQueuerJobs:
 
         async def work(tx: Transaction) -> None:
             assert isinstance(tx, PostgresqlTransaction)
-            await _skipped(tx, puts)
+            await put(tx, puts)
 
         if puts:
             await self._store.write(work)
@@ -205,6 +176,9 @@ class PgQueuerJobs:
     @property
     def alive(self) -> bool:
         return bool(self._loops) and not any(loop.done() for loop in self._loops)
+
+    async def held(self, tx: Transaction) -> Mapping[JobKind, int]:
+        return await count_held(tx)
 
     async def stop(self, grace: float) -> None:
         self._stopping = True
@@ -307,6 +281,7 @@ class PgQueuerJobs:
         except Exception as error:
             if job.attempts + 1 >= MAX_FAILURES:
                 logger.exception("%s failed too often and is kept aside", name)
+                await self._forget_earlier(job)
                 raise RuntimeError(
                     f"it failed {MAX_FAILURES} times: {type(error).__name__}"
                 ) from None
@@ -317,6 +292,11 @@ class PgQueuerJobs:
         finally:
             self._busy[place] -= 1
             self._running.discard(task)
+
+    async def _forget_earlier(self, job: PickedJob) -> None:
+        payload = job.payload or b""
+        with contextlib.suppress(StorageUnavailable):
+            await self._store.write(lambda tx: forget_earlier(tx, job.entrypoint, payload, job.id))
 
     async def _tried(self, job: PickedJob) -> None:
         """Do a job; where the database is away it is waited for."""
@@ -404,18 +384,3 @@ class PgQueuerJobs:
         # Models that only another process knows: who has them in line is not left waiting.
         self._found = found.models
         self._driver.wake()
-
-
-async def _skipped(tx: PostgresqlTransaction, puts: Iterable[_Put]) -> list[_Put]:
-    """Put jobs; those that are there already, and were left out."""
-    # In one order everywhere: who puts the same job at this moment is waited for.
-    ordered = sorted(puts, key=lambda put: put.key)
-    ids = await queries(within(tx)).enqueue(
-        [put.entrypoint for put in ordered],
-        [put.payload for put in ordered],
-        [0] * len(ordered),
-        [put.delay for put in ordered],
-        [put.key for put in ordered],
-        on_conflict="skip",
-    )
-    return [put for put, job_id in zip(ordered, ids, strict=True) if job_id is None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -69,7 +70,10 @@ _ERRORS: dict[int, tuple[str, tuple[Header, ...]]] = {
     424: ("Somebody else, who has to be asked for this, gave no answer.", ()),
     429: ("The key's limit of requests is reached.", (RETRY_AFTER, RETRY_AFTER_MS)),
     500: ("Something is broken here; the log knows it by the request's id.", ()),
-    503: ("The database can't be used; nothing was changed.", (RETRY_AFTER,)),
+    503: (
+        "The database can't be used; nothing was changed, if it says nothing else.",
+        (RETRY_AFTER, replace(SHOULD_RETRY, always=False)),
+    ),
 }
 """Error answers by status: what it means, and its headers."""
 

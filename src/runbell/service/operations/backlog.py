@@ -35,6 +35,7 @@ async def look(ctx: Context) -> Backlog | None:
                 JobKind.DELIVER: due(Owed(owed.due, owed.due_since_ms)),
             },
             max(0, now_ms - oldest_ms) / 1000,
+            {str(kind): count for kind, count in (await ctx.jobs.held(tx)).items()},
         )
 
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,12 +15,13 @@ from runbell.runs import Event
 from runbell.service.jobs import Job, JobKind
 from runbell.service.operations import deliveries, refusals, samples
 from runbell.service.operations.context import Context, Posted
+from runbell.service.vault import Vault
 from runbell.service.wire import refusals as wire_refusals
 from runbell.service.wire.webhooks import CreateEndpoint, EndpointFields, UpdateEndpoint
 from runbell.storage import endpoints
 from runbell.storage.endpoints import Endpoint, Subscription
 from runbell.storage.paging import Page
-from runbell.storage.store import Transaction
+from runbell.storage.store import Store, Transaction
 from runbell.webhooks import Secret, check_url, headers_for
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "keys_of",
     "list_page",
     "prepare_update",
+    "reencrypt",
     "retrieve",
     "rotate_secret",
     "test",
@@ -308,6 +311,57 @@ def _refused(error: AddressRefused) -> RequestRefused:
     return wire_refusals.invalid_value("url", str(error))
 
 
+async def reencrypt(store: Store, vault: Vault) -> tuple[int, int]:
+    """Encrypt with the vault's first key what was encrypted with an older one.
+
+    One endpoint a transaction, beside services that serve; done again, it goes on where it was.
+
+    Returns:
+        how many endpoints were changed, and how many there are.
+
+    Raises:
+        CannotDecrypt: something was encrypted with a key that the vault has not.
+    """
+    changed, count, after = 0, 0, ""
+    while ids := await store.scan(partial(endpoints.ids_behind, after=after)):
+        for endpoint_id in ids:
+            changed += await store.write(partial(_reencrypt, vault=vault, endpoint_id=endpoint_id))
+        count, after = count + len(ids), ids[-1]
+    return changed, count
+
+
+async def _reencrypt(tx: Transaction, vault: Vault, endpoint_id: str) -> bool:
+    endpoint = await endpoints.find(tx, endpoint_id)
+    if endpoint is None:
+        return False
+
+    def renewed(sealed: bytes | None, about: str) -> bytes | None:
+        return None if sealed is None else vault.renew(sealed, about)
+
+    # It was not changed by its owner: what was seen of it before counts as it did.
+    same = dataclasses.replace(
+        endpoint,
+        secret=vault.renew(endpoint.secret, endpoint_id),
+        old_secret=renewed(endpoint.old_secret, _of_old(endpoint_id)),
+        headers=renewed(endpoint.headers, _of_headers(endpoint_id)),
+    )
+    if same == endpoint:
+        return False
+    await endpoints.update(tx, same)
+    return True
+
+
+# What each secret is encrypted for.
+
+
+def _of_old(endpoint_id: str) -> str:
+    return f"{endpoint_id} old secrets"
+
+
+def _of_headers(endpoint_id: str) -> str:
+    return f"{endpoint_id} headers"
+
+
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(dict[str, str]).decode
 
@@ -320,7 +374,7 @@ def _old_secrets(ctx: Context, endpoint: Endpoint, now_ms: int) -> tuple[tuple[b
     """The keys that sign beside the newest one, the latest first, and until when each does."""
     if endpoint.old_secret is None or now_ms >= (endpoint.old_secret_until_ms or 0):
         return ()
-    kept = _decode_old(ctx.vault.open(endpoint.old_secret, f"{endpoint.id} old secrets"))
+    kept = _decode_old(ctx.vault.open(endpoint.old_secret, _of_old(endpoint.id)))
     return tuple((key, until_ms) for key, until_ms in kept if now_ms < until_ms)
 
 
@@ -331,15 +385,15 @@ def _overlap(ctx: Context, before: Endpoint, now_ms: int, *, keep_old: bool) -> 
     until_ms = now_ms + OVERLAP_MS
     latest = (ctx.vault.open(before.secret, before.id), until_ms)
     kept = (latest, *_old_secrets(ctx, before, now_ms))[:MOST_OLD_SECRETS]
-    sealed = ctx.vault.seal(_encode_old(kept), f"{before.id} old secrets")
+    sealed = ctx.vault.seal(_encode_old(kept), _of_old(before.id))
     return {"old_secret": sealed, "old_secret_until_ms": until_ms}
 
 
 def _sealed(ctx: Context, headers: Mapping[str, str], endpoint_id: str) -> bytes | None:
-    return ctx.vault.seal(_encode(headers), f"{endpoint_id} headers") if headers else None
+    return ctx.vault.seal(_encode(headers), _of_headers(endpoint_id)) if headers else None
 
 
 def _headers(ctx: Context, endpoint: Endpoint) -> dict[str, str]:
     if endpoint.headers is None:
         return {}
-    return _decode(ctx.vault.open(endpoint.headers, f"{endpoint.id} headers"))
+    return _decode(ctx.vault.open(endpoint.headers, _of_headers(endpoint.id)))
