@@ -44,8 +44,8 @@ MEDIAN, P95 = 2.0, 6.0
 """Seconds that the runs take."""
 
 EVERY = 0.5
-"""Seconds from one run to the next. All waiters share a loop with what measures them: with more runs
-at a time they would wait for each other on a machine that is busy besides."""
+"""Seconds from one run to the next. All waiters share a loop with what measures them: were there
+more runs at a time, they would wait for each other on a machine that is busy besides."""
 
 CALLS, DELAY = 0.05, 0.15
 """By how much a prediction may be wrong."""
@@ -120,6 +120,8 @@ class Machine:
 
     Attributes:
         latency: from a request until its answer is handled, and by how much a pause is overslept.
+            What the waiter takes to handle it is in it: that is found out with a run that has
+            ended, where there is nothing to wait for.
         visible: from the end of a run, by its stamp, until a request finds it; which waits for the
             service's disk.
     """
@@ -194,9 +196,14 @@ async def compare(
     }
     alone = {name: {**options, "providers": [Alone()]} for name, options in policies.items()}
     with ServedProcess("--log-level", "error") as service:
-        async with AsyncOpenAI(base_url=service.base_url, api_key=service.api_key) as client:
+        async with (
+            AsyncOpenAI(base_url=service.base_url, api_key=service.api_key) as client,
+            AsyncExitStack() as stack,
+        ):
             known.latency = await _request(client)  # as the waiter has it that measures
-            probe = _Probe(client)
+            plain = runbell.AsyncWaiter(client, providers=[Alone()], policy=Fixed(1.0), hold=False)
+            probe = _Probe(client, await stack.enter_async_context(plain))
+            await probe.begin()
             async with asyncio.TaskGroup() as tasks:
                 probing = tasks.create_task(probe.go_on())
                 found = await measure(client, seconds, {**alone, DEFAULT: {}}, every, probe.hold)
@@ -240,12 +247,23 @@ async def _started(client: AsyncOpenAI, seconds: float) -> Any:
 class _Probe:
     """Measures the machine while it is at work, without a waiter: plain requests and pauses."""
 
-    def __init__(self, client: AsyncOpenAI) -> None:
-        self._client = client
+    def __init__(self, client: AsyncOpenAI, waiter: runbell.AsyncWaiter) -> None:
+        self._client, self._waiter = client, waiter
+        self._waited: list[float] = []
         self._took: list[float] = []
         self._overslept: list[float] = []
         self._known: dict[str, float] = {}
         self._run: Any = None
+
+    async def begin(self) -> None:
+        """Have a run that has ended, and look once: first times take longer."""
+        self._run = await _started(self._client, 0.0)
+        await self.hold(self._run)
+        await self._once()
+        self._took.clear()
+        self._waited.clear()
+        self._known.clear()
+        await self._once()
 
     async def go_on(self) -> None:
         """Until it is cancelled. It begins at its times, however slow the machine is: who waits
@@ -260,11 +278,12 @@ class _Probe:
         began = time.perf_counter()
         await asyncio.sleep(PROBED_EVERY)
         self._overslept.append(time.perf_counter() - began - PROBED_EVERY)
-        run = self._run or await _started(self._client, 0.0)
-        self._run = run
         began = time.perf_counter()
-        await runs.retrieve(run.id, thread_id=run.thread_id)
+        await runs.retrieve(self._run.id, thread_id=self._run.thread_id)
         self._took.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        await self._waiter.wait(self._run)
+        self._waited.append(time.perf_counter() - began)
 
     async def hold(self, run: Any) -> None:
         """Hold a request for a run until it ends, as the waiters do that hold theirs."""
@@ -276,13 +295,14 @@ class _Probe:
 
     async def machine(self) -> Machine:
         """What was found, in the mean."""
-        if not self._took:
-            await self._once()
         ends = [(run_id, ended) async for run_id, ended in _ends(self._client)]
         late = [self._known[run_id] - ended for run_id, ended in ends if run_id in self._known]
-        latency = fmean(self._took) + fmean(self._overslept)
-        # An answer that is due at once takes half the latency, and what the service takes.
-        return Machine(latency, max(fmean(late) - latency / 2, 0.0))
+        request = fmean(self._took) + fmean(self._overslept)
+        own = max(fmean(self._waited) - fmean(self._took), 0.0)
+        # An answer that is due at once takes half a request, and what the service takes; a waiter
+        # knows of it when it has handled it.
+        visible = max(fmean(late) - request / 2, 0.0)
+        return Machine(request + own, visible + own / 2)
 
 
 async def measure(

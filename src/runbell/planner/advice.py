@@ -286,8 +286,8 @@ class _Adviser:
                 f"of an end {row.delay:.2g} s late in the mean"
             )
         return (
-            f"Take {name}: for these runs it is no later than {NAMES[FORESIGHT]}, with no more "
-            f"calls and at no more cost; it {quota}{costs}, {endpoint}, and {late}"
+            f"Take {name}: for these runs it is no later than what else costs as little, and takes "
+            f"no more calls; it {quota}{costs}, {endpoint}, and {late}"
         )
 
     def _against_polling(self) -> str:
