@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from bench import hearing, memory, receiving, runs, waiting, waits, webhooks
+from bench import hearing, memory, postgresql, receiving, runs, waiting, waits, webhooks
 from bench.figures import Figure, machine
 from bench.server import served
 
@@ -24,14 +24,18 @@ BUSY_LOAD = 0.5
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description="Measure the served process.")
     parser.add_argument("--quick", action="store_true", help="small numbers, in a minute or two")
-    quick = parser.parse_args().quick
+    parser.add_argument(
+        "--only", choices=("postgresql",), help="this part alone; without it, everything"
+    )
+    asked = parser.parse_args()
+    quick: bool = asked.quick
 
     # Ended from outside, as on Ctrl-C, it still ends the service.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     before = machine()
     figures = []
-    for figure in _measure(quick):
+    for figure in _postgresql(quick) if asked.only else _measure(quick):
         figures.append(figure)
         print(figure.line(), file=sys.stderr)
     after = machine()["load_average"]
@@ -69,6 +73,17 @@ def _measure(quick: bool) -> Iterator[Figure]:
         quickly
         if quick
         else webhooks.Sizes(timed=2_000, burst=100, waiting=100_000, watched=10, rounds=4)
+    )
+    yield from _postgresql(quick)
+
+
+def _postgresql(quick: bool) -> Iterator[Figure]:
+    yield from postgresql.measure(
+        postgresql.Sizes(runs=300, idle=60, changes=60, deferred=100_000, watched=35.0, rounds=1)
+        if quick
+        else postgresql.Sizes(
+            runs=2_000, idle=300, changes=500, deferred=100_000, watched=90.0, rounds=3
+        )
     )
 
 

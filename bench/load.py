@@ -339,12 +339,25 @@ async def _begun(held: Sequence[Held]) -> None:
         await asyncio.wait({each.task, each.begun}, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def wake(client: Client, paths: Sequence[str], pause: float) -> Any:
+async def wake(
+    client: Client, paths: Sequence[str], pause: float, elsewhere: Sequence[str] = ()
+) -> Any:
     """Cancel queued runs, one after the other, each with a wait for it and one feed for all.
+
+    Args:
+        elsewhere: URL and key of another process, to which the cancels are sent.
 
     For each: when the cancel was sent, and when the first bytes came of the wait's answer and of
     the event; in nanoseconds of the system's monotonic clock.
     """
+    if elsewhere:
+        base_url, key = elsewhere
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
+            return await _wake(client, Client(session, base_url), paths, pause)
+    return await _wake(client, client, paths, pause)
+
+
+async def _wake(client: Client, other: Client, paths: Sequence[str], pause: float) -> Any:
     stamps = []
     feed = await client.raw("/events", "Accept: text/event-stream")
     await feed.received(b": open")
@@ -353,7 +366,7 @@ async def wake(client: Client, paths: Sequence[str], pause: float) -> Any:
         await asyncio.sleep(pause)
         feed.forget()
         sent = time.monotonic_ns()
-        await client.post(f"{path}/cancel", None)
+        await other.post(f"{path}/cancel", None)
         key = path.rpartition("/")[2].encode()
         stamps.append((sent, await wait.received(b'"cancelled"'), await feed.received(key)))
         wait.close()

@@ -1,8 +1,8 @@
 """`stamped.py FILE COMMAND …`: `runbell COMMAND …`, which writes down when it has committed.
 
 FILE gets a line for each group of changes: nanoseconds of the system's monotonic clock, which is
-the same for every process, at the moment when SQLite's COMMIT has returned. Nobody in the process
-knows of the change before that.
+the same for every process, at the moment when the database's COMMIT has returned. Nobody in the
+process knows of the change before that.
 """
 
 from __future__ import annotations

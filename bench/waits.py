@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.figures import Figure, percentile, within
 from bench.server import Server, served
 
-__all__ = ["Sizes", "measure"]
+__all__ = ["Sizes", "measure", "since_commit"]
 
 CLIENTS = 16
 THREADS = 50
@@ -104,7 +104,7 @@ def _wake(server: Server, stamps: Path, changes: int) -> Iterator[Figure]:
     seen = server.load("wake", paths=paths[20:], pause=PAUSE_SECONDS)
     commits = [int(line) for line in stamps.read_text().split()]
     for name, column in (("wait", 1), ("feed", 2)):
-        delays = [_since_commit(commits, each[0], each[column]) for each in seen]
+        delays = [since_commit(commits, each[0], each[column]) for each in seen]
         yield within(
             f"wake_{name}_p99_ms",
             percentile(delays, 99),
@@ -121,7 +121,7 @@ def _wake(server: Server, stamps: Path, changes: int) -> Iterator[Figure]:
         )
 
 
-def _since_commit(commits: Sequence[int], sent_ns: int, received_ns: int) -> float:
+def since_commit(commits: Sequence[int], sent_ns: int, received_ns: int) -> float:
     """Milliseconds from the one commit behind the sending."""
     first = bisect_right(commits, sent_ns)
     if first == len(commits) or commits[first] > received_ns:

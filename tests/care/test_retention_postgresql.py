@@ -97,17 +97,18 @@ def test_the_log_of_the_jobs_is_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fill(tx: Transaction) -> None:
         assert isinstance(tx, PostgresqlTransaction)
         await tx.fetch(
-            "INSERT INTO pgqueuer_log (job_id, status, entrypoint, priority, created) "
-            "SELECT number, 'successful', 'run:echo', 0, now() - interval '11 minutes' "
+            "INSERT INTO pgqueuer_log (job_id, status, entrypoint, priority, created, traceback) "
+            "SELECT number, 'queued', 'run:echo', 0, now() - interval '11 minutes', '{}' "
             "FROM generate_series(1, 70) AS numbers (number)"
         )
         await tx.fetch(
             "WITH held AS (INSERT INTO pgqueuer (priority, status, entrypoint) "
             "VALUES (0, 'failed', 'expire') RETURNING id) "
-            "INSERT INTO pgqueuer_log (job_id, status, entrypoint, priority, created) "
-            "SELECT id, 'failed'::pgqueuer_status, 'expire', 0, now() - interval '1 day' FROM held "
-            "UNION ALL SELECT 5, 'failed', 'expire', 0, now() - interval '1 day' "
-            "UNION ALL SELECT 6, 'successful', 'expire', 0, now() - interval '9 minutes'"
+            "INSERT INTO pgqueuer_log (job_id, status, entrypoint, priority, created, traceback) "
+            "SELECT id, 'failed'::pgqueuer_status, 'expire', 0, now() - interval '1 day', "
+            "'{}'::jsonb FROM held "
+            "UNION ALL SELECT 5, 'failed', 'expire', 0, now() - interval '1 day', '{}' "
+            "UNION ALL SELECT 6, 'queued', 'expire', 0, now() - interval '9 minutes', '{}'"
         )
 
     async def story() -> None:
@@ -116,7 +117,7 @@ def test_the_log_of_the_jobs_is_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
             again = [await store.write(prune_log) for _ in range(4)]
             assert again == [True, True, True, False]
             left = await store.fetch("SELECT job_id = 6, status::text FROM pgqueuer_log ORDER BY 1")
-            assert [tuple(row) for row in left] == [(False, "failed"), (True, "successful")]
+            assert [tuple(row) for row in left] == [(False, "failed"), (True, "queued")]
 
     asyncio.run(story())
 

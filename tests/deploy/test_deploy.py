@@ -82,10 +82,12 @@ def test_there_are_two_of_each() -> None:
     assert sorted(commands) == [["migrate"], ["serve"], ["serve"], ["worker"], ["worker"]]
 
 
-def test_only_services_are_asked_for_their_health() -> None:
-    """The image's health check asks the port that `serve` alone has."""
+def test_whatever_stays_is_asked_for_its_health() -> None:
+    """The image's health check asks the port that `serve` has by itself, and workers as theirs."""
     for service in OURS.values():
-        assert (service["command"] == ["serve"]) != ("healthcheck" in service)
+        assert (service["command"] == ["migrate"]) == ("healthcheck" in service)
+        if service["command"] == ["worker"]:
+            assert service["environment"]["RUNBELL_METRICS_PORT"] == Settings().port
 
 
 def test_no_secret_has_a_value_of_its_own() -> None:
@@ -132,7 +134,9 @@ def test_everything_speaks_to_the_port_that_is_listened_on() -> None:
     servers = dict(re.findall(r"^ +server (\S+) (\S+)$", balancer, re.MULTILINE))
     serving = [name for name, each in OURS.items() if each["command"] == ["serve"]]
     assert servers == {name: f"{name}:{PORT}" for name in serving}
-    assert SCRAPED["static_configs"] == [{"targets": list(servers.values())}]
+    working = [name for name, each in OURS.items() if each["command"] == ["worker"]]
+    scraped = [f"{name}:{PORT}" for name in (*serving, *working)]
+    assert SCRAPED["static_configs"] == [{"targets": scraped}]
     assert "metrics_path" not in SCRAPED, "/metrics is what Prometheus asks for by itself"
     assert f"EXPOSE {PORT}\n" in (DEPLOY / "Dockerfile").read_text()
     assert COMPOSE["services"]["balancer"]["ports"] == [f"127.0.0.1:{PORT}:{PORT}"]

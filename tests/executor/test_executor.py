@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runbell.runs import Usage
+from runbell.runs import RunStatus, Usage
 from runbell.service import draft as draft_module
 from runbell.service.backends import Finished, TextDelta, ToolCallDelta
 from runbell.service.draft import Draft
@@ -434,6 +435,27 @@ async def test_a_worker_that_was_believed_lost_changes_nothing(service: Embedded
     service.backend.turn.say("the living")
     await service.settle()
     assert await said(service, run) == ["the living"]
+
+
+@on_a_service()
+async def test_news_from_before_its_claim_stops_no_call(service: EmbeddedService) -> None:
+    """What another process tells of a run may come when this one has begun to execute it."""
+    run = await executing(service)
+    now = await service.find(run)
+    service.ctx.changes.publish(replace(now, status=RunStatus.QUEUED, attempt=now.attempt - 1))
+    await service.settle()
+    service.backend.turn.say("Hi")
+    await service.settle()
+    assert await said(service, run) == ["Hi"]
+
+
+@on_a_service()
+async def test_news_of_a_later_claim_stops_the_call(service: EmbeddedService) -> None:
+    run = await executing(service)
+    now = await service.find(run)
+    service.ctx.changes.publish(replace(now, attempt=now.attempt + 1))
+    await service.settle()
+    assert service.backend.turns[-1].stopped
 
 
 @on_a_service()

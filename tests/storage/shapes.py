@@ -30,7 +30,7 @@ AND tablename {_OURS} AND tablename {_NEITHER}
 """
 KEYS = f"""
 SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
-WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
+WHERE connamespace = 'public'::regnamespace AND contype NOT IN ('n', 'f')
 AND conrelid::regclass::text {_OURS} AND conrelid::regclass::text {_NEITHER}
 """
 

@@ -12,7 +12,7 @@ import asyncpg
 
 from runbell.storage import events, projects
 from runbell.storage.migrate_postgresql import upgrade_postgresql
-from runbell.storage.postgresql import PostgresqlStore
+from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
 from runbell.storage.records import Project
 from runbell.storage.store import Transaction
 from runbell.testing.postgresql import database, emptied
@@ -48,7 +48,9 @@ class Writer:
         self._run_id = run_id
 
     async def _work(self, tx: Transaction) -> None:
+        assert isinstance(tx, PostgresqlTransaction)
         await events.append(tx, event(1, self._run_id, "p"))
+        await tx.flush()
         self._appended.set()
         await self._go_on.wait()
 

@@ -92,13 +92,17 @@ def migrate(database: Database = None) -> None:
     typer.echo(f"{location(settings.database)} has schema {HEAD}")
 
 
-OF_REQUESTS = frozenset({"host", "port", "rpm", "max_body", "body_timeout", "retain_days"})
+OF_REQUESTS = frozenset({"port", "rpm", "max_body", "body_timeout", "retain_days"})
 """Settings that say nothing to a worker."""
+
+OF_WORKERS = frozenset({"metrics_port"})
+"""Settings that say nothing to who takes requests: its port has these pages too."""
 
 
 def _options(*, requests: bool) -> Iterator[inspect.Parameter]:
+    foreign = OF_WORKERS if requests else OF_REQUESTS
     for item in dataclasses.fields(Settings):
-        if not item.metadata["option"] or (not requests and item.name in OF_REQUESTS):
+        if not item.metadata["option"] or item.name in foreign:
             continue
         yield _option(item)
         if item.name == "upstream":
@@ -127,7 +131,7 @@ def _option(item: dataclasses.Field[Any]) -> inspect.Parameter:
     if item.type == "bool":
         switch = typer.Option(help=f"{item.metadata['help']} {variable}", show_default=False)
         return _parameter(item.name, bool, switch)
-    number = item.type in ("int", "float")
+    number = str(item.type).removesuffix(" | None") in ("int", "float")
     metavar = "NUMBER" if number else item.name.rpartition("_")[2].upper()
     option = typer.Option(
         help=f"{item.metadata['help']} {variable}", metavar=metavar, show_default=False

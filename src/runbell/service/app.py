@@ -82,9 +82,17 @@ class App:
 
     Args:
         shared: counts requests where other processes do so too.
+        api: answer the API's requests; a worker answers those of its probes and metrics alone.
     """
 
-    def __init__(self, ctx: Context, access: Access, shared: SharedLimits | None = None) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        access: Access,
+        shared: SharedLimits | None = None,
+        *,
+        api: bool = True,
+    ) -> None:
         self._ctx = ctx
         self._access = access
         self._shared = shared
@@ -92,7 +100,8 @@ class App:
         self._stopping = False
         self._probe_again = float("-inf")
         self._writable = False
-        self._paths = _Paths(ROUTES)
+        self._paths = _Paths(ROUTES if api else ())
+        self._pages = _PAGES if api else logs.PROBES
 
     def stop(self) -> None:
         """From now on the service says that it is not ready; whoever waits is sent away."""
@@ -169,7 +178,7 @@ class App:
         path: str = scope["path"]
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         exchange: logs.Exchange = scope["runbell"]
-        if path in _PAGES:
+        if path in self._pages:
             exchange.route = path
             return await self._page(method, path, scope)
         found = self._paths.find(path)

@@ -191,7 +191,9 @@ class Executor:
         if hold is None:
             return
         ending = run.status.is_terminal or run.status is RunStatus.CANCELLING
-        if ending or (hold.attempt is not None and run.attempt != hold.attempt):
+        # What other processes tell comes late, and so may a read that began before the claim: that
+        # the run had fewer attempts once says nothing.
+        if ending or (hold.attempt is not None and run.attempt > hold.attempt):
             hold.stop()
 
 

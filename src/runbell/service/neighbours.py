@@ -40,10 +40,17 @@ FIRST_SECONDS, LAST_SECONDS = 0.002, 0.1
 MOST_UNTOLD = 10_000
 """Changes that wait to be told, while the database is away."""
 
+TOGETHER_SECONDS = 0.008
+"""From one message to the next, under load: what happens meanwhile is told together."""
+
 AGAIN_SECONDS = 0.2
 """From one try to tell them to the next."""
 
-TELL = "SELECT pg_notify($1, message) FROM unnest($2::text[]) AS messages (message)"
+TELL = """
+SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, message)
+FROM unnest($2::text[]) AS messages (message)
+"""
+"""Nothing is stored by it: so nobody, in all of the database, waits for the disk behind it."""
 HORIZON = """
 SELECT pg_snapshot_xmin(moment)::text::bigint, pg_snapshot_xmax(moment)::text::bigint
 FROM pg_current_snapshot() AS moment
@@ -125,10 +132,12 @@ class SharedChanges(Changes):
             except StorageUnavailable:
                 # Whoever has lost the database too looks again by itself.
                 await asyncio.sleep(AGAIN_SECONDS)
+            else:
+                await asyncio.sleep(TOGETHER_SECONDS)
 
     async def _tell(self) -> None:
         """Tell what there is to tell."""
-        while self._untold.runs or self._untold.wakes:
+        if self._untold.runs or self._untold.wakes:
             untold, self._untold = self._untold, _Message(self.sender)
             wakes = list(dict.fromkeys(untold.wakes))
             self._news.clear()
@@ -178,6 +187,7 @@ class Neighbours:
         self._feeds = feeds
         self._missed = missed
         self._callbacks: list[Callable[[ToldRun], None]] = []
+        self._working: list[Callable[[], None]] = []
         self._fresh: set[str] = set()
         self._behind: dict[str, int] = {}
         self._settling: asyncio.Task[None] | None = None
@@ -189,6 +199,10 @@ class Neighbours:
         """Have `callback` called with each run that has changed in another process."""
         self._callbacks.append(callback)
 
+    def on_work(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when another process may have put jobs that are due."""
+        self._working.append(callback)
+
     def _hear(self, payload: str) -> None:
         message = _decode(payload)
         if message.sender != self._changes.sender:
@@ -198,6 +212,9 @@ class Neighbours:
                     callback(run)
             for key in message.wakes:
                 self._changes.wake(key)
+            if message.wakes or any(run.status is RunStatus.QUEUED for run in message.runs):
+                for work in self._working:
+                    work()
         for project in {run.project_id for run in message.runs}:
             if self._feeds.followed(project):
                 self._settle(project)

@@ -45,11 +45,12 @@ class PostgresqlDatabase(Database):
         self._listener = listener
         self._neighbours: Neighbours | None = None
         self._retelling: Retelling | None = None
+        self._jobs: PgQueuerJobs | None = None
         self.shared_changes = self.changes = SharedChanges(store)
         self.shared_clock = self.clock = SharedClock(store)
 
     def jobs(self, clock: Clock, lanes: Lanes, settings: Settings) -> Jobs:
-        return PgQueuerJobs(
+        self._jobs = PgQueuerJobs(
             self._own,
             self._listener,
             clock,
@@ -57,6 +58,7 @@ class PostgresqlDatabase(Database):
             concurrency=settings.max_concurrent_runs,
             cancel_grace=settings.cancel_grace,
         )
+        return self._jobs
 
     def limits(self, rpm: int) -> SharedLimits:
         return SharedLimits(self._own, rpm)
@@ -65,6 +67,8 @@ class PostgresqlDatabase(Database):
         neighbours = self._neighbours = Neighbours(
             self._own, self._listener, ctx.clock, self.shared_changes, ctx.feeds, missed
         )
+        if self._jobs is not None:
+            neighbours.on_work(self._jobs.look)
         self._retelling = Retelling(ctx, neighbours)
         self.shared_changes.start()
         self.shared_clock.start()

@@ -18,7 +18,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,12 @@ def handlers(executor: Executor, deliverer: Deliverer) -> dict[JobKind, Handler]
 
 
 async def _work(settings: Settings, say: Callable[[str], None]) -> None:
-    async with open_database(settings) as database:
+    async with contextlib.AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(settings))
+        listener = None
+        if settings.metrics_port is not None:
+            listener, _ = _bind(settings.host, settings.metrics_port, "--metrics-port")
+            stack.enter_context(contextlib.closing(listener))
         vault = await _vault(settings, database)
         ctx, executor, deliverer = build(settings, database, database.clock, vault)
         _spare_the_collector()
@@ -183,11 +188,32 @@ async def _work(settings: Settings, say: Callable[[str], None]) -> None:
         ctx.jobs.start(handlers(executor, deliverer))
         stop = asyncio.Event()
         with _signals(stop), _background(ctx.metrics.watch_loop()):
-            say(f"runbell: working for {database.name}")
-            await stop.wait()
-            ctx.changes.close()
-            await ctx.jobs.stop(settings.shutdown_grace)
+            async with _probed(ctx, listener) as app:
+                say(f"runbell: working for {database.name}")
+                if listener is not None:
+                    say(f"runbell: metrics are on {_root(listener)}/metrics")
+                await stop.wait()
+                app.stop()
+                await ctx.jobs.stop(settings.shutdown_grace)
             await _let_go(ctx, executor, deliverer)
+
+
+@contextlib.asynccontextmanager
+async def _probed(ctx: Context, listener: socket.socket | None) -> AsyncIterator[App]:
+    """A worker's pages, where it listens: until its last job has ended they say how it is."""
+    project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
+    app = App(ctx, Access(ctx.store, ctx.settings.api_key, project.id), api=False)
+    if listener is None:
+        yield app
+        return
+    server = _Server(_uvicorn(app, grace=1))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await server.listening(serving)
+        yield app
+    finally:
+        server.should_exit = True
+        await serving
 
 
 async def _let_go(ctx: Context, executor: Executor, deliverer: Deliverer) -> None:
@@ -217,24 +243,11 @@ async def _serve_from(
     vault = await _vault(settings, database)
     ctx, executor, deliverer = build(settings, database, database.clock, vault)
     project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
-    url = _url(listener)
+    url = f"{_root(listener)}/v1"
     about_keys = await _about_keys(ctx, database, url, loopback=loopback)
     access = Access(ctx.store, settings.api_key, project.id)
     app = App(ctx, access, database.limits(settings.rpm))
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=Connection,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
-        )
-    )
+    server = _Server(_uvicorn(app, grace=max(1, round(settings.shutdown_grace))))
     await ctx.hints.learn(ctx.store)
     _spare_the_collector()
     ctx.backends.start()
@@ -275,6 +288,21 @@ async def _going_on(ctx: Context, name: str, *statuses: RunStatus) -> str:
         return f"some {name}s"
     count = sum(found.runs[status] for status in statuses)
     return f"1 {name}" if count == 1 else f"{count or 'no'} {name}s"
+
+
+def _uvicorn(app: App, *, grace: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=grace,
+    )
 
 
 class _Server(uvicorn.Server):
@@ -353,7 +381,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _bind(host: str, port: int) -> tuple[socket.socket, bool]:
+def _bind(host: str, port: int, option: str = "--port") -> tuple[socket.socket, bool]:
     """A socket that is bound, not listening yet; and whether only this machine can reach it."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -372,7 +400,7 @@ def _bind(host: str, port: int) -> tuple[socket.socket, bool]:
         if error.errno == errno.EADDRINUSE:
             raise ConfigurationError(
                 f"port {port} on {host} is in use by another process: stop that one, or choose "
-                "another port with --port (0 takes a free one)"
+                f"another port with {option} (0 takes a free one)"
             ) from error
         raise ConfigurationError(
             f"cannot listen on {host} port {port}: {error.strerror}"
@@ -380,12 +408,12 @@ def _bind(host: str, port: int) -> tuple[socket.socket, bool]:
     return listener, ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
 
 
-def _url(listener: socket.socket) -> str:
+def _root(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
         # All addresses of the machine: no client could use that one.
         host = "::1" if ":" in host else "127.0.0.1"
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _spare_the_collector() -> None:

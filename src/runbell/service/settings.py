@@ -49,6 +49,12 @@ class Settings:
         "Address to listen on; one that is not loopback needs a key that you made yourself.",
     )
     port: int = _setting(8100, "Port to listen on; 0 takes a free one.", low=0)
+    metrics_port: int | None = _setting(
+        None,
+        "Port of a worker, for /healthz, /readyz and /metrics alone; 0 takes a free one. By "
+        "default a worker listens nowhere.",
+        low=0,
+    )
     database: str = _setting(
         "sqlite:///runbell.db",
         "Where everything is kept: sqlite:///FILE, or sqlite:////FILE from the root; "
@@ -173,8 +179,9 @@ class Settings:
             raise InvalidSetting(
                 "RUNBELL_API_KEY holds spaces or characters that a header cannot carry"
             )
-        if settings.port > 65_535:
-            raise _wrong("port", settings.port, "the largest value is 65535")
+        for name in ("port", "metrics_port"):
+            if (getattr(settings, name) or 0) > 65_535:
+                raise _wrong(name, getattr(settings, name), "the largest value is 65535")
         _check_database(settings.database)
         settings.retry_delays  # noqa: B018 - raises where it can't be read
         return settings
@@ -262,7 +269,7 @@ def sqlite_path(url: str) -> Path:
 def _checked(item: dataclasses.Field[Any], value: Any) -> Any:
     if item.type == "bool":
         return _switch(item.name, value)
-    kind = {"int": int, "float": float}.get(str(item.type))
+    kind = {"int": int, "float": float}.get(str(item.type).removesuffix(" | None"))
     if kind is None:
         return str(value)
     return number(item.name, value, kind, item.metadata["low"], _place(item.name))

@@ -11,7 +11,7 @@ from runbell.storage.records import Assistant, AssistantConfig
 from runbell.storage.statements import Statement, insert_row, select_row, update_row
 from runbell.storage.store import Row, Transaction
 
-__all__ = ["get", "insert", "page", "remove", "update"]
+__all__ = ["decoded", "get", "insert", "page", "remove", "update"]
 
 _a = schema.assistants.c
 _own = (_a.project_id == bindparam("project"), _a.id == bindparam("key"))
@@ -61,7 +61,7 @@ async def get(
     """
     statement = GET_TO_CHANGE if to_change else GET
     row = await tx.fetch_one(statement, {"project": project, "key": assistant_id})
-    return _assistant(row) if row is not None else None
+    return decoded(row) if row is not None else None
 
 
 async def update(tx: Transaction, assistant: Assistant) -> None:
@@ -84,9 +84,10 @@ async def remove(tx: Transaction, project: str, assistant_id: str) -> bool:
 async def page(tx: Transaction, project: str, page: Page) -> tuple[list[Assistant], bool]:
     """A page of the project's assistants, and whether there are more."""
     rows, more = await PAGES.fetch(tx, page, {"project": project})
-    return [_assistant(row) for row in rows], more
+    return [decoded(row) for row in rows], more
 
 
-def _assistant(row: Row) -> Assistant:
+def decoded(row: Row) -> Assistant:
+    """What `GET` has found."""
     project_id, assistant_id, created_at_ms, config = row
     return Assistant(project_id, assistant_id, created_at_ms, _config.decode(config))

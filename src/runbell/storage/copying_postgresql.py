@@ -12,7 +12,7 @@ from runbell.errors import ConfigurationError
 from runbell.storage import schema
 from runbell.storage.copying import TABLES
 from runbell.storage.migrate_postgresql import stay_ahead
-from runbell.storage.postgresql import CURSOR_ROWS, storable
+from runbell.storage.postgresql_work import CURSOR_ROWS, storable
 
 if TYPE_CHECKING:
     from runbell.storage.copying import Values

@@ -376,7 +376,7 @@ class Undelivered:
 
 async def owe(tx: Transaction, endpoint_id: str, event: Event) -> None:
     """Owe an event to an endpoint. Raises Conflict where it is owed already."""
-    await tx.execute(
+    await tx.later(
         INSERT,
         {
             "endpoint_id": endpoint_id,

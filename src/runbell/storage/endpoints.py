@@ -74,6 +74,7 @@ LISTENING = Statement(
         text(f"({schema.LISTENING})"),
         or_(text("enabled"), _w.owed_until_ms > bindparam("now_ms")),
     ),
+    apart=True,
 )
 UPDATE = Statement(
     "webhook_endpoints.update",

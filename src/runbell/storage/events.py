@@ -86,7 +86,7 @@ async def position(tx: Transaction, project: str, event_id: str) -> int:
 
 async def append(tx: Transaction, event: Event) -> None:
     """Add an event. Raises Conflict where its run has an event of this number."""
-    await tx.execute(
+    await tx.later(
         INSERT,
         {
             "project_id": event.project_id,

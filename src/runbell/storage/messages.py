@@ -57,7 +57,7 @@ _metadata = JsonColumn(dict[str, str])
 
 async def insert(tx: Transaction, message: Message) -> None:
     """Add a message at the end of its thread."""
-    await tx.execute(
+    await tx.later(
         INSERT,
         {
             "project_id": message.project_id,

@@ -56,6 +56,14 @@ ALTER TABLE events ALTER COLUMN position SET DEFAULT runbell_feed_position();
 transactions grow; but a database that was restored elsewhere begins with low ones again, which is
 what the offset is for."""
 
+_REFERENCES = """
+SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname)
+FROM pg_constraint WHERE contype = 'f' AND connamespace = current_schema()::regnamespace
+AND confrelid = to_regclass('projects')
+"""
+"""Projects are never removed, so nothing is kept together by these; but each row that is added
+would lock its project's one row, beside all others who do so at this moment."""
+
 _LIMITS = """
 CREATE UNLOGGED TABLE IF NOT EXISTS runbell_limits (
     key_id TEXT PRIMARY KEY,
@@ -105,6 +113,8 @@ async def upgrade_postgresql(connection: asyncpg.Connection) -> None:
             await connection.execute(_OFFSET.format(offset=0))
             await connection.execute(_FUNCTIONS)
         await connection.execute(_LIMITS)
+        for (drop,) in await connection.fetch(_REFERENCES):
+            await connection.execute(drop)
         for table, options in _VACUUM.items():
             await tend(connection, table, options)
         await stay_ahead(connection)

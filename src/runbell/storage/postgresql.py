@@ -10,14 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import asyncpg
 
 from runbell import faults
-from runbell.errors import Conflict, OutcomeUnknown, StorageUnavailable
-from runbell.storage.statements import PostgresqlText, Statement
+from runbell.errors import OutcomeUnknown, StorageUnavailable
+from runbell.storage.connections import Connections
+from runbell.storage.postgresql_work import (
+    Connection,
+    PostgresqlTransaction,
+    PostgresqlView,
+    storable,
+)
 from runbell.storage.store import Row, Work
 
 __all__ = [
@@ -32,8 +38,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Connection = Any
-"""A connection of asyncpg, or its pool's proxy for one: they have no common type."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +53,14 @@ MAX_WAITING = 10_000
 TRIES = 5
 """How often a unit is executed that the database itself has ended in favour of another."""
 
+STATEMENTS = 1_000
+"""Statements that a connection keeps prepared: more than there are."""
 AGAIN_SECONDS = 0.05
 """From one question about a commit to the next, while it can't be answered."""
 
 OUTCOME = "SELECT pg_xact_status($1::text::xid8)"
 """`committed`, `aborted`, `in progress`. A server that has taken over from another answers for
 itself: of what it was not sent in time it does not know, and may use the number again."""
-
-CURSOR_ROWS = 20
-"""Rows that are asked for at once, where it is their size that bounds them too."""
 
 SESSION = {
     "application_name": "runbell",
@@ -67,6 +70,11 @@ SESSION = {
     "idle_in_transaction_session_timeout": "10s",
 }
 
+ENGINES = 2
+"""Further connections, for engines that bring their own statements."""
+
+PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan"}
+"""What engines ask is long, and planned anew it would cost ten times as much as to execute it."""
 OTHERS = f"""
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -102,9 +110,11 @@ class PostgresqlStore:
         on_commit: is told of each unit that was committed: 1, and in how many seconds.
     """
 
-    def __init__(self, pool: asyncpg.Pool, connections: int) -> None:
+    def __init__(self, shared: Connections, engines: Connections, connections: int) -> None:
         self.on_commit: Callable[[int, float], None] = _unobserved
-        self._pool = pool
+        self._connections = shared
+        # Of their own, so that nobody who tells or asks for work stands behind units that wait.
+        self._engines = engines
         # Lists never take the connections that everybody else needs.
         self._scanning = asyncio.Semaphore(max(1, connections // 2))
         self._closed = False
@@ -120,21 +130,12 @@ class PostgresqlStore:
         Raises:
             StorageUnavailable: it can't be reached.
         """
-        with unavailable():
-            pool = await asyncpg.create_pool(
-                url,
-                # Otherwise the pool itself would try to have one, and complain.
-                min_size=0,
-                max_size=connections,
-                reset=_nothing_to_reset,
-                # Whoever holds a row for so long is no unit of ours.
-                server_settings={**SESSION, "lock_timeout": f"{WAIT_SECONDS * 1000:.0f}ms"},
-                statement_cache_size=1_000,
-                max_queries=1_000_000,
-                timeout=WAIT_SECONDS,
-            )
-            async with pool.acquire(timeout=WAIT_SECONDS):
-                return cls(pool, connections)
+        held = {"lock_timeout": f"{WAIT_SECONDS * 1000:.0f}ms"}
+        # Whoever holds a row for so long is no unit of ours.
+        shared = Connections(lambda: connect(url, **held), connections, WAIT_SECONDS)
+        engines = Connections(lambda: connect(url, **held, **PLANNED_ONCE), ENGINES, WAIT_SECONDS)
+        async with shared.one():
+            return cls(shared, engines, connections)
 
     @property
     def is_closed(self) -> bool:
@@ -163,17 +164,15 @@ class PostgresqlStore:
     async def fetch(self, text: str, *args: Any) -> list[Row]:
         """Execute a statement in a transaction of its own: for engines that bring their own."""
         with self._asking(), unavailable():
-            async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
+            async with self._engines.one() as connection:
                 return cast(list[Row], await connection.fetch(text, *args))
 
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
             await self._idle.wait()
-            try:
-                await asyncio.wait_for(self._pool.close(), WAIT_SECONDS)
-            except TimeoutError:
-                self._pool.terminate()
+            await self._connections.close()
+            await self._engines.close()
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
@@ -192,7 +191,7 @@ class PostgresqlStore:
 
     async def _read(self, work: Work[T]) -> T:
         with unavailable():
-            async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
+            async with self._connections.one() as connection:
                 return await work(PostgresqlView(connection))
 
     async def _write(self, work: Work[T]) -> T:
@@ -206,7 +205,7 @@ class PostgresqlStore:
         began = self._loop.time()
         transaction = PostgresqlTransaction()
         try:
-            async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
+            async with self._connections.one() as connection:
                 result = await self._execute(work, transaction, connection)
         except _UNAVAILABLE as error:
             # Here, where it has given its connection back: many may ask at a time.
@@ -234,6 +233,7 @@ class PostgresqlStore:
             result = transaction.result = await work(transaction)
             for last in transaction.lasts:
                 await last()
+            await transaction.flush()
             faults.hit("storage.group.executed")
             transaction.committing = True
             await connection.execute("COMMIT")
@@ -248,8 +248,8 @@ class PostgresqlStore:
     async def _was_committed(self, transaction_id: str) -> bool:
         deadline = self._loop.time() + WAIT_SECONDS
         while True:
-            with contextlib.suppress(*_UNAVAILABLE):
-                async with self._pool.acquire(timeout=WAIT_SECONDS) as connection:
+            with contextlib.suppress(StorageUnavailable, *_UNAVAILABLE):
+                async with self._connections.one() as connection:
                     status = await connection.fetchval(OUTCOME, transaction_id)
                 if status in ("committed", "aborted"):
                     return bool(status == "committed")
@@ -261,145 +261,24 @@ class PostgresqlStore:
             await asyncio.sleep(AGAIN_SECONDS)
 
 
-class PostgresqlView:
-    """A connection as a `Transaction` that reads."""
-
-    __slots__ = ("connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    async def fetch_one(self, statement: Statement, params: Mapping[str, Any]) -> Row | None:
-        this = statement.postgresql
-        args = [params[name] for name in this.names]
-        return cast(Row | None, await self.connection.fetchrow(self._text(this), *args))
-
-    async def fetch_all(
-        self, statement: Statement, params: Mapping[str, Any], max_bytes: int | None = None
-    ) -> list[Row]:
-        this = statement.postgresql
-        args = [params[name] for name in this.names]
-        if max_bytes is None:
-            return cast(list[Row], await self.connection.fetch(self._text(this), *args))
-        # Most lists are short: a cursor, and a transaction for it, cost more than they do.
-        limit = this.names.index("limit")
-        few = [*args[:limit], min(args[limit], CURSOR_ROWS), *args[limit + 1 :]]
-        rows = cast(list[Row], await self.connection.fetch(self._text(this), *few))
-        if len(rows) < CURSOR_ROWS:
-            return _up_to(max_bytes, rows)
-        async with self._cursors():
-            return await self._fetch_up_to(max_bytes, self._text(this), args)
-
-    async def fetch(self, text: str, *args: Any) -> list[Row]:
-        """Execute a statement of an engine that brings its own."""
-        return cast(list[Row], await self.connection.fetch(text, *args))
-
-    async def _fetch_up_to(self, max_bytes: int, text: str, args: list[Any]) -> list[Row]:
-        rows: list[Row] = []
-        size = 0
-        async for row in self.connection.cursor(text, *args, prefetch=CURSOR_ROWS):
-            rows.append(row)
-            size += _size(row)
-            if size >= max_bytes:
-                break
-        return rows
-
-    @contextlib.asynccontextmanager
-    async def _cursors(self) -> AsyncIterator[None]:
-        # Only a transaction can have a cursor.
-        async with self.connection.transaction():
-            yield
-
-    def _text(self, this: PostgresqlText) -> str:
-        return this.text
-
-    async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
-        raise StorageUnavailable(f"{statement.name}: this unit of work only reads")
-
-    def after_commit(self, callback: Callable[[], None]) -> None:
-        raise TypeError("nothing is committed by a unit of work that only reads")
-
-
-class PostgresqlTransaction(PostgresqlView):
-    """A transaction that writes.
-
-    Attributes:
-        callbacks: what follows the commit.
-        lasts: what is still to be done in the transaction when its unit has ended.
-        carried: what parts of the service collect for that, each under a key of its own.
-        id: its number at PostgreSQL, as soon as a row was written; empty before.
-        committing: its commit was asked for, and not answered yet.
-        result: what its unit has returned.
-    """
-
-    __slots__ = ("callbacks", "carried", "committing", "id", "lasts", "result")
-
-    def __init__(self, connection: Connection = None) -> None:
-        super().__init__(connection)
-        self.callbacks: list[Callable[[], None]] = []
-        self.lasts: list[Callable[[], Awaitable[None]]] = []
-        self.carried: dict[object, Any] = {}
-        self.id = ""
-        self.committing = False
-        self.result: Any = None
-
-    @property
-    def unanswered(self) -> bool:
-        """It wrote rows, and may be committed."""
-        return self.committing and bool(self.id)
-
-    async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
-        this = statement.postgresql
-        args = [storable(params[name]) for name in this.names]
-        if this.refusable:
-            count = await self._refusable(statement.name, this, args)
-        else:
-            count = self._count(this, await self.connection.fetch(this.text, *args))
-        if this.inserts and not count:
-            raise Conflict(f"{statement.name}: a unique key is taken")
-        return count
-
-    async def _refusable(self, name: str, this: PostgresqlText, args: list[Any]) -> int:
-        # Few statements are of this kind: an insert needs no savepoint.
-        await self.connection.execute("SAVEPOINT refusable")
-        try:
-            return self._count(this, await self.connection.fetch(this.text, *args))
-        except asyncpg.UniqueViolationError as error:
-            await self.connection.execute("ROLLBACK TO refusable")
-            raise Conflict(f"{name}: {error}") from None
-
-    def _count(self, this: PostgresqlText, written: list[Row]) -> int:
-        if this.deletes:
-            ((count, id_),) = written
-        else:
-            count, id_ = len(written), written[0][0] if written else None
-        self.id = id_ or self.id
-        return int(count)
-
-    def after_commit(self, callback: Callable[[], None]) -> None:
-        self.callbacks.append(callback)
-
-    @contextlib.asynccontextmanager
-    async def _cursors(self) -> AsyncIterator[None]:
-        yield
-
-    def _text(self, this: PostgresqlText) -> str:
-        return this.writing
-
-
-async def connect(url: str, purpose: str = "") -> asyncpg.Connection:
+async def connect(url: str, purpose: str = "", **settings: str) -> asyncpg.Connection:
     """A connection of one's own.
 
     Args:
         purpose: a word for who looks at the server's sessions.
+        settings: more of its session's.
 
     Raises:
         StorageUnavailable: the database can't be reached.
     """
     with unavailable():
         name = f"{SESSION['application_name']} {purpose}".rstrip()
-        settings = {**SESSION, "application_name": name}
-        return await asyncpg.connect(url, server_settings=settings, timeout=WAIT_SECONDS)
+        return await asyncpg.connect(
+            url,
+            server_settings={**SESSION, "application_name": name, **settings},
+            statement_cache_size=STATEMENTS,
+            timeout=WAIT_SECONDS,
+        )
 
 
 async def now_ms(connection: asyncpg.Connection) -> int:
@@ -427,33 +306,6 @@ def unavailable() -> Iterator[None]:
         raise StorageUnavailable(
             f"the database cannot be used now: {str(error) or type(error).__name__}"
         ) from error
-
-
-def _up_to(max_bytes: int, rows: list[Row]) -> list[Row]:
-    size = 0
-    for number, row in enumerate(rows, 1):
-        size += _size(row)
-        if size >= max_bytes:
-            return rows[:number]
-    return rows
-
-
-def _size(row: Row) -> int:
-    return sum(len(value) for value in row if isinstance(value, str | bytes))
-
-
-def storable(value: Any) -> Any:
-    """What is stored of a value: PostgreSQL's texts cannot hold the character 0.
-
-    In JSON, as most of ours are, it is escaped.
-    """
-    if isinstance(value, str) and "\x00" in value:
-        return value.replace("\x00", "\ufffd")
-    return value
-
-
-async def _nothing_to_reset(connection: Connection) -> None:
-    """Units leave nothing behind on their connection: resetting it would cost a request."""
 
 
 def _unobserved(units: int, seconds: float) -> None:

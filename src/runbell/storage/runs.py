@@ -28,6 +28,7 @@ __all__ = [
     "RunFilter",
     "RunRecord",
     "active",
+    "begin",
     "cancelling_since",
     "change",
     "expiring",
@@ -215,6 +216,11 @@ class RunRecord:
     config: RunConfig
 
 
+async def begin(tx: Transaction, record: RunRecord) -> None:
+    """Add a run on a thread that is made in the same transaction: no other can be there."""
+    await tx.later(INSERT, _inserted(record, ()))
+
+
 async def insert(tx: Transaction, record: RunRecord, pending: tuple[Message, ...] = ()) -> None:
     """Add a run.
 
@@ -224,6 +230,10 @@ async def insert(tx: Transaction, record: RunRecord, pending: tuple[Message, ...
     Raises:
         Conflict: the thread has an active run, and this one would be another.
     """
+    await tx.execute(INSERT, _inserted(record, pending))
+
+
+def _inserted(record: RunRecord, pending: tuple[Message, ...]) -> dict[str, Any]:
     run = record.run
     params = {
         "project_id": run.project_id,
@@ -236,7 +246,7 @@ async def insert(tx: Transaction, record: RunRecord, pending: tuple[Message, ...
         "config": to_json(record.config),
         "pending_messages": to_json(pending) if pending else None,
     }
-    await tx.execute(INSERT, params | _changing(run))
+    return params | _changing(run)
 
 
 async def get(tx: Transaction, project: str, thread_id: str, run_id: str) -> RunRecord | None:
@@ -255,7 +265,8 @@ async def change(tx: Transaction, before: Run, after: Run) -> None:
     """Store what `lifecycle.apply` or `take_over` made of a run.
 
     Raises:
-        StaleWrite: the run is not any more as `before` says; nothing was written.
+        StaleWrite: the run is not any more as `before` says; here or at a later step of the unit,
+            which has written nothing then.
     """
     guard = {
         "key": before.id,
@@ -263,8 +274,8 @@ async def change(tx: Transaction, before: Run, after: Run) -> None:
         "was_attempt": before.attempt,
         "was_sequence": before.sequence,
     }
-    if await tx.execute(CHANGE, _changing(after) | guard) != 1:
-        raise StaleWrite(f"{before.id} is not {before.status} any more")
+    stale = StaleWrite(f"{before.id} is not {before.status} any more")
+    await tx.later(CHANGE, _changing(after) | guard, stale)
 
 
 async def set_metadata(tx: Transaction, run: Run) -> None:

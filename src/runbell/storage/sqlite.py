@@ -302,6 +302,16 @@ class _View:
                 raise Conflict(f"{statement.name}: {error}") from None
             raise
 
+    async def later(
+        self, statement: Statement, params: Mapping[str, Any], missed: Exception | None = None
+    ) -> None:
+        # Nothing is gained by waiting: it is a function call away.
+        if await self.execute(statement, params) != 1 and missed is not None:
+            raise missed
+
+    async def fetch_first(self, *reads: tuple[Statement, Mapping[str, Any]]) -> list[Row | None]:
+        return [await self.fetch_one(statement, params) for statement, params in reads]
+
     def after_commit(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
 

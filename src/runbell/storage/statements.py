@@ -12,7 +12,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql import ClauseElement, bindparam, insert, literal_column, select, update
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.dml import Delete, Insert, Update
+from sqlalchemy.sql.dml import Delete, Insert, Update, UpdateBase
 from sqlalchemy.sql.selectable import Select
 
 TRANSACTION = "pg_current_xact_id()::text"
@@ -34,6 +34,7 @@ class PostgresqlText:
         inserts: it adds a row, or none where a unique key is taken.
         deletes: it returns how many rows it has deleted, in which transaction.
         refusable: it changes a row, and a unique key may be in its way.
+        bare: the text without what it tells of the rows: to be part of a larger one.
     """
 
     text: str
@@ -42,6 +43,7 @@ class PostgresqlText:
     inserts: bool
     deletes: bool
     refusable: bool
+    bare: str
 
 
 class Statement:
@@ -55,9 +57,11 @@ class Statement:
         locks: what a unit that writes reads with this, it is about to change: until it has ended,
             others that would do so too have to wait. SQLite has one writer, and needs no lock.
         refusable: a row that is changed may come into conflict with another's unique key.
+        apart: what the unit itself has written does not change what is read: it may be asked
+            together with the writes that wait.
     """
 
-    __slots__ = ("__dict__", "clause", "locks", "name", "other", "purpose", "refusable")
+    __slots__ = ("__dict__", "apart", "clause", "locks", "name", "other", "purpose", "refusable")
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Statement:
         postgresql: ClauseElement | None = None,
         locks: bool = False,
         refusable: bool = False,
+        apart: bool = False,
     ) -> None:
         self.name = name
         self.purpose = purpose
@@ -75,6 +80,7 @@ class Statement:
         self.other = postgresql
         self.locks = locks
         self.refusable = refusable
+        self.apart = apart
 
     def __repr__(self) -> str:
         return f"<Statement {self.name}>"
@@ -101,6 +107,7 @@ class Statement:
         if inserts:
             # A violated key would end the whole transaction, and the unit may go on.
             text += " ON CONFLICT DO NOTHING"
+        bare = text
         if isinstance(clause, Insert | Update):
             text += f" RETURNING {TRANSACTION}"
         elif isinstance(clause, Delete):
@@ -116,7 +123,20 @@ class Statement:
             inserts,
             isinstance(clause, Delete),
             self.refusable,
+            bare,
         )
+
+    @cached_property
+    def width(self) -> int:
+        """How many columns are read."""
+        assert isinstance(self.clause, Select), f"{self.name} does not read"
+        return len(self.clause.selected_columns)
+
+    @cached_property
+    def table(self) -> str:
+        """The table that is written."""
+        assert isinstance(self.clause, UpdateBase), f"{self.name} only reads"
+        return str(self.clause.table)
 
     def _check(self, params: Mapping[str, Any]) -> None:
         hidden = [name for name, value in params.items() if value is not None]

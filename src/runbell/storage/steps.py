@@ -60,7 +60,7 @@ _metadata = JsonColumn(dict[str, str])
 
 async def insert(tx: Transaction, step: RunStep) -> None:
     """Add a step at the end of its run."""
-    await tx.execute(
+    await tx.later(
         INSERT,
         {
             "project_id": step.project_id,
@@ -83,7 +83,7 @@ async def insert(tx: Transaction, step: RunStep) -> None:
 
 async def update(tx: Transaction, step: RunStep) -> None:
     """Store the step's status, outputs, error and usage."""
-    await tx.execute(
+    await tx.later(
         UPDATE,
         {
             "key": step.id,

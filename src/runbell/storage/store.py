@@ -52,6 +52,26 @@ class Transaction(Protocol):
         """
         ...
 
+    async def later(
+        self, statement: Statement, params: Mapping[str, Any], missed: Exception | None = None
+    ) -> None:
+        """Write one row, of which nothing is to be known before the unit goes on.
+
+        A database that is asked over a network is told together with what comes next: at the
+        latest before the commit, and in front of whatever reads what this has written.
+
+        Args:
+            missed: what to raise where not one row was touched.
+
+        Raises:
+            Conflict: here or at a later step, a unique key is taken; or `missed`. The unit fails.
+        """
+        ...
+
+    async def fetch_first(self, *reads: tuple[Statement, Mapping[str, Any]]) -> list[Row | None]:
+        """The row of each of several statements that find one at the most, or None."""
+        ...
+
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call `callback` on the event loop, once, when the transaction is durable."""
         ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import bindparam, delete
 
 from runbell.storage import schema
@@ -10,7 +12,7 @@ from runbell.storage.records import Thread
 from runbell.storage.statements import Statement, insert_row, select_row, update_row
 from runbell.storage.store import Transaction
 
-__all__ = ["get", "insert", "remove", "update"]
+__all__ = ["begin", "get", "insert", "remove", "update"]
 
 _t = schema.threads.c
 _own = (_t.project_id == bindparam("project"), _t.id == bindparam("key"))
@@ -36,17 +38,23 @@ _document = JsonColumn(dict)
 
 
 async def insert(tx: Transaction, thread: Thread) -> None:
-    """Add a thread."""
-    await tx.execute(
-        INSERT,
-        {
-            "id": thread.id,
-            "project_id": thread.project_id,
-            "created_at_ms": thread.created_at_ms,
-            "tool_resources": to_json(thread.tool_resources),
-            "metadata": to_json(thread.metadata),
-        },
-    )
+    """Add a thread. Raises Conflict where there is one with this id."""
+    await tx.execute(INSERT, _params(thread))
+
+
+async def begin(tx: Transaction, thread: Thread) -> None:
+    """Add a thread whose id is a new one, with what follows."""
+    await tx.later(INSERT, _params(thread))
+
+
+def _params(thread: Thread) -> dict[str, Any]:
+    return {
+        "id": thread.id,
+        "project_id": thread.project_id,
+        "created_at_ms": thread.created_at_ms,
+        "tool_resources": to_json(thread.tool_resources),
+        "metadata": to_json(thread.metadata),
+    }
 
 
 async def get(tx: Transaction, project: str, thread_id: str) -> Thread | None:

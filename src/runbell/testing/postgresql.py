@@ -87,7 +87,7 @@ async def opened_postgresql() -> AsyncIterator[PostgresqlStore]:
             await emptied(url)
         else:
             # On a connection that is there: making one takes longer than the rows do.
-            async with store._pool.acquire() as connection:
+            async with store._connections.one() as connection:
                 await connection.execute(await _emptying(connection))
             await store.close()
             _free.append(url)

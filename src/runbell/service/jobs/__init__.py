@@ -90,6 +90,11 @@ class Jobs(Protocol):
         """Put a job that becomes visible with the transaction, or not at all."""
         ...
 
+    async def forget(self, tx: Transaction, job: Job) -> None:
+        """Take back a job that has nothing to do any more. That saves work, and is no promise: its
+        handler looks at the row first."""
+        ...
+
     def start(self, handlers: Mapping[JobKind, Handler]) -> None:
         """Begin to hand out jobs, those of an earlier process first."""
         ...

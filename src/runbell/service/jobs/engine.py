@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from datetime import timedelta
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Self, cast
 
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
 from pgqueuer.adapters.persistence import qb
@@ -19,11 +21,24 @@ from pgqueuer.domain.models import Context, Job
 from pgqueuer.domain.settings import DBSettings, Durability
 from pgqueuer.domain.types import QueueEntrypoint
 from pgqueuer.ports.driver import Driver, NotifyCallback
+from pgqueuer.ports.repository import EntrypointExecutionParameter
+from sqlalchemy import (
+    Interval,
+    bindparam,
+    column,
+    delete,
+    func,
+    insert,
+    literal_column,
+    table,
+    text,
+)
 
 from runbell.errors import StorageUnavailable
 from runbell.storage.listening import Listener
 from runbell.storage.migrate_postgresql import tend
 from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
+from runbell.storage.statements import Statement
 
 if TYPE_CHECKING:
     import asyncpg
@@ -49,6 +64,14 @@ the dead, however few are alive. PgQueuer's own advice would leave a million of 
 AGAIN_SECONDS = 0.2
 """From a request that found the database away to the next try."""
 
+SOON = timedelta(milliseconds=5)
+"""From a look that found jobs to the next request for them: somebody else may be taking them."""
+
+BATCHES = 10
+"""Full batches in a row, behind which it is looked what else has become due."""
+
+_UNLIMITED = EntrypointExecutionParameter(concurrency_limit=0)
+
 _NEWS = json.dumps(
     {
         "channel": CHANNEL,
@@ -63,9 +86,98 @@ _qbq = qb.QueryQueueBuilder(settings=SETTINGS)
 _qbs = qb.QuerySchedulerBuilder(settings=SETTINGS)
 
 
-def queries(driver: Driver) -> Queries:
+_QUIET = """
+CREATE OR REPLACE FUNCTION runbell_not_kept() RETURNS trigger LANGUAGE plpgsql
+AS 'BEGIN RETURN NULL; END';
+CREATE OR REPLACE TRIGGER runbell_not_kept BEFORE INSERT ON pgqueuer_log
+FOR EACH ROW WHEN (NEW.traceback IS NULL) EXECUTE FUNCTION runbell_not_kept();
+ALTER TABLE pgqueuer DISABLE TRIGGER tg_pgqueuer_changed;
+DROP INDEX IF EXISTS pgqueuer_priority_id_id1_idx, pgqueuer_updated_id_id1_idx,
+    pgqueuer_queue_manager_id_idx;
+"""
+"""PgQueuer would write three lines for each job, each with five entries in indexes, of which only
+those that say why a job failed are ever read. And it would tell of each change of a job within its
+transaction, so that all of those are committed one after the other: we tell behind the commit.
+The indexes belong to limits that are not ours, and to its dashboard."""
+
+_MADE = f"for Runbell, by PgQueuer {version('pgqueuer')}"
+"""A comment on its table: what `install` has nothing to do with any more."""
+
+_NEXT = """
+SELECT each.name, next.eta FROM unnest($1::text[]) AS each (name) CROSS JOIN LATERAL (
+    SELECT execute_after - now() AS eta FROM pgqueuer
+    WHERE entrypoint = each.name AND status = 'queued' ORDER BY execute_after LIMIT 1
+) AS next
+UNION ALL
+SELECT entrypoint, interval '0' FROM pgqueuer
+WHERE status = 'picked' AND heartbeat < now() - $2::interval AND entrypoint = ANY($1)
+"""
+"""When the first job of each of these names is due: a look into an index for each. A job whose
+worker was lost is due."""
+
+
+class LookingAhead(Queries):
+    """PgQueuer's statements, except those that it looks ahead with.
+
+    It would ask three times, among all jobs that are not due yet, and read all of those.
+
+    Attributes:
+        due: names of deferred jobs of which one was due at the last look. Only those are asked
+            for: PgQueuer reads every deferred job of a name to find out that none is due.
+    """
+
+    def look_for(self, wanted: Callable[[], set[str]], lost_after: timedelta) -> None:
+        """Say which names are wanted, and after how long without a sign a worker is lost."""
+        self._wanted, self._lost_after = wanted, lost_after
+        self._next: timedelta | None = None
+        self.due = set(wanted())
+
+    async def eligible_queued_work(self, entrypoints: list[QueueEntrypoint]) -> int:
+        rows = await self.driver.fetch(_NEXT, sorted(self._wanted()), self._lost_after)
+        etas = [(str(row["name"]), cast(timedelta, row["eta"])) for row in rows]
+        now = timedelta(0)
+        self.due = {name for name, eta in etas if eta <= now}
+        self._next = min((eta for _, eta in etas if eta > now), default=None)
+        return len(self.due)
+
+    async def next_deferred_eta(self, entrypoints: list[QueueEntrypoint]) -> timedelta | None:
+        return self._next
+
+    async def queued_work(self, entrypoints: list[QueueEntrypoint]) -> int:
+        # One statement has looked for both kinds: nothing falls between two.
+        return 0
+
+
+_queue = table(
+    "pgqueuer",
+    *(
+        column(name)
+        for name in ("priority", "status", "entrypoint", "payload", "dedupe_key", "execute_after")
+    ),
+)
+PUT = Statement(
+    "pgqueuer.put",
+    "A new job, unless it is there already: what PgQueuer's own enqueue does, in a statement that "
+    "can be executed together with ours.",
+    insert(_queue).values(
+        priority=literal_column("0"),
+        status=literal_column("'queued'"),
+        entrypoint=bindparam("entrypoint"),
+        payload=bindparam("payload"),
+        dedupe_key=bindparam("dedupe_key"),
+        execute_after=func.now() + bindparam("delay", type_=Interval),
+    ),
+)
+FORGET = Statement(
+    "pgqueuer.forget",
+    "A job that nobody has taken up and that has nothing to do any more.",
+    delete(_queue).where(_queue.c.dedupe_key == bindparam("dedupe_key"), text("status = 'queued'")),
+)
+
+
+def queries(driver: Driver) -> LookingAhead:
     """PgQueuer's statements, executed by this driver."""
-    return Queries(driver, qbe=_qbe, qbq=_qbq, qbs=_qbs)
+    return LookingAhead(driver, qbe=_qbe, qbq=_qbq, qbs=_qbs)
 
 
 async def install(connection: asyncpg.Connection) -> None:
@@ -73,13 +185,16 @@ async def install(connection: asyncpg.Connection) -> None:
 
     By one process at a time: the caller sees to that.
     """
+    if await connection.fetchval("SELECT obj_description(to_regclass('pgqueuer'))") == _MADE:
+        return
     own = queries(AsyncpgDriver(connection))
     if await own.schema_is_installed():
         await own.upgrade()
     else:
         await own.install()
-    for table in (SETTINGS.queue_table, SETTINGS.queue_table_log):
-        await tend(connection, table, VACUUM)
+    await connection.execute(f"{_QUIET}; COMMENT ON TABLE pgqueuer IS '{_MADE}'")
+    for table_ in (SETTINGS.queue_table, SETTINGS.queue_table_log):
+        await tend(connection, table_, VACUUM)
 
 
 class _Bare(Driver):
@@ -140,32 +255,24 @@ class PooledDriver(_Bare):
         self._store = store
         self._callbacks: list[Callable[[str], None]] = []
         self._told = False
-        listener.subscribe(CHANNEL, self._hear)
+        listener.subscribe(CHANNEL, self._tell)
         listener.on_gap(self.wake)
 
     def wake(self) -> None:
-        """Let PgQueuer look for jobs, as if it had been told."""
-        self._tell(_NEWS)
-
-    def _hear(self, payload: str) -> None:
-        """Pass on that there are new jobs, once until PgQueuer looks for them.
-
-        It would look once for each change of its table, three times a job, and most of those are
-        its own.
-        """
-        if '"table_changed_event"' not in payload:
-            self._tell(payload)
-        elif '"insert"' in payload and not self._told:
+        """Let PgQueuer look for jobs, as if it had been told; once until it does."""
+        if not self._told:
             self._told = True
-            self._tell(payload)
+            self._tell(_NEWS)
+
+    def looks(self) -> None:
+        """PgQueuer looks for jobs now: what was committed until now is found."""
+        self._told = False
 
     def _tell(self, payload: str) -> None:
         for callback in self._callbacks:
             callback(payload)
 
     async def fetch(self, query: str, *args: object) -> list[dict[str, object]]:
-        # Whatever it looks for, what was committed until now is there.
-        self._told = False
         while True:
             try:
                 return [dict(row) for row in await self._store.fetch(query, *args)]
@@ -194,15 +301,54 @@ class Manager(QueueManager):
     """Hands out the jobs that are wanted at the moment when it asks for some."""
 
     def attach(
-        self, wanted: Callable[[], set[str]], handle: Callable[[Job], Awaitable[None]]
+        self,
+        ahead: LookingAhead,
+        driver: PooledDriver,
+        wanted: Callable[[], set[str]],
+        handle: Callable[[Job], Awaitable[None]],
+        deferred: frozenset[str],
     ) -> None:
-        """Say which jobs are wanted, by their names, and who does them."""
+        """Say which jobs are wanted, by their names, who does them, and which of them are not due
+        when they are put."""
+        self._ahead = ahead
+        self._driver = driver
         self._wanted = wanted
         self._handle = handle
+        self._deferred = deferred
+        self.min_dequeue_poll_interval = SOON
         self.entrypoints_below_capacity_limits()
 
+    async def fetch_jobs(
+        self,
+        batch_size: int,
+        global_concurrency_limit: int | None,
+        heartbeat_timeout: timedelta,
+    ) -> AsyncGenerator[Job, None]:
+        """As PgQueuer's own, but it does not ask again when it got less than it had asked for;
+        and looks now and then what has become due behind a long line."""
+        for _ in range(BATCHES):
+            if self.shutdown.is_set():
+                return
+            self._driver.looks()
+            names = self.entrypoints_below_capacity_limits()
+            jobs = await self.queries.dequeue(
+                batch_size=batch_size,
+                entrypoints=dict.fromkeys(names, _UNLIMITED),
+                queue_manager_id=self.queue_manager_id,
+                global_concurrency_limit=global_concurrency_limit,
+                heartbeat_timeout=heartbeat_timeout,
+            )
+            for job in jobs:
+                yield job
+            if len(jobs) < batch_size:
+                return
+
     def entrypoints_below_capacity_limits(self) -> set[QueueEntrypoint]:
-        names = {QueueEntrypoint(name) for name in self._wanted()}
+        names = {
+            QueueEntrypoint(name)
+            for name in self._wanted()
+            if name not in self._deferred or name in self._ahead.due
+        }
         for name in names:
             if name not in self.entrypoint_registry:
                 self.register_executor(name, _Handled(self._kept_aside(), handle=self._handle))

@@ -79,7 +79,7 @@ async def release(tx: Transaction, ids: Collection[int]) -> int:
     """Have held jobs tried again from now on, as if they had never been; how many those were."""
     assert isinstance(tx, PostgresqlTransaction)
     taken = await tx.fetch(TAKE, list(ids))
-    # As new ones: workers are told, and one that is there already is enough.
+    # As new ones: each worker looks once a second, and one that is there already is enough.
     await put(tx, [Put(key, name, payload, timedelta(0)) for key, name, payload in taken])
     return len(taken)
 

@@ -27,7 +27,7 @@ from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
-from runbell.service.jobs.engine import Manager, PooledDriver, queries
+from runbell.service.jobs.engine import FORGET, PUT, Manager, PooledDriver, queries
 from runbell.service.jobs.held import count_held, forget_earlier
 from runbell.service.jobs.missing import Missing, missing_jobs, prune_log
 from runbell.service.jobs.putting import ANY_MODEL, LATER, SLACK_MS, Put, named, put
@@ -46,6 +46,12 @@ HEARTBEAT_SECONDS = 4.0
 POLL_SECONDS = 1.0
 """How often a worker looks without having been told: lost workers tell nothing."""
 
+FEW = 4
+"""Jobs of this process, below which it looks at once for those that it has put itself."""
+
+OTHERS_SECONDS = 0.01
+"""How long it otherwise lets others look first."""
+
 BATCH = 10
 """Jobs that a worker takes at once."""
 
@@ -63,6 +69,9 @@ MAX_DEADLINES = 50
 
 MAX_UNPLACED = 50
 """Runs of models that nobody has listed, which stand in one line until their place is known."""
+
+DEFERRED = frozenset((JobKind.EXPIRE.value, JobKind.FINISH_CANCEL.value, LATER))
+"""Jobs that wait for their time."""
 
 RELEASE = "UPDATE pgqueuer SET dedupe_key = NULL WHERE id = $1"
 
@@ -105,6 +114,7 @@ class PgQueuerJobs:
         self._room = asyncio.Event()
         self._turns: dict[str, asyncio.Event] = {}
         self._found: frozenset[str] = frozenset()
+        self._looking: asyncio.TimerHandle | None = None
         self._owed: set[str] = set()
         self._owing = asyncio.Event()
 
@@ -114,26 +124,41 @@ class PgQueuerJobs:
         if job.kind is JobKind.DELIVER and job.due_ms is not None:
             # The endpoint's own job, which is at work, looks for that when it ends.
             return
-        self._put(tx, self._named(job))
+        wanted = self._named(job)
+        if job.kind is JobKind.DELIVER:
+            self._put_last(tx, wanted)
+            return
+        assert isinstance(tx, PostgresqlTransaction), "jobs are where the runs are"
+        await tx.put(PUT, _params(wanted))
+        if wanted.delay <= timedelta(0):
+            tx.after_commit(self._look_for_own)
+
+    async def forget(self, tx: Transaction, job: Job) -> None:
+        await tx.later(FORGET, {"dedupe_key": self._named(job).key})
 
     def _named(self, job: Job) -> Put:
         """What the job is called, and what it is the same as."""
         return named(job, self._clock.now_ms(), lambda model: model in self._lanes.models())
 
-    def _put(self, tx: Transaction, wanted: Put) -> None:
-        """Put a job at the end of the transaction, with others that it brings."""
+    def _put_last(self, tx: Transaction, wanted: Put) -> None:
+        """Put an endpoint's job at the end of the transaction, with others that it brings: in one
+        order everywhere, since who puts the same job at this moment is waited for."""
         assert isinstance(tx, PostgresqlTransaction), "jobs are where the runs are"
         batch: dict[str, Put] | None = tx.carried.get(self)
         if batch is None:
             batch = tx.carried[self] = {}
             tx.lasts.append(lambda: self._put_all(tx, batch))
+            tx.after_commit(self._look_for_own)
         batch[wanted.key] = wanted
 
     async def _put_all(self, tx: PostgresqlTransaction, batch: Mapping[str, Put]) -> None:
-        for there in await put(tx, batch.values()):
-            if there.entrypoint == JobKind.DELIVER:
-                endpoint_id = there.payload.decode()
-                tx.after_commit(lambda endpoint_id=endpoint_id: self._owe(endpoint_id))  # type: ignore[misc]
+        for wanted in sorted(batch.values(), key=lambda each: each.key):
+            endpoint_id = wanted.payload.decode()
+            await tx.put(
+                PUT,
+                _params(wanted),
+                lambda endpoint_id=endpoint_id: tx.after_commit(lambda: self._owe(endpoint_id)),  # type: ignore[misc]
+            )
 
     def _owe(self, endpoint_id: str) -> None:
         """Put an endpoint's job once more: the one that was there when this was owed may have
@@ -161,6 +186,23 @@ class PgQueuerJobs:
 
         if puts:
             await self._store.write(work)
+            self.look()
+
+    def look(self) -> None:
+        """There may be new jobs."""
+        self._driver.wake()
+
+    def _look_for_own(self) -> None:
+        """This process has put a job. It knows so before all others: where it has several, it lets
+        them look first, and what comes meanwhile is taken in one go."""
+        if len(self._running) < FEW:
+            self.look()
+        elif self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(OTHERS_SECONDS, self._look_now)
+
+    def _look_now(self) -> None:
+        self._looking = None
+        self.look()
 
     # Handing out.
 
@@ -216,13 +258,16 @@ class PgQueuerJobs:
 
     async def _manage(self) -> None:
         """Let PgQueuer hand out jobs, until this is stopped."""
-        manager = self._manager = Manager(queries(self._driver))
-        manager.attach(self.wanted, self.handle)
+        lost_after = timedelta(seconds=HEARTBEAT_SECONDS)
+        ahead = queries(self._driver)
+        ahead.look_for(self.wanted, lost_after)
+        manager = self._manager = Manager(ahead)
+        manager.attach(ahead, self._driver, self.wanted, self.handle, DEFERRED)
         try:
             await manager.run(
                 batch_size=BATCH,
                 dequeue_timeout=timedelta(seconds=POLL_SECONDS),
-                heartbeat_timeout=timedelta(seconds=HEARTBEAT_SECONDS),
+                heartbeat_timeout=lost_after,
                 log_aggregation_interval=timedelta(0),
             )
         finally:
@@ -383,4 +428,13 @@ class PgQueuerJobs:
         await self._put_now(found.jobs)
         # Models that only another process knows: who has them in line is not left waiting.
         self._found = found.models
-        self._driver.wake()
+        self.look()
+
+
+def _params(wanted: Put) -> dict[str, object]:
+    return {
+        "entrypoint": wanted.entrypoint,
+        "payload": wanted.payload,
+        "dedupe_key": wanted.key,
+        "delay": wanted.delay,
+    }

@@ -29,7 +29,7 @@ from runbell.service.wire.requests import (
     ToolOutput,
     tool_resources_document,
 )
-from runbell.storage import assistants, messages, runs, steps, threads
+from runbell.storage import assistants, messages, opening, runs, steps, threads
 from runbell.storage.paging import Page
 from runbell.storage.records import (
     Assistant,
@@ -86,14 +86,16 @@ async def create(
     """
 
     async def work(tx: Transaction) -> RunRecord:
-        if await threads.get(tx, project, thread_id) is None:
+        found = await opening.look(tx, project, thread_id, request.assistant_id)
+        if not found.has_thread:
             raise refusals.not_found("thread", thread_id)
-        assistant = await _assistant(tx, project, request.assistant_id)
-        config = _config(ctx, assistant, request)
+        if found.assistant is None:
+            raise refusals.not_found("assistant", request.assistant_id)
+        config = _config(ctx, found.assistant, request)
         run = _new_run(ctx, project, thread_id, request)
         _join(ctx, tx, run, follower)
+        active = found.active
         while True:
-            active = await runs.active(tx, thread_id)
             if active is not None and request.on_active_run != "enqueue":
                 raise refusals.thread_busy(thread_id, active)
             if active is not None and await runs.waiting(tx, thread_id) >= MAX_WAITING:
@@ -102,7 +104,8 @@ async def create(
             try:
                 await _store(ctx, tx, record, request.additional_messages or ())
             except Conflict:
-                # The thread's run has ended just now, and let another one start.
+                # Another run has begun just now, or has ended and let one start.
+                active = await runs.active(tx, thread_id)
                 continue
             return record
 
@@ -125,13 +128,13 @@ async def create_with_thread(
     async def work(tx: Transaction) -> RunRecord:
         assistant = await _assistant(tx, project, request.assistant_id)
         config = _config(ctx, assistant, request)
-        await threads.insert(tx, thread)
+        await threads.begin(tx, thread)
         for message in first:
             await messages.insert(tx, message)
         run = _new_run(ctx, project, thread.id, request)
         record = RunRecord(run, config)
         _join(ctx, tx, run, follower)
-        await _store(ctx, tx, record, ())
+        await store_run(ctx, tx, record, (), fresh=True)
         return record
 
     return await ctx.store.write(work), thread

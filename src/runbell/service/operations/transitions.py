@@ -25,18 +25,27 @@ __all__ = ["create", "move", "update_step"]
 
 
 async def create(
-    ctx: Context, tx: Transaction, record: RunRecord, additional: tuple[Message, ...]
+    ctx: Context,
+    tx: Transaction,
+    record: RunRecord,
+    additional: tuple[Message, ...],
+    *,
+    fresh: bool = False,
 ) -> None:
     """Store a new run with its first event and its jobs.
 
     Args:
         additional: messages that the run adds to its thread: now, or when its turn comes.
+        fresh: its thread is made in the same transaction.
 
     Raises:
         Conflict: the run does not wait its turn, and its thread has an active run.
     """
     run = record.run
-    await runs.insert(tx, record, pending=additional if run.waits_turn else ())
+    if fresh:
+        await runs.begin(tx, record)
+    else:
+        await runs.insert(tx, record, pending=additional if run.waits_turn else ())
     if not run.waits_turn:
         for message in additional:
             await messages.insert(tx, message)
@@ -60,6 +69,7 @@ async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change)
     moved = apply(run, change, now_ms=ctx.clock.now_ms())
     await runs.change(tx, run, moved)
     if moved.status.is_terminal:
+        await ctx.jobs.forget(tx, Job(JobKind.EXPIRE, run.id))
         await _end_steps(ctx, tx, moved)
     after = RunRecord(moved, record.config)
     await _announce(ctx, tx, after)

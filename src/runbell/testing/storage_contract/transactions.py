@@ -73,6 +73,46 @@ class TransactionContract:
         assert await store.write(work) == thread("t1")
 
     @on_a_store
+    async def test_a_unit_sees_what_it_has_written_for_later(self, store: Store) -> None:
+        """In the order in which it was written, also where one row is written twice."""
+
+        async def work(tx: Transaction) -> list[Thread | None]:
+            await threads.begin(tx, thread("t1"))
+            await threads.begin(tx, thread("t2"))
+            await threads.update(tx, thread("t1", metadata={"a": "b"}))
+            found = [await threads.get(tx, PROJECT, name) for name in ("t1", "t2")]
+            await threads.begin(tx, thread("t3"))
+            return found
+
+        assert await store.write(work) == [thread("t1", metadata={"a": "b"}), thread("t2")]
+        assert await there(store, "t1", "t2", "t3") == [True, True, True]
+
+    @on_a_store
+    async def test_what_cannot_be_written_later_fails_the_unit(self, store: Store) -> None:
+        """Whatever was written with it, or is read in between."""
+        await store.write(adding("taken"))
+
+        async def work(tx: Transaction) -> None:
+            await threads.begin(tx, thread("new"))
+            await threads.begin(tx, thread("taken"))
+
+        with pytest.raises(Conflict):
+            await store.write(work)
+        assert await there(store, "new") == [False]
+
+    @on_a_store
+    async def test_several_rows_are_found_at_once(self, store: Store) -> None:
+        """Each where it belongs, and None where there is none."""
+        await store.write(adding("t1", "t2"))
+
+        async def look(tx: Transaction) -> list[str | None]:
+            wanted = [(threads.GET, {"project": PROJECT, "key": key}) for key in ("t2", "t0", "t1")]
+            return [None if row is None else row[0] for row in await tx.fetch_first(*wanted)]
+
+        assert await store.read(look) == ["t2", None, "t1"]
+        assert await store.write(look) == ["t2", None, "t1"]
+
+    @on_a_store
     async def test_a_unit_that_fails_leaves_nothing(self, store: Store) -> None:
         """Its caller gets its own error; whatever it had written is gone, and the store goes on."""
         with pytest.raises(Refused):
