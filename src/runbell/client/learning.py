@@ -174,7 +174,9 @@ class Learning:
             log.exception("nothing is learned from a run of the kind %r", kind)
         if self._journal is not None:
             key = json.dumps(kind, ensure_ascii=False)
-            self._journal.note(Stretch(key, queue, run, int(now * 1000)))
+            self._journal.note(
+                Stretch(key, queue, run, int(now * 1000), run_id=view.id, first=seen.first)
+            )
 
     def _learn(
         self, kind: Any, queue: tuple[float, float] | None, run: tuple[float, float | None]
