@@ -108,6 +108,7 @@ async def test_a_start_learns_that_cancelled_runs_would_have_taken_longer(
         assert await service.status(run_id) is RunStatus.CANCELLED
     again = Hints(service.clock)
     await again.learn(service.store)
+    service.ctx.hints.poll_after_ms(await stored(service, *await begin(service)))
     (kind,) = again._known.dump()["kinds"]
     assert sorted(high is not None for _, high in kind["ran"]) == [False] * 10 + [True] * 10
     assert all(29 < low < 32 for low, high in kind["ran"] if high is None)
