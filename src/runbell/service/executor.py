@@ -29,6 +29,7 @@ from runbell.service.operations.turns import (
     Turn,
 )
 from runbell.storage import runs as run_rows
+from runbell.storage.runs import RunRecord
 
 __all__ = ["Executor"]
 
@@ -70,28 +71,40 @@ class Executor:
         self._rng = rng or random.Random()
         self._backoff = RetryBackoff(start=0.05, cap=2.0)
         self._holds: dict[str, _Hold] = {}
-        self._given_up: list[Turn] = []
         ctx.changes.subscribe(self._hear)
 
-    async def execute(self, run_id: str) -> None:
-        """Do one turn of a run, if there is one to do. The handler of `run` jobs."""
+    async def execute(self, run_id: str, turn: int | None = None) -> None:
+        """Do one turn of a run, if there is one to do. The handler of `run` jobs.
+
+        Args:
+            turn: which of its turns is meant, as `turns.claim` says.
+        """
         # Held before it is claimed: a cancel that is committed together with the claim is heard.
         hold = self._holds[run_id] = _Hold()
         try:
-            record = await turns.claim(self._ctx, run_id)
+            record = await turns.claim(self._ctx, run_id, turn)
             if record is None:
                 return
             hold.attempt = record.run.attempt
             faults.hit("executor.claimed")
-            turn = await self._stored(record.run, lambda: turns.prepare(self._ctx, record))
-            outcome = await self._call_model(turn, hold)
-            interrupted = isinstance(outcome, Interrupted)
-            faults.hit("executor.cancelling" if interrupted else "executor.answered")
-            # Still held: should the run's time be over first, its answer is not lost.
-            await self._settle(turn, outcome)
-            faults.hit("executor.settled")
+            try:
+                await self._do(record, hold)
+            except asyncio.CancelledError:
+                # The process stops; the run goes on in another. Said before its job is given back:
+                # who takes it up from then on is not to count this worker as lost.
+                await self._hand_back(record.run)
+                raise
         finally:
             del self._holds[run_id]
+
+    async def _do(self, record: RunRecord, hold: _Hold) -> None:
+        turn = await self._stored(record.run, lambda: turns.prepare(self._ctx, record))
+        outcome = await self._call_model(turn, hold)
+        interrupted = isinstance(outcome, Interrupted)
+        faults.hit("executor.cancelling" if interrupted else "executor.answered")
+        # Still held: should the run's time be over first, its answer is not lost.
+        await self._settle(turn, outcome)
+        faults.hit("executor.settled")
 
     async def expire(self, run_id: str) -> None:
         """End a run whose time is over. The handler of `expire` jobs."""
@@ -105,14 +118,12 @@ class Executor:
         hold = self._holds.get(run_id)
         return hold.break_off() if hold is not None else None
 
-    async def hand_back(self) -> None:
-        """After the last job: tell the database which runs were given up in good order."""
-        for turn in self._given_up:
-            try:
-                await turns.hand_back(self._ctx, turn)
-            except StorageUnavailable as error:
-                logger.warning("a run could not be handed back: %s", error, extra=_about(turn.run))
-        self._given_up = []
+    async def _hand_back(self, run: Run) -> None:
+        """Tell the database that a run is given up in good order."""
+        try:
+            await turns.hand_back(self._ctx, run)
+        except StorageUnavailable as error:
+            logger.warning("a run could not be handed back: %s", error, extra=_about(run))
 
     async def _call_model(self, turn: Turn, hold: _Hold) -> Outcome:
         draft = hold.draft = Draft(self._ctx, turn.run)
@@ -122,10 +133,6 @@ class Executor:
         listening = hold.call = asyncio.create_task(self._listen(turn, draft))
         try:
             await asyncio.wait([listening])
-        except asyncio.CancelledError:
-            # The process stops; the run goes on in the next one.
-            self._given_up.append(turn)
-            raise
         finally:
             listening.cancel()
         if listening.cancelled():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresqlDatabase", "migrate", "migrating", "open_postgresql", "private_server"]
 
+logger = logging.getLogger(__name__)
+
 PRIVATE_FOLDER = "runbell.postgresql"
 """Where the data of a private server is, unless the URL says so."""
+
+LOCK_SECONDS = 2
+"""How long a change of the schema waits for a table, and others behind it, before it lets them."""
 
 OLDEST = 14
 """The oldest PostgreSQL that it is tested with, and has what the feed needs."""
@@ -133,11 +140,27 @@ async def migrating(url: str) -> AsyncIterator[asyncpg.Connection]:
                 raise ConfigurationError(f"PostgreSQL {OLDEST} or newer is needed")
             # The session's, since PgQueuer's own statements need transactions of their own.
             await connection.execute("SELECT pg_advisory_lock($1)", LOCK + 1)
-            await upgrade_postgresql(connection)
-            await engine.install(connection)
+            await _upgrade(connection)
         yield connection
     finally:
         connection.terminate()
+
+
+async def _upgrade(connection: asyncpg.Connection) -> None:
+    """Bring the schema up to date, a few seconds of waiting for a lock at a time: behind whoever
+    changes a table that others read, such as a backup, all wait who only want to write."""
+    from asyncpg.exceptions import LockNotAvailableError
+
+    await connection.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
+    while True:
+        try:
+            await upgrade_postgresql(connection)
+            await engine.install(connection)
+            break
+        except LockNotAvailableError:
+            logger.warning("the schema is changed when a table is free; is a backup under way?")
+        await asyncio.sleep(LOCK_SECONDS)
+    await connection.execute("RESET lock_timeout")
 
 
 @contextlib.contextmanager

@@ -81,6 +81,9 @@ class Retelling:
         ctx = self._ctx
         record = await runs.find(ctx, told.project_id, told.id)
         if told.status is RunStatus.IN_PROGRESS:
+            if self._began_ms.get(told.id) == told.updated_at_ms:
+                # Another worker has taken the turn over: it began when it began.
+                return
             self._began_ms[told.id] = told.updated_at_ms
         elif told.status.is_settled:
             began_ms = self._began_ms.pop(told.id, told.updated_at_ms)

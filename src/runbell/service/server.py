@@ -195,7 +195,7 @@ async def _work(settings: Settings, say: Callable[[str], None]) -> None:
                 await stop.wait()
                 app.stop()
                 await ctx.jobs.stop(settings.shutdown_grace)
-            await _let_go(ctx, executor, deliverer)
+            await _let_go(ctx, deliverer)
 
 
 @contextlib.asynccontextmanager
@@ -216,11 +216,10 @@ async def _probed(ctx: Context, listener: socket.socket | None) -> AsyncIterator
         await serving
 
 
-async def _let_go(ctx: Context, executor: Executor, deliverer: Deliverer) -> None:
-    """After the last job: end what is left, and say in the tables what was given up."""
+async def _let_go(ctx: Context, deliverer: Deliverer) -> None:
+    """After the last job: end what is left."""
     await deliverer.close()
     await ctx.poster.close()
-    await executor.hand_back()
     await ctx.backends.close()
 
 
@@ -276,7 +275,7 @@ async def _serve_from(
             settings.shutdown_grace,
         )
         await asyncio.gather(serving, stopping)
-        await _let_go(ctx, executor, deliverer)
+        await _let_go(ctx, deliverer)
         going_on = await _going_on(ctx, "run", RunStatus.QUEUED, RunStatus.IN_PROGRESS)
         logger.info("stopped; to go on at the next start: %s", going_on)
 

@@ -17,12 +17,18 @@ WITH moment AS MATERIALIZED (SELECT extract(epoch FROM clock_timestamp())::float
 INSERT INTO runbell_limits AS kept (key_id, full_at)
 SELECT $1, now + $2::float8 FROM moment
 ON CONFLICT (key_id) DO UPDATE
-SET full_at = greatest(kept.full_at, excluded.full_at - $2::float8) + $2::float8
+SET full_at = CASE WHEN kept.full_at > excluded.full_at + 2 * $3::float8 THEN excluded.full_at
+              ELSE greatest(kept.full_at, excluded.full_at - $2::float8) + $2::float8 END
 WHERE greatest(kept.full_at - (excluded.full_at - $2::float8), 0) + $2::float8 <= $3::float8 + 1e-6
+   OR kept.full_at > excluded.full_at + 2 * $3::float8
 RETURNING full_at - $2::float8, (SELECT now FROM moment)
 """
 """What `TokenBucket.take` does, in one step; no row where there is no token. `$2` is the bucket's
-interval, `$3` that times its capacity. The state before, and the moment."""
+interval, `$3` that times its capacity. The state before, and the moment.
+
+No bucket is full later than in `$3` seconds. Where one says twice that, the clock was set back: it
+is counted anew, rather than refused until the clock is where it was. Anything nearer may be that
+somebody has waited here for another who has counted since."""
 
 LOOK = """
 SELECT full_at, extract(epoch FROM clock_timestamp())::float8 FROM runbell_limits WHERE key_id = $1
@@ -53,7 +59,10 @@ class SharedLimits:
         bucket = bucket_of(rpm)
         span = bucket.capacity * bucket.interval
         rows = await self._store.fetch(TAKE, caller.key_id, bucket.interval, span)
-        if not rows:
-            rows = await self._store.fetch(LOOK, caller.key_id)
+        while not rows:
+            # It may be gone by then, and the next try is the first of a new bucket.
+            rows = await self._store.fetch(LOOK, caller.key_id) or await self._store.fetch(
+                TAKE, caller.key_id, bucket.interval, span
+            )
         full_at, now = rows[0]
         return headers_of(caller, rpm, bucket.take(full_at, now))

@@ -19,6 +19,7 @@ KEPT_MS = 24 * 3600 * 1000
 """How long an answer is kept, in milliseconds."""
 
 _k = schema.idempotency_keys.c
+_old, _first = (schema.idempotency_keys.alias(name).c for name in ("old", "first"))
 
 INSERT = Statement("idempotency_keys.insert", "Claim a key.", insert_row(schema.idempotency_keys))
 FIND = Statement(
@@ -44,11 +45,18 @@ DELETE = Statement(
 )
 PRUNE = Statement(
     "idempotency_keys.prune",
-    "Forget those of the first few rows that are too old. Rows come in the order of their time, "
-    "so that this needs no index.",
+    "Forget those of the first few rows that are too old. Rows come in the order of their time, so "
+    "that this needs no index. What somebody else is about to forget is left to him: nobody waits "
+    "for another, who may have been stopped in the middle.",
     delete(schema.idempotency_keys).where(
-        _k.position.in_(limited(select(_k.position).order_by(_k.position))),
-        _k.created_at_ms < bindparam("before_ms"),
+        _k.position.in_(
+            select(_old.position)
+            .where(
+                _old.position.in_(limited(select(_first.position).order_by(_first.position))),
+                _old.created_at_ms < bindparam("before_ms"),
+            )
+            .with_for_update(skip_locked=True)
+        )
     ),
 )
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam
+import secrets
+
+from sqlalchemy import bindparam, delete
 
 from runbell.storage import schema
-from runbell.storage.statements import Statement, insert_row, update_row
+from runbell.storage.statements import Statement, insert_row
 from runbell.storage.store import Transaction
 
 __all__ = ["probe"]
 
-INSERT = Statement("probes.insert", "The first probe.", insert_row(schema.probes))
-UPDATE = Statement(
-    "probes.update",
-    "A further probe.",
-    update_row(schema.probes, "at_ms").where(schema.probes.c.id == bindparam("key")),
+INSERT = Statement("probes.insert", "A probe.", insert_row(schema.probes))
+DELETE = Statement(
+    "probes.delete",
+    "A probe has been written.",
+    delete(schema.probes).where(schema.probes.c.id == bindparam("key")),
 )
 
 
 async def probe(tx: Transaction, now_ms: int) -> None:
-    """Write one row: an empty transaction succeeds on a full disk too."""
-    if await tx.execute(UPDATE, {"key": 1, "at_ms": now_ms}) == 0:
-        await tx.execute(INSERT, {"id": 1, "at_ms": now_ms})
+    """Write one row: an empty transaction succeeds on a full disk too.
+
+    It is nobody else's, and goes with the same transaction: a process that is stopped in the middle
+    of its probe is in no other's way.
+    """
+    key = secrets.randbits(31)
+    await tx.execute(INSERT, {"id": key, "at_ms": now_ms})
+    await tx.execute(DELETE, {"key": key})

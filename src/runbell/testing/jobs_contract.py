@@ -67,7 +67,7 @@ class House:
         self.errors: dict[str, list[Exception]] = {}
         self._held: dict[str, asyncio.Event] = {}
 
-    async def handle(self, key: str) -> None:
+    async def handle(self, key: str, turn: int | None = None) -> None:
         """Do a job, as the test says."""
         self.begun.append(key)
         self.most = max(self.most, len(self.begun) - len(self.ended))
@@ -119,7 +119,7 @@ class House:
                 await asyncio.sleep(0.01)
 
 
-async def _ignore(key: str) -> None:
+async def _ignore(key: str, turn: int | None = None) -> None:
     pass
 
 

@@ -46,8 +46,9 @@ class Job:
     turn: int = 0
 
 
-Handler = Callable[[str], Awaitable[None]]
-"""Does a job, given its key. It may be called twice for one job: it looks at the row first."""
+Handler = Callable[..., Awaitable[None]]
+"""Does a job, given its key, and of a run also its turn, where the engine knows that. It may be
+called twice for one job: it looks at the row first."""
 
 
 class Stopping(Exception):

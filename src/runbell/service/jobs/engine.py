@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
@@ -17,9 +17,10 @@ from pgqueuer.adapters.persistence.queries import Queries
 from pgqueuer.core.executors import AbstractEntrypointExecutor, EntrypointExecutorParameters
 from pgqueuer.core.qm import QueueManager
 from pgqueuer.core.tm import TaskManager
-from pgqueuer.domain.models import Context, Job
+from pgqueuer.domain.errors import RetryRequested
+from pgqueuer.domain.models import Context, Job, TracebackRecord
 from pgqueuer.domain.settings import DBSettings, Durability
-from pgqueuer.domain.types import QueueEntrypoint
+from pgqueuer.domain.types import JOB_STATUS, JobId, QueueEntrypoint, QueueManagerId
 from pgqueuer.ports.driver import Driver, NotifyCallback
 from pgqueuer.ports.repository import EntrypointExecutionParameter
 from sqlalchemy import (
@@ -43,7 +44,17 @@ from runbell.storage.statements import Statement
 if TYPE_CHECKING:
     import asyncpg
 
-__all__ = ["CHANNEL", "Manager", "PooledDriver", "install", "queries", "within"]
+__all__ = [
+    "CHANNEL",
+    "LookingAhead",
+    "Manager",
+    "NotYet",
+    "Place",
+    "PooledDriver",
+    "install",
+    "queries",
+    "within",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -94,13 +105,15 @@ FOR EACH ROW WHEN (NEW.traceback IS NULL) EXECUTE FUNCTION runbell_not_kept();
 ALTER TABLE pgqueuer DISABLE TRIGGER tg_pgqueuer_changed;
 DROP INDEX IF EXISTS pgqueuer_priority_id_id1_idx, pgqueuer_updated_id_id1_idx,
     pgqueuer_queue_manager_id_idx;
+CREATE INDEX IF NOT EXISTS runbell_held_idx ON pgqueuer (dedupe_key) WHERE status = 'failed';
 """
 """PgQueuer would write three lines for each job, each with five entries in indexes, of which only
 those that say why a job failed are ever read. And it would tell of each change of a job within its
 transaction, so that all of those are committed one after the other: we tell behind the commit.
-The indexes belong to limits that are not ours, and to its dashboard."""
+The indexes belong to limits that are not ours, and to its dashboard; but each process asks now and
+then which jobs are kept aside, among all those that wait."""
 
-_MADE = f"for Runbell, by PgQueuer {version('pgqueuer')}"
+_MADE = f"for Runbell 2, by PgQueuer {version('pgqueuer')}"
 """A comment on its table: what `install` has nothing to do with any more."""
 
 _NEXT = """
@@ -116,15 +129,96 @@ WHERE status = 'picked' AND heartbeat < now() - $2::interval AND entrypoint = AN
 worker was lost is due."""
 
 
-class LookingAhead(Queries):
-    """PgQueuer's statements, except those that it looks ahead with.
+_OWN = "q.queue_manager_id = {} AND q.status = 'picked'"
+_ENDED = f"""
+WITH told AS (
+    SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::pgqueuer_status[], $4::jsonb[])
+        AS each (id, holder, status, traceback)
+), gone AS (
+    DELETE FROM pgqueuer q USING told
+    WHERE q.id = told.id AND {_OWN.format("told.holder")} AND told.status <> 'failed'
+    RETURNING q.id, q.entrypoint, q.priority, told.status, told.traceback
+), held AS (
+    UPDATE pgqueuer q SET status = 'failed', updated = now(), queue_manager_id = NULL FROM told
+    WHERE q.id = told.id AND {_OWN.format("told.holder")} AND told.status = 'failed'
+    RETURNING q.id, q.entrypoint, q.priority, told.status, told.traceback
+)
+INSERT INTO pgqueuer_log (job_id, entrypoint, priority, status, traceback)
+SELECT * FROM gone UNION ALL SELECT * FROM held
+"""  # noqa: S608 - constants
+_AGAIN = f"""
+WITH again AS (
+    UPDATE pgqueuer q SET status = 'queued', execute_after = now() + $3::interval,
+        attempts = q.attempts + $4, updated = now(), queue_manager_id = NULL
+    WHERE q.id = $1 AND {_OWN.format("$2")}
+    RETURNING q.id, q.entrypoint, q.priority
+)
+INSERT INTO pgqueuer_log (job_id, status, entrypoint, priority, traceback)
+SELECT id, 'queued', entrypoint, priority, $5::jsonb FROM again WHERE $4 > 0
+"""  # noqa: S608 - constants
+_ALIVE = f"""
+UPDATE pgqueuer q SET heartbeat = now() WHERE q.id = ANY($1::bigint[]) AND {_OWN.format("$2")}
+"""  # noqa: S608 - constants
 
-    It would ask three times, among all jobs that are not due yet, and read all of those.
+
+class NotYet(RetryRequested):
+    """A job is to be handed out again although nothing was wrong with it: no failure is counted."""
+
+
+class LookingAhead(Queries):
+    """PgQueuer's statements, except those that it looks ahead with, and those about jobs which are
+    handed out.
+
+    It would ask three times, among all jobs that are not due yet, and read all of those. And it
+    would know a job by its id alone: a worker that was stopped for a while would then end, give
+    back or keep alive what somebody else has by now.
 
     Attributes:
         due: names of deferred jobs of which one was due at the last look. Only those are asked
             for: PgQueuer reads every deferred job of a name to find out that none is due.
+        holder: whose jobs are kept alive: who was handed some the last time.
     """
+
+    holder: QueueManagerId | None = None
+
+    async def dequeue(
+        self,
+        batch_size: int,
+        entrypoints: dict[QueueEntrypoint, EntrypointExecutionParameter],
+        queue_manager_id: QueueManagerId,
+        global_concurrency_limit: int | None,
+        heartbeat_timeout: timedelta,
+    ) -> list[Job]:
+        self.holder = queue_manager_id
+        return await super().dequeue(
+            batch_size,
+            entrypoints,
+            queue_manager_id,
+            global_concurrency_limit,
+            heartbeat_timeout,
+        )
+
+    async def log_jobs(
+        self, job_status: list[tuple[Job, JOB_STATUS, TracebackRecord | None]]
+    ) -> None:
+        await self.driver.execute(
+            _ENDED,
+            [job.id for job, _, _ in job_status],
+            [job.queue_manager_id for job, _, _ in job_status],
+            [status for _, status, _ in job_status],
+            [why.model_dump_json() if why else None for _, _, why in job_status],
+        )
+
+    async def retry_job(
+        self, job: Job, delay: timedelta, traceback_record: TracebackRecord | None
+    ) -> None:
+        why = traceback_record
+        counts = why is None or why.exception_type != NotYet.__name__
+        said = why.model_dump_json() if why else None
+        await self.driver.execute(_AGAIN, job.id, job.queue_manager_id, delay, int(counts), said)
+
+    async def update_heartbeat(self, job_ids: list[JobId]) -> None:
+        await self.driver.execute(_ALIVE, list(set(job_ids)), self.holder)
 
     def look_for(self, wanted: Callable[[], set[str]], lost_after: timedelta) -> None:
         """Say which names are wanted, and after how long without a sign a worker is lost."""
@@ -287,6 +381,19 @@ class PooledDriver(_Bare):
         self._callbacks = []
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Jobs that stand in one line.
+
+    Attributes:
+        names: what they are called.
+        room: how many of them may be taken now.
+    """
+
+    names: frozenset[str]
+    room: int
+
+
 @dataclass
 class _Handled(AbstractEntrypointExecutor):
     """Has every job done by the same function."""
@@ -304,15 +411,15 @@ class Manager(QueueManager):
         self,
         ahead: LookingAhead,
         driver: PooledDriver,
-        wanted: Callable[[], set[str]],
+        places: Callable[[], Collection[Place]],
         handle: Callable[[Job], Awaitable[None]],
         deferred: frozenset[str],
     ) -> None:
-        """Say which jobs are wanted, by their names, who does them, and which of them are not due
-        when they are put."""
+        """Say which jobs are wanted, who does them, and which of them are not due when they are
+        put."""
         self._ahead = ahead
         self._driver = driver
-        self._wanted = wanted
+        self._places = places
         self._handle = handle
         self._deferred = deferred
         self.min_dequeue_poll_interval = SOON
@@ -324,29 +431,51 @@ class Manager(QueueManager):
         global_concurrency_limit: int | None,
         heartbeat_timeout: timedelta,
     ) -> AsyncGenerator[Job, None]:
-        """As PgQueuer's own, but it does not ask again when it got less than it had asked for;
-        and looks now and then what has become due behind a long line."""
+        """As PgQueuer's own, but it takes no more than there is room for, which others may have;
+        does not ask again when it got less than it had asked for; and looks now and then what has
+        become due behind a long line."""
         for _ in range(BATCHES):
             if self.shutdown.is_set():
                 return
             self._driver.looks()
-            names = self.entrypoints_below_capacity_limits()
-            jobs = await self.queries.dequeue(
-                batch_size=batch_size,
-                entrypoints=dict.fromkeys(names, _UNLIMITED),
-                queue_manager_id=self.queue_manager_id,
-                global_concurrency_limit=global_concurrency_limit,
-                heartbeat_timeout=heartbeat_timeout,
-            )
-            for job in jobs:
-                yield job
-            if len(jobs) < batch_size:
+            more = False
+            # Who has little room is asked for alone; all others together.
+            for names, room in self._shares(batch_size):
+                jobs = await self.queries.dequeue(
+                    batch_size=room,
+                    entrypoints=dict.fromkeys(names, _UNLIMITED),
+                    queue_manager_id=self.queue_manager_id,
+                    global_concurrency_limit=global_concurrency_limit,
+                    heartbeat_timeout=heartbeat_timeout,
+                )
+                for job in jobs:
+                    yield job
+                more = more or len(jobs) == room
+            if not more:
                 return
+            # What was handed out takes its place before it is asked how many there are.
+            await asyncio.sleep(0)
+
+    def _shares(self, batch_size: int) -> list[tuple[set[QueueEntrypoint], int]]:
+        """What is asked for at once, and how much of it."""
+        roomy: set[QueueEntrypoint] = set()
+        shares = [(roomy, batch_size)]
+        for place in self._places():
+            names = self._known(place)
+            if place.room >= batch_size:
+                roomy |= names
+            else:
+                shares.append((names, place.room))
+        return [share for share in shares if share[0]]
 
     def entrypoints_below_capacity_limits(self) -> set[QueueEntrypoint]:
+        return {name for place in self._places() for name in self._known(place)}
+
+    def _known(self, place: Place) -> set[QueueEntrypoint]:
+        """The jobs of a place that may be due; PgQueuer is told who does them."""
         names = {
             QueueEntrypoint(name)
-            for name in self._wanted()
+            for name in place.names
             if name not in self._deferred or name in self._ahead.due
         }
         for name in names:

@@ -6,8 +6,6 @@ and of an endpoint, where a process died between a commit and what follows it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from runbell.service.jobs import Job, JobKind
@@ -15,13 +13,22 @@ from runbell.storage import deliveries
 from runbell.storage.postgresql import PostgresqlView
 from runbell.storage.store import Transaction
 
-__all__ = ["Missing", "missing_jobs", "prune_log"]
+__all__ = ["missing_jobs", "models_in_line", "prune_log", "sweep_once"]
 
 AT_ONCE = 1_000
 """Jobs of each kind that are found in one sweep."""
 
-_HAS_NONE = "NOT EXISTS (SELECT FROM pgqueuer q WHERE q.dedupe_key = {key})"
-"""Whatever became of it: one that was kept aside is not to be put again."""
+_HAS_NONE = """
+NOT EXISTS (SELECT FROM pgqueuer q
+            WHERE q.dedupe_key = {key} AND q.status IN ('queued', 'picked'))
+AND NOT EXISTS (SELECT FROM pgqueuer q WHERE q.dedupe_key = {key} AND q.status = 'failed')
+"""
+"""Whatever became of it: one that was kept aside is not to be put again. In two, as there are two
+indexes, each of a part of the table."""
+
+SWEEPING = "SELECT pg_try_advisory_xact_lock($1)"
+SWEEP = 0x73776565704A
+"""The advisory lock of who searches the tables: "sweepJ" in ASCII."""
 
 # A run in progress was queued by the event in front of its latest.
 _TURN = "(r.sequence - (r.status = 'in_progress')::int)"
@@ -76,14 +83,6 @@ MAX_MODELS = 200
 """Models beside those that this process knows, which it looks for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """Jobs that are to be put, and the models of runs that wait for a worker."""
-
-    jobs: list[Job]
-    models: frozenset[str]
-
-
 class _Asked(msgspec.Struct):
     model: str
 
@@ -100,7 +99,15 @@ def _model(config: str) -> str:
         return ""
 
 
-async def missing_jobs(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> Missing:
+async def sweep_once(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> list[Job] | None:
+    """What is owed and has no job; None where another process is looking for that."""
+    assert isinstance(tx, PostgresqlView)
+    if not (await tx.fetch(SWEEPING, SWEEP))[0][0]:
+        return None
+    return await missing_jobs(tx, now_ms, cancel_grace_ms)
+
+
+async def missing_jobs(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> list[Job]:
     """What is owed and has no job."""
     assert isinstance(tx, PostgresqlView)
     jobs = [
@@ -122,8 +129,14 @@ async def missing_jobs(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> Mi
         for endpoint_id, due_ms in await deliveries.due_by_endpoint(tx)
         if endpoint_id not in held
     ]
+    return jobs
+
+
+async def models_in_line(tx: Transaction) -> frozenset[str]:
+    """The models of runs that wait for a worker."""
+    assert isinstance(tx, PostgresqlView)
     names = await tx.fetch(MODELS, MAX_MODELS)
-    return Missing(jobs, frozenset(row[0].removeprefix("run:") for row in names))
+    return frozenset(row[0].removeprefix("run:") for row in names)
 
 
 async def prune_log(tx: Transaction) -> bool:

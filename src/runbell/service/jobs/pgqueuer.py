@@ -27,10 +27,10 @@ from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
-from runbell.service.jobs.engine import FORGET, PUT, Manager, PooledDriver, queries
+from runbell.service.jobs.engine import FORGET, PUT, Manager, NotYet, Place, PooledDriver, queries
 from runbell.service.jobs.held import count_held, forget_earlier
-from runbell.service.jobs.missing import Missing, missing_jobs, prune_log
-from runbell.service.jobs.putting import ANY_MODEL, LATER, SLACK_MS, Put, named, put
+from runbell.service.jobs.missing import models_in_line, prune_log, sweep_once
+from runbell.service.jobs.putting import ANY_MODEL, LATER, SLACK_MS, Put, named, put, turn_of
 from runbell.storage import deliveries, runs
 from runbell.storage.listening import Listener
 from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
@@ -53,7 +53,7 @@ OTHERS_SECONDS = 0.01
 """How long it otherwise lets others look first."""
 
 BATCH = 10
-"""Jobs that a worker takes at once."""
+"""Jobs that a worker takes at once, where it has room for as many."""
 
 SWEEP_SECONDS = 30.0
 """How often the tables are searched for what has no job."""
@@ -73,7 +73,7 @@ MAX_UNPLACED = 50
 DEFERRED = frozenset((JobKind.EXPIRE.value, JobKind.FINISH_CANCEL.value, LATER))
 """Jobs that wait for their time."""
 
-RELEASE = "UPDATE pgqueuer SET dedupe_key = NULL WHERE id = $1"
+RELEASE = "UPDATE pgqueuer SET dedupe_key = NULL WHERE id = $1 AND queue_manager_id = $2"
 
 
 class PgQueuerJobs:
@@ -262,7 +262,7 @@ class PgQueuerJobs:
         ahead = queries(self._driver)
         ahead.look_for(self.wanted, lost_after)
         manager = self._manager = Manager(ahead)
-        manager.attach(ahead, self._driver, self.wanted, self.handle, DEFERRED)
+        manager.attach(ahead, self._driver, self.places, self.handle, DEFERRED)
         try:
             await manager.run(
                 batch_size=BATCH,
@@ -275,20 +275,31 @@ class PgQueuerJobs:
 
     def wanted(self) -> set[str]:
         """The jobs that this process has a place for, by their names at PgQueuer."""
+        return {name for place in self.places() for name in place.names}
+
+    def places(self) -> list[Place]:
+        """The same, by the lines in which they stand, and how many of each it has room for."""
         if self._stopping:
-            return set()
-        names = {
-            name
-            for name in (JobKind.EXPIRE, JobKind.FINISH_CANCEL, JobKind.DELIVER, LATER)
-            if self._busy[name] < MAX_DEADLINES
-        }
-        if self._busy[ANY_MODEL] < MAX_UNPLACED:
-            names.add(ANY_MODEL)
+            return []
+        limits: dict[str, int] = dict.fromkeys(
+            (JobKind.EXPIRE, JobKind.FINISH_CANCEL, JobKind.DELIVER, LATER), MAX_DEADLINES
+        )
+        limits[ANY_MODEL] = MAX_UNPLACED
+        places = [
+            Place(frozenset((str(name),)), limit - self._busy[name])
+            for name, limit in limits.items()
+        ]
+        lines: dict[Lane, set[str]] = {}
         for model in (*self._lanes.models(), *self._found):
-            lane = self._lanes.lane(model)
-            if self._has_room(lane):
-                names.add(f"run:{model}")
-        return {str(name) for name in names}
+            lines.setdefault(self._lanes.lane(model), set()).add(f"run:{model}")
+        places += [Place(frozenset(names), self._room_of(lane)) for lane, names in lines.items()]
+        return [place for place in places if place.room > 0]
+
+    def _room_of(self, lane: Lane) -> int:
+        """How many more runs of a lane may begin; of more than a batch it is not asked."""
+        running = self._busy[lane]
+        most = min(BATCH, self._concurrency - running)
+        return next((room for room in range(most) if not lane.takes(running + room)), max(0, most))
 
     def _has_room(self, lane: Lane) -> bool:
         running = self._busy[lane]
@@ -307,7 +318,7 @@ class PgQueuerJobs:
         """
         if self._stopping:
             # It was asked for before that.
-            raise RetryRequested(timedelta(0), "its worker stops")
+            raise NotYet(timedelta(0), "its worker stops")
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -319,7 +330,7 @@ class PgQueuerJobs:
             await self._tried(job)
         except asyncio.CancelledError:
             if self._stopping:
-                raise RetryRequested(timedelta(0), "its worker stops") from None
+                raise NotYet(timedelta(0), "its worker stops") from None
             raise
         except RetryRequested:
             raise
@@ -367,10 +378,10 @@ class PgQueuerJobs:
             case name if name == LATER:
                 await self._put_now([Job(JobKind.DELIVER, key)])
             case _:
-                run_id, _, model = key.partition(" ")
-                await self._run(run_id, model)
+                run_id, turn, model = turn_of(key)
+                await self._run(run_id, turn, model)
 
-    async def _run(self, run_id: str, model: str) -> None:
+    async def _run(self, run_id: str, turn: int, model: str) -> None:
         # A turn that follows at once waits here for the end of the one before.
         while (before := self._turns.get(run_id)) is not None:
             await before.wait()
@@ -382,7 +393,7 @@ class PgQueuerJobs:
                 lane = self._lanes.lane(model)
             self._busy[lane] += 1
             try:
-                await self._handlers[JobKind.RUN](run_id)
+                await self._handlers[JobKind.RUN](run_id, turn)
             finally:
                 was_full = not self._has_room(lane)
                 self._busy[lane] -= 1
@@ -398,14 +409,14 @@ class PgQueuerJobs:
             return
         early_ms = record.run.expires_at_ms - self._clock.now_ms()
         if early_ms > 0:
-            raise RetryRequested(timedelta(milliseconds=early_ms + SLACK_MS), "it is early")
+            raise NotYet(timedelta(milliseconds=early_ms + SLACK_MS), "it is early")
         await self._handlers[JobKind.EXPIRE](run_id)
 
     async def _deliver(self, endpoint_id: str, job: PickedJob) -> None:
         await self._handlers[JobKind.DELIVER](endpoint_id)
         # From here on, what is owed puts a job of its own. What was owed before is found by the
         # look behind this: nothing falls between the two.
-        await self._driver.fetch(RELEASE, job.id)
+        await self._driver.fetch(RELEASE, job.id, job.queue_manager_id)
         due_ms = await self._store.read(lambda tx: deliveries.next_due(tx, endpoint_id))
         if due_ms is not None:
             later = due_ms if due_ms > self._clock.now_ms() else None
@@ -416,19 +427,20 @@ class PgQueuerJobs:
     async def _sweep(self) -> None:
         """Put what the tables owe and has no job, now and again; forget old lines of its log."""
         now_ms = self._clock.now_ms()
-        found = await self._store.scan(lambda tx: missing_jobs(tx, now_ms, self._cancel_grace_ms))
-        await self._put_missing(found)
+        found = await self._store.scan(lambda tx: sweep_once(tx, now_ms, self._cancel_grace_ms))
+        if found is not None:
+            await self._put_missing(found)
+        # Models that only another process knows: who has them in line is not left waiting.
+        self._found = await self._store.scan(models_in_line)
+        self.look()
         while await self._store.write(prune_log):
             pass
         await self._clock.sleep(SWEEP_SECONDS * (0.9 + 0.2 * self._rng.random()))
 
-    async def _put_missing(self, found: Missing) -> None:
-        if found.jobs:
-            logger.info("%d jobs were missing", len(found.jobs))
-        await self._put_now(found.jobs)
-        # Models that only another process knows: who has them in line is not left waiting.
-        self._found = found.models
-        self.look()
+    async def _put_missing(self, jobs: list[Job]) -> None:
+        if jobs:
+            logger.info("%d jobs were missing", len(jobs))
+        await self._put_now(jobs)
 
 
 def _params(wanted: Put) -> dict[str, object]:

@@ -11,7 +11,7 @@ from runbell.service.jobs.engine import queries, within
 from runbell.service.jobs.missing import missing_jobs
 from runbell.storage.postgresql import PostgresqlTransaction
 
-__all__ = ["ANY_MODEL", "LATER", "Put", "named", "put", "put_missing"]
+__all__ = ["ANY_MODEL", "LATER", "Put", "named", "put", "put_missing", "turn_of"]
 
 SLACK_MS = 20
 """Deadlines are put so much later: the database's clock is not quite ours."""
@@ -52,13 +52,23 @@ def named(job: Job, now_ms: int, served: Callable[[str], bool]) -> Put:
     match job.kind:
         case JobKind.RUN:
             entrypoint = f"run:{job.model}" if served(job.model) else ANY_MODEL
-            payload = f"{job.key} {job.model}".encode()
+            payload = f"{job.key} {job.turn} {job.model}".encode()
             return Put(f"run:{job.key}:{job.turn}", entrypoint, payload, delay)
         case JobKind.DELIVER if job.due_ms is not None:
             # One that waits is not in the way of one that is due.
             return Put(f"deliver:{job.key}@{job.due_ms}", LATER, job.key.encode(), delay)
     key = f"{job.kind}:{job.key}:{job.turn}"
     return Put(key, job.kind.value, job.key.encode(), delay)
+
+
+def turn_of(payload: str) -> tuple[str, int, str]:
+    """Which run a job is about, which of its turns, and its model.
+
+    Without a turn, as earlier versions and people put them, it is -1: of none that is known.
+    """
+    run_id, _, rest = payload.partition(" ")
+    turn, _, model = rest.partition(" ")
+    return (run_id, int(turn), model) if turn.isdecimal() else (run_id, -1, rest)
 
 
 async def put(tx: PostgresqlTransaction, puts: Iterable[Put]) -> list[Put]:
@@ -82,7 +92,7 @@ async def put_missing(tx: PostgresqlTransaction, now_ms: int, cancel_grace_ms: i
     while True:
         found = await missing_jobs(tx, now_ms, cancel_grace_ms)
         # Each worker looks for the names of lines that it does not know.
-        puts = [named(job, now_ms, bool) for job in found.jobs]
+        puts = [named(job, now_ms, bool) for job in found]
         there = await put(tx, puts) if puts else []
         if len(there) == len(puts):
             return count

@@ -109,8 +109,14 @@ class BrokenOff:
     said: Answer
 
 
-async def claim(ctx: Context, run_id: str) -> RunRecord | None:
+async def claim(ctx: Context, run_id: str, turn: int | None = None) -> RunRecord | None:
     """Take up a run: one that is queued, or one whose worker was lost.
+
+    Args:
+        turn: which of its turns is meant, by the event that has queued it. Another one is not
+            taken up: a job that is left from earlier says nothing about today's worker. None where
+            it is known that nobody executes the run; where no turn is known, negative: such a run
+            may be begun, and is taken from nobody.
 
     Returns:
         None where there is nothing to do: the run was deleted, has ended, waits for its turn or
@@ -119,7 +125,9 @@ async def claim(ctx: Context, run_id: str) -> RunRecord | None:
 
     async def work(tx: Transaction) -> RunRecord | None:
         record = await runs.find(tx, run_id)
-        return await _taken_up(ctx, tx, record) if record is not None else None
+        if record is None or not _is_its_turn(record.run, turn):
+            return None
+        return await _taken_up(ctx, tx, record)
 
     return await ctx.store.write(work)
 
@@ -133,12 +141,21 @@ async def prepare(ctx: Context, record: RunRecord) -> Turn:
     return await ctx.store.scan(lambda tx: _turn(tx, record))
 
 
-async def hand_back(ctx: Context, turn: Turn) -> None:
+def _is_its_turn(run: Run, turn: int | None) -> bool:
+    if turn is None or (turn < 0 and run.status is RunStatus.QUEUED):
+        return True
+    # A run in progress was queued by the event in front of its latest.
+    return turn == run.sequence - (run.status is RunStatus.IN_PROGRESS)
+
+
+async def hand_back(ctx: Context, mine: Run) -> None:
     """Say that a worker gave its run up in good order, so that it does not count as lost."""
 
     async def work(tx: Transaction) -> None:
-        record = await runs.find(tx, turn.run.id)
-        if record is not None and record.run.attempt == turn.run.attempt and record.run.takeovers:
+        record = await runs.find(tx, mine.id)
+        if record is None or record.run.attempt != mine.attempt or not record.run.takeovers:
+            return
+        if record.run.status is RunStatus.IN_PROGRESS:
             await runs.change(tx, record.run, replace(record.run, takeovers=0))
 
     await ctx.store.write(work)
@@ -202,6 +219,8 @@ async def _taken_up(ctx: Context, tx: Transaction, record: RunRecord) -> RunReco
         return None
     taken = take_over(run)
     await runs.change(tx, run, taken)
+    # Should the one before be alive after all, its model call is of no use any more.
+    ctx.changes.announce(tx, taken)
     return RunRecord(taken, record.config)
 
 
