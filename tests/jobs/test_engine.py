@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from datetime import timedelta
 from typing import Any
 
 import asyncpg
+import pytest
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgDriver
+from pgqueuer.domain.errors import RetryRequested
+from pgqueuer.domain.models import TracebackRecord
+from pgqueuer.ports.repository import EntrypointExecutionParameter
 
-from runbell.service.jobs.engine import FORGET, PUT, install, queries
+from runbell.service.jobs.engine import FORGET, PUT, NotYet, install, queries
+from runbell.service.jobs.held import COUNT
 from runbell.testing.postgresql import database, emptied
 
 SAID = "SELECT priority, status, entrypoint, payload, attempts, slot, queue_manager_id, "
+_UNLIMITED = EntrypointExecutionParameter(concurrency_limit=0)
 DUE = "execute_after - created AS due FROM pgqueuer ORDER BY id"
 
 
@@ -94,3 +101,91 @@ async def _quiet() -> None:
 def test_nothing_is_told_within_transactions_and_only_failures_are_kept() -> None:
     """PgQueuer's own would tell of each change, and keep three lines of each job."""
     asyncio.run(_quiet())
+
+
+async def _fenced(what: str) -> tuple[str, bool, bool]:
+    """What becomes of a job that one worker lost and another has, when the first is back."""
+    url = await database()
+    connection = await asyncpg.connect(url)
+    lost, holder = (queries(AsyncpgDriver(connection)) for _ in range(2))
+    names = [uuid.uuid4(), uuid.uuid4()]
+    await _put(connection, entrypoint="m", payload=b"", delay=timedelta(0), dedupe_key="k")
+    stale = "UPDATE pgqueuer SET heartbeat = now() - interval '5 s'"
+    four = timedelta(seconds=4)
+    jobs = []
+    for own, name in zip((lost, holder), names, strict=True):
+        jobs += await own.dequeue(10, {"m": _UNLIMITED}, name, None, four)  # type: ignore[dict-item, arg-type]
+        await connection.execute(stale)
+    assert [job.queue_manager_id for job in jobs] == names
+    match what:
+        case "ends":
+            await lost.log_jobs([(jobs[0], "successful", None), (jobs[0], "failed", None)])
+        case "gives back":
+            await lost.retry_job(jobs[0], timedelta(0), None)
+        case "keeps alive":
+            await lost.update_heartbeat([jobs[0].id])
+        case "is the holder":
+            await holder.update_heartbeat([jobs[1].id])
+    (row,) = await connection.fetch(
+        "SELECT status::text, queue_manager_id = $1, heartbeat > now() - $2::interval "
+        "FROM pgqueuer",
+        names[1],
+        four,
+    )
+    await holder.log_jobs([(jobs[1], "successful", None)])
+    assert await connection.fetch("SELECT FROM pgqueuer") == []
+    await connection.close()
+    await emptied(url)
+    return tuple(row)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("what", ["ends", "gives back", "keeps alive"])
+def test_a_worker_that_was_believed_lost_has_no_say_about_its_job(what: str) -> None:
+    """Somebody else has it: PgQueuer's own statements would go by the job's id alone."""
+    assert asyncio.run(_fenced(what)) == ("picked", True, False)
+
+
+def test_the_holder_of_a_job_keeps_it_alive() -> None:
+    assert asyncio.run(_fenced("is the holder")) == ("picked", True, True)
+
+
+async def _attempts() -> list[tuple[int, int]]:
+    url = await database()
+    connection = await asyncpg.connect(url)
+    own, name = queries(AsyncpgDriver(connection)), uuid.uuid4()
+    await _put(connection, entrypoint="m", payload=b"", delay=timedelta(0), dedupe_key="k")
+    seen = []
+    for error in (NotYet(timedelta(0), "it is early"), RetryRequested(timedelta(0), "a defect")):
+        (job,) = await own.dequeue(10, {"m": _UNLIMITED}, name, None, timedelta(seconds=4))  # type: ignore[dict-item, arg-type]
+        why = TracebackRecord.from_exception(error, job.id)
+        await own.retry_job(job, timedelta(0), why)
+        sums = "SELECT max(attempts), (SELECT count(*) FROM pgqueuer_log) FROM pgqueuer"
+        seen.append(tuple(await connection.fetchrow(sums)))
+    await connection.close()
+    await emptied(url)
+    return seen
+
+
+def test_only_defects_count_as_failures() -> None:
+    """A deadline that was early, or a worker that stops, brings no job nearer to being held."""
+    assert asyncio.run(_attempts()) == [(0, 0), (1, 1)]
+
+
+async def _explained() -> str:
+    url = await database()
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        "INSERT INTO pgqueuer (priority, status, entrypoint, dedupe_key, execute_after) "
+        "SELECT 0, 'queued', 'expire', 'expire:' || n, now() FROM generate_series(1, 2000) AS n"
+    )
+    await connection.execute("ANALYZE pgqueuer")
+    plan = await connection.fetch(f"EXPLAIN {COUNT}")
+    await connection.close()
+    await emptied(url)
+    return "\n".join(row[0] for row in plan)
+
+
+def test_held_jobs_are_counted_without_a_look_at_the_others() -> None:
+    plan = asyncio.run(_explained())
+    assert "runbell_held_idx" in plan
+    assert "Seq Scan" not in plan

@@ -155,8 +155,13 @@ class EmbeddedService:
         """Lose everything that is not in the store, as a killed process does."""
         for turn in self.backend.turns:
             turn.stubborn = False
-        await self.jobs.stop(0)
-        await self.deliverer.close()
+        # A killed process says no last words either.
+        away, self.store.away = self.store.away, True
+        try:
+            await self.jobs.stop(0)
+            await self.deliverer.close()
+        finally:
+            self.store.away = away
         await self.store.drain()
 
     async def restart(self) -> None:

@@ -15,6 +15,12 @@ from runbell.storage.store import Transaction
 
 __all__ = ["missing_jobs", "models_in_line", "prune_log", "sweep_once"]
 
+NEAR_MS = 600_000
+"""Deadlines so near, in milliseconds, are to have a job: what is far is found by a later sweep,
+and a hundred thousand runs that wait for somebody are not looked through by each."""
+
+_NEVER_MS = 2**62
+
 AT_ONCE = 1_000
 """Jobs of each kind that are found in one sweep."""
 
@@ -41,6 +47,7 @@ ORDER BY r.position LIMIT $1
 EXPIRIES = f"""
 SELECT r.id, r.expires_at_ms FROM runs r
 WHERE r.status IN ('queued', 'in_progress', 'requires_action', 'cancelling')
+AND r.expires_at_ms < $2
 AND {_HAS_NONE.format(key="'expire:' || r.id || ':0'")}
 ORDER BY r.expires_at_ms LIMIT $1
 """  # noqa: S608 - constants
@@ -104,11 +111,18 @@ async def sweep_once(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> list
     assert isinstance(tx, PostgresqlView)
     if not (await tx.fetch(SWEEPING, SWEEP))[0][0]:
         return None
-    return await missing_jobs(tx, now_ms, cancel_grace_ms)
+    return await missing_jobs(tx, now_ms, cancel_grace_ms, near_ms=now_ms + NEAR_MS)
 
 
-async def missing_jobs(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> list[Job]:
-    """What is owed and has no job."""
+async def missing_jobs(
+    tx: Transaction, now_ms: int, cancel_grace_ms: int, *, near_ms: int = _NEVER_MS
+) -> list[Job]:
+    """What is owed and has no job.
+
+    Args:
+        near_ms: runs that have time until then, in milliseconds since the epoch, are not asked
+            whether something will end them.
+    """
     assert isinstance(tx, PostgresqlView)
     jobs = [
         Job(JobKind.RUN, run_id, model=_model(config), turn=turn)
@@ -116,7 +130,7 @@ async def missing_jobs(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> li
     ]
     jobs += [
         Job(JobKind.EXPIRE, run_id, due_ms=expires_at_ms)
-        for run_id, expires_at_ms in await tx.fetch(EXPIRIES, AT_ONCE)
+        for run_id, expires_at_ms in await tx.fetch(EXPIRIES, AT_ONCE, near_ms)
     ]
     jobs += [
         Job(JobKind.FINISH_CANCEL, run_id, due_ms=since_ms + cancel_grace_ms, turn=sequence)
