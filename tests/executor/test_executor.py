@@ -459,6 +459,41 @@ async def test_news_of_a_later_claim_stops_the_call(service: EmbeddedService) ->
 
 
 @on_a_service()
+async def test_a_job_of_another_turn_takes_a_run_from_nobody(service: EmbeddedService) -> None:
+    """Left from earlier, or put by hand: the worker that executes the run is not lost for it. Where
+    it is lost after all, and comes back, it hears that somebody else has the run."""
+    run = await executing(service)
+    turn = (await service.find(run)).sequence - 1
+    for other in (turn - 1, turn + 1, -1):
+        assert await turns.claim(service.ctx, run, other) is None
+    assert (await service.find(run)).attempt == 1
+    assert await turns.claim(service.ctx, run, turn) is not None
+    await service.settle()
+    assert (await service.find(run)).attempt == 2
+    assert service.backend.turns[-1].stopped
+
+
+@on_a_service()
+async def test_a_job_whose_turn_is_not_known_begins_a_run(service: EmbeddedService) -> None:
+    """An earlier version has put it."""
+    await service.crash()
+    run = await service.run(await service.thread("Hello"))
+    assert await turns.claim(service.ctx, run, 0) is None
+    assert await turns.claim(service.ctx, run, -1) is not None
+
+
+@on_a_service()
+async def test_an_orderly_stop_is_said_before_anybody_goes_on(service: EmbeddedService) -> None:
+    """It counts as no lost worker, whoever takes the run up, and however soon."""
+    run = await executing(service)
+    await service.restart()
+    await service.settle()
+    assert (await service.find(run)).takeovers == 1
+    await service.jobs.stop(0)
+    assert (await service.find(run)).takeovers == 0
+
+
+@on_a_service()
 async def test_a_model_that_is_not_served_any_more_fails_its_runs(service: EmbeddedService) -> None:
     """After a restart with other models a queued run does not wait for ever; its line goes on."""
     thread = await service.thread("Hello")

@@ -16,12 +16,14 @@ from runbell.service.jobs.held import HeldJob, held_jobs, release
 from runbell.service.jobs.pgqueuer import PgQueuerJobs
 from runbell.service.settings import Settings
 from runbell.storage.listening import Listener
-from runbell.storage.postgresql import PostgresqlStore
-from runbell.storage.store import Store
+from runbell.storage.postgresql import PostgresqlStore, PostgresqlView
+from runbell.storage.store import Store, Transaction
 from runbell.testing.databases import ObservedStore, migrated_sqlite, opened
 from runbell.testing.embedded import Engine, embedded_engine
 from runbell.testing.jobs_contract import House, Houses, JobsContract, in_a_house
 from runbell.testing.postgresql import database, emptied
+
+TAKEN = "SELECT entrypoint FROM pgqueuer WHERE status = 'picked' AND entrypoint LIKE 'run:%'"
 
 
 class TestEmbedded(JobsContract):
@@ -74,6 +76,22 @@ class TestPgQueuer(JobsContract):
         await house.until(lambda: house.begun.count("we_1") == 5)
         assert await held() == []
         assert "we_2" in house.ended
+
+    @in_a_house(max_concurrent_runs=2)
+    async def test_a_worker_takes_no_more_than_it_has_room_for(self, house: House) -> None:
+        """What it would only keep waiting is left to others."""
+
+        async def names(tx: Transaction) -> list[str]:
+            assert isinstance(tx, PostgresqlView)
+            return [row[0] for row in await tx.fetch(TAKEN)]
+
+        house.busy = lambda key: True
+        runs = [await house.run() for _ in range(5)]
+        house.start(JobKind.RUN)
+        await house.until(lambda: len(house.begun) == 2)
+        assert await house.service.store.scan(names) == ["run:scripted"] * 2
+        house.release(runs[0])
+        await house.until(lambda: house.begun == runs[:3])
 
     @pytest.fixture
     def houses(self) -> Houses:

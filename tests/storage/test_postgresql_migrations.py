@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from runbell.errors import ConfigurationError
+from runbell.service import postgresql
 from runbell.service.postgresql import migrate
 from runbell.storage.migrate import HEAD
 from runbell.storage.migrate_postgresql import statements, upgrade_postgresql
@@ -63,6 +64,32 @@ def test_a_migration_that_fails_halfway_leaves_nothing(monkeypatch: pytest.Monke
             with pytest.raises(asyncpg.DivisionByZeroError):
                 await upgrade_postgresql(connection)
             assert await shape(connection) == set()
+
+    asyncio.run(story())
+
+
+def test_writers_do_not_wait_behind_a_change_that_waits_for_a_backup(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lets them, and is made when the backup is done."""
+    monkeypatch.setattr(postgresql, "LOCK_SECONDS", 0.05)
+    rename = "UPDATE webhook_endpoints SET url = url"
+
+    async def story() -> None:
+        async with empty() as (connection, url):
+            await connection.execute(statements(None, "0003"))
+            backup = await asyncpg.connect(url)
+            async with backup.transaction():
+                await backup.execute("LOCK TABLE webhook_endpoints IN ACCESS SHARE MODE")
+                migration = asyncio.create_task(migrate(url))
+                async with asyncio.timeout(20):
+                    while not caplog.records:
+                        await asyncio.sleep(0.01)
+                    await connection.execute(rename)
+                assert not migration.done()
+            await migration
+            assert await connection.fetchval("SELECT version_num FROM alembic_version") == HEAD
+            await backup.close()
 
     asyncio.run(story())
 
