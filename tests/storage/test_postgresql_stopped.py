@@ -47,11 +47,13 @@ def test_it_holds_up_no_other(do: Callable[[Transaction, str], Awaitable[None]],
 
             first = asyncio.create_task(store.write(stopped))
             await amid.wait()
-            async with asyncio.timeout(10):
-                for key in ("second", "third"):
-                    await store.write(lambda tx: do(tx, key))  # noqa: B023
-            go_on.set()
-            await first
+            try:
+                async with asyncio.timeout(5):
+                    for key in ("second", "third"):
+                        await store.write(lambda tx: do(tx, key))  # noqa: B023
+            finally:
+                go_on.set()
+                await first
             assert (await store.fetch(LEFT))[0][0] == left
             assert await store.fetch("SELECT * FROM probes") == []
 

@@ -136,7 +136,7 @@ class ProjectRunContract:
 
     @on_a_store
     async def test_a_probe_can_be_written_again_and_again(self, store: Store) -> None:
-        """It leaves one row, whatever it finds."""
+        """It leaves nothing behind."""
         for moment in (1, 5, 3):
             await store.write(lambda tx: probe(tx, moment))  # noqa: B023
 
