@@ -79,6 +79,8 @@ async def _opened_source(url: str) -> AsyncIterator[Source]:
 @contextlib.contextmanager
 def _locked_file(path: Path) -> Iterator[sqlite3.Connection]:
     """A SQLite file that nobody serves meanwhile, at one moment."""
+    if not path.exists():
+        raise ConfigurationError(f"there is no file {path}")
     require_current(path)
     lock = InstallationLock(path)
     with lock.held() as held:
