@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import bindparam, func, literal_column, select, text
 from sqlalchemy.sql.elements import ColumnElement
 
-from runbell.errors import StaleWrite
+from runbell.errors import Overtaken, StaleWrite
 from runbell.runs import LastError, Run, RunStatus, ToolCall, Usage
 from runbell.storage import schema
 from runbell.storage.codec import JsonColumn, to_json
@@ -228,9 +228,11 @@ async def insert(tx: Transaction, record: RunRecord, pending: tuple[Message, ...
         pending: messages that it adds to its thread when its turn comes.
 
     Raises:
-        Conflict: the thread has an active run, and this one would be another.
+        Conflict: the thread has an active run, and this one would be another; where that has begun
+            since the unit looked, as `Overtaken`, here or at a later step.
     """
-    await tx.execute(INSERT, _inserted(record, pending))
+    taken = Overtaken(f"another run has begun on {record.run.thread_id} meanwhile")
+    await tx.later(INSERT, _inserted(record, pending), taken)
 
 
 def _inserted(record: RunRecord, pending: tuple[Message, ...]) -> dict[str, Any]:

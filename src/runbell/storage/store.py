@@ -64,7 +64,8 @@ class Transaction(Protocol):
             missed: what to raise where not one row was touched.
 
         Raises:
-            Conflict: here or at a later step, a unique key is taken; or `missed`. The unit fails.
+            Conflict: here or at a later step, a unique key is taken; or `missed`. The unit fails;
+                where it is `Overtaken`, it is executed again first.
         """
         ...
 

@@ -39,7 +39,8 @@ async def create(
         fresh: its thread is made in the same transaction.
 
     Raises:
-        Conflict: the run does not wait its turn, and its thread has an active run.
+        Conflict: the run does not wait its turn, and its thread has an active run; here or at a
+            later step.
     """
     run = record.run
     if fresh:
@@ -49,10 +50,10 @@ async def create(
     if not run.waits_turn:
         for message in additional:
             await messages.insert(tx, message)
-    await _announce(ctx, tx, record)
     await ctx.jobs.enqueue(tx, Job(JobKind.EXPIRE, run.id, due_ms=run.expires_at_ms))
     if not run.waits_turn:
         await ctx.jobs.enqueue(tx, _turn(record))
+    await _announce(ctx, tx, record)
 
 
 async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change) -> RunRecord:
@@ -67,19 +68,19 @@ async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change)
     """
     run = record.run
     moved = apply(run, change, now_ms=ctx.clock.now_ms())
-    await runs.change(tx, run, moved)
-    if moved.status.is_terminal:
-        await ctx.jobs.forget(tx, Job(JobKind.EXPIRE, run.id))
-        await _end_steps(ctx, tx, moved)
     after = RunRecord(moved, record.config)
-    await _announce(ctx, tx, after)
+    await runs.change(tx, run, moved)
     if moved.status is RunStatus.QUEUED:
         await ctx.jobs.enqueue(tx, _turn(after))
     elif moved.status is RunStatus.CANCELLING:
         due_ms = moved.updated_at_ms + round(ctx.settings.cancel_grace * 1000)
         job = Job(JobKind.FINISH_CANCEL, moved.id, due_ms=due_ms, turn=moved.sequence)
         await ctx.jobs.enqueue(tx, job)
-    elif moved.status.is_terminal and not run.waits_turn:
+    elif moved.status.is_terminal:
+        await ctx.jobs.forget(tx, Job(JobKind.EXPIRE, run.id))
+        await _end_steps(ctx, tx, moved)
+    await _announce(ctx, tx, after)
+    if moved.status.is_terminal and not run.waits_turn:
         await _pass_turn(ctx, tx, moved.thread_id)
     return after
 
