@@ -245,8 +245,10 @@ class Conflict(StorageError):
 
 
 class Overtaken(Conflict, StorageUnavailable):
-    """What a unit of work had looked at was changed by another before it wrote. Nothing was written,
-    and the store has executed it again some times; who asks again finds the change."""
+    """What a unit of work had looked at was changed by another before it wrote.
+
+    Nothing was written, though the store has executed it again some times: asking again can help.
+    """
 
 
 class UnknownCursor(StorageError):

@@ -41,6 +41,7 @@ __all__ = [
     "page",
     "page_of_project",
     "pending_messages",
+    "record_of",
     "set_metadata",
     "statuses",
     "take_turn",
@@ -254,13 +255,13 @@ def _inserted(record: RunRecord, pending: tuple[Message, ...]) -> dict[str, Any]
 async def get(tx: Transaction, project: str, thread_id: str, run_id: str) -> RunRecord | None:
     """One run of a thread."""
     row = await tx.fetch_one(GET, {"project": project, "thread": thread_id, "key": run_id})
-    return _record(row) if row is not None else None
+    return record_of(row) if row is not None else None
 
 
 async def find(tx: Transaction, run_id: str) -> RunRecord | None:
     """A run by its id alone, whosever it is: for a request, the caller looks at its project."""
     row = await tx.fetch_one(FIND, {"key": run_id})
-    return _record(row) if row is not None else None
+    return record_of(row) if row is not None else None
 
 
 async def change(tx: Transaction, before: Run, after: Run) -> None:
@@ -302,7 +303,7 @@ async def active(tx: Transaction, thread_id: str) -> str | None:
 async def next_waiting(tx: Transaction, thread_id: str) -> RunRecord | None:
     """The run whose turn it is when the thread becomes free."""
     row = await tx.fetch_one(NEXT_WAITING, {"thread": thread_id})
-    return _record(row) if row is not None else None
+    return record_of(row) if row is not None else None
 
 
 async def pending_messages(tx: Transaction, run_id: str) -> tuple[Message, ...]:
@@ -328,7 +329,7 @@ async def take_turn(tx: Transaction, run_id: str) -> None:
 
 async def live(tx: Transaction, thread_id: str) -> list[RunRecord]:
     """A thread's runs that have not ended, the waiting ones first."""
-    return [_record(row) for row in await tx.fetch_all(LIVE_OF_THREAD, {"thread": thread_id})]
+    return [record_of(row) for row in await tx.fetch_all(LIVE_OF_THREAD, {"thread": thread_id})]
 
 
 async def page(
@@ -336,7 +337,7 @@ async def page(
 ) -> tuple[list[RunRecord], bool]:
     """A page of a thread's runs, and whether there are more."""
     rows, more = await PAGES.fetch(tx, page, {"project": project, "thread": thread_id})
-    return [_record(row[:-1]) for row in rows], more
+    return [record_of(row[:-1]) for row in rows], more
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +360,7 @@ async def many(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunRec
     found: dict[str, RunRecord] = {}
     for params in _slots(ids):
         for row in await tx.fetch_all(MANY, params):
-            record = _record(row)
+            record = record_of(row)
             if record.run.project_id == project:
                 found[record.run.id] = record
     return [found[run_id] for run_id in dict.fromkeys(ids) if run_id in found]
@@ -367,7 +368,7 @@ async def many(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunRec
 
 async def latest(tx: Transaction, limit: int) -> list[RunRecord]:
     """The runs that were created last, of all projects, latest first."""
-    return [_record(row) for row in await tx.fetch_all(LATEST, {"limit": limit})]
+    return [record_of(row) for row in await tx.fetch_all(LATEST, {"limit": limit})]
 
 
 async def statuses(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunStatus]:
@@ -401,7 +402,7 @@ async def page_of_project(
     live_alone = not any(status.is_terminal for status in statuses)
     pages = LIVE_PROJECT_PAGES if live_alone else PROJECT_PAGES
     rows, more = await pages.fetch(tx, page, owner)
-    return [_record(row[:-1]) for row in rows], more
+    return [record_of(row[:-1]) for row in rows], more
 
 
 _ALWAYS_MS = 2**62
@@ -449,7 +450,8 @@ def _changing(run: Run) -> dict[str, Any]:
     }
 
 
-def _record(row: Row) -> RunRecord:
+def record_of(row: Row) -> RunRecord:
+    """What a row of a run says."""
     (
         project_id,
         thread_id,

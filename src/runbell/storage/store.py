@@ -73,6 +73,17 @@ class Transaction(Protocol):
         """The row of each of several statements that find one at the most, or None."""
         ...
 
+    async def fetch_both(
+        self,
+        several: tuple[Statement, Mapping[str, Any]],
+        first: tuple[Statement, Mapping[str, Any]],
+    ) -> tuple[list[Row], Row | None]:
+        """All rows of one statement, and the row of another that finds one at the most.
+
+        Neither reads what the unit has written by `later`: they may be told together with it.
+        """
+        ...
+
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call `callback` on the event loop, once, when the transaction is durable."""
         ...
