@@ -8,15 +8,18 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from bench.polling import fleets
+from bench.polling.costs import cost
 from bench.polling.optimum import Frontier, frontier, table
 from bench.polling.ratios import cold, taught, trained
-from bench.polling.rules import LATENCY, RULES, Outcome, learned, outcome, ruled
+from bench.polling.rules import LATENCY, RULES, Outcome, first_try, learned, outcome, ruled
 from bench.polling.truth import Draws, held_out, pooled, traced
 from runbell.pacing.foresight import Foresight
 from runbell.pacing.schedule import best_checks
 
 TRACES = ("llmperf", "mix")
 PRICE = 0.25
+COLUMNS = ("policy", "calls", "mean s", "p50", "p95", "p99")
+SDK, TUTORIAL = "fixed 1 s (openai SDK)", "tutorial (0.5 s x 1.5, cap 5 s)"
 MIX = {"retrieval": 0.303, "chat": 0.547, "tools": 0.15}
 
 
@@ -34,6 +37,7 @@ def main() -> None:
     kinds = held_out()
     _ratios("held out", kinds, {key: frontier(draws) for key, draws in kinds.items()}, repeats)
     _fleet(600 if quick else 3000)
+    _cost()
 
 
 def _print(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -48,7 +52,8 @@ def _row(name: str, outcomes: list[Outcome]) -> list[object]:
     delays = np.concatenate([each.delays for each in outcomes])
     calls = float(np.mean([each.calls for each in outcomes]))
     whole = Outcome(calls, delays)
-    return [name, calls, whole.mean, *(whole.percentile(share) for share in (50, 95, 99))]
+    tail = (whole.percentile(share) for share in (50, 95, 99))
+    return [name, calls, whole.mean, *tail, whole.mean + PRICE * calls]
 
 
 def _policies(name: str, kinds: dict[str, Draws]) -> None:
@@ -58,13 +63,14 @@ def _policies(name: str, kinds: dict[str, Draws]) -> None:
     ]
     fresh = Foresight(PRICE, LATENCY)
     rows.append(_row("Foresight, cold", [learned(fresh, "new", each) for each in kinds.values()]))
+    rows.append(_row("a waiter's first try", [first_try(fresh, each) for each in kinds.values()]))
     for runs in (20, 200):
         known = taught(kinds, runs, PRICE)
         results = [learned(known, key, draws) for key, draws in kinds.items()]
         rows.append(_row(f"Foresight, {runs} runs", results))
     rows.append(_row("optimum", [_optimal(draws) for draws in kinds.values()]))
     title = f"{name}: a call is worth {PRICE} s, an answer takes {LATENCY} s"
-    _print(title, ("policy", "calls", "mean s", "p50", "p95", "p99"), rows)
+    _print(title, (*COLUMNS, "mean + price x calls"), rows)
 
 
 def _optimal(draws: Draws) -> Outcome:
@@ -96,7 +102,7 @@ def _tail(name: str, kinds: dict[str, Draws]) -> None:
     rows = [
         _row(
             "fixed 1 s",
-            [ruled(*RULES["fixed 1 s (openai SDK)"][:1], each) for each in kinds.values()],
+            [ruled(*RULES[SDK][:1], each) for each in kinds.values()],
         )
     ]
     low, high = 1e-4, 10.0
@@ -108,28 +114,39 @@ def _tail(name: str, kinds: dict[str, Draws]) -> None:
             "Foresight, 200 runs", [learned(known, key, each) for key, each in kinds.items()]
         )
         low, high = (price, high) if float(str(row[1])) > float(str(rows[0][1])) else (low, price)
-    _print(
-        f"{name}: at equal calls", ("policy", "calls", "mean s", "p50", "p95", "p99"), [*rows, row]
-    )
+    _print(f"{name}: at equal calls", (*COLUMNS, "mean + price x calls"), [*rows, row])
 
 
 def _fleet(seconds: float) -> None:
     fleet = fleets.Fleet(traced("mix"), MIX, seconds=seconds)
     limit = fleets.bound(fleet)
     figures = {
-        "openai SDK": fleets.free(fleet, "fixed 1 s (openai SDK)"),
-        "tutorial": fleets.free(fleet, "tutorial (0.5 s x 1.5, cap 5 s)"),
-        "paced round robin": fleets.paced(fleet, worth=False),
-        "paced by worth": fleets.paced(fleet),
+        "closed: openai SDK, 2 retries": fleets.free(fleet, SDK),
+        "closed: openai SDK, no end of retries": fleets.free(fleet, SDK, retries=10**9),
+        "closed: tutorial, no end of retries": fleets.free(fleet, TUTORIAL, retries=10**9),
+        "closed: paced by worth": fleets.paced(fleet, closed=True),
+        "open: paced round robin": fleets.paced(fleet, worth=False),
+        "open: paced by worth": fleets.paced(fleet),
     }
     rows = [
-        [name, each.calls, f"{each.refused:.0%}", each.mean, f"{each.mean / limit:.2f}",
-         each.p50, each.p95, each.p99, each.longest]
+        [name, each.calls, f"{each.refused:.0%}", f"{each.gave_up:.0%}", each.mean,
+         f"{each.mean / limit:.2f}", each.p50, each.p95, each.p99, each.longest]
         for name, each in figures.items()
     ]  # fmt: skip
     title = f"mix, 100 runs at once, 500 calls a minute; Lagrange's bound is {limit:.2f} s"
-    columns = ("fleet", "calls", "429s", "mean s", "/ bound", "p50", "p95", "p99", "longest")
-    _print(title, columns, rows)
+    shown = ("calls", "429s", "gave up", "mean s", "/ bound", "p50", "p95", "p99", "longest")
+    _print(title, ("fleet", *shown), rows)
+
+
+def _cost() -> None:
+    """What a decision costs a processor, with all that is worked out for it: as waiters use it."""
+    rows = []
+    for kinds in (1, 20):
+        for bounds in (False, True):
+            costs = (f"{cost(kinds, runs, bounds) * 1e6:.0f}" for runs in (1500, 15_000))
+            rows.append([kinds, "bounds" if bounds else "moments", *costs])
+    columns = ("kinds", "known are", "us a decision, 1,500 runs", "15,000 runs")
+    _print("what a decision costs, all that is worked out included", columns, rows)
 
 
 if __name__ == "__main__":

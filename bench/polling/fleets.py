@@ -64,6 +64,7 @@ class Run:
     ends: float
     looked: float = 0.0
     polls: int = 0
+    refusals: int = 0
     next_delay: NextDelay = field(default=lambda elapsed, polls: 0.0)
 
     def wish(self, now: float) -> float:
@@ -74,10 +75,18 @@ class Run:
 
 
 class Figures(NamedTuple):
-    """What came of it, but for the first fifth of the runs."""
+    """What came of it, but for the first fifth of the runs.
+
+    Attributes:
+        calls: a run, refused ones included.
+        refused: the share of calls that were.
+        gave_up: the share of runs that whoever waited never saw end.
+        mean, p50, p95, p99, longest: seconds from the end of one that was until that was known.
+    """
 
     calls: float
     refused: float
+    gave_up: float
     mean: float
     p50: float
     p95: float
@@ -86,18 +95,31 @@ class Figures(NamedTuple):
 
 
 class _World:
-    """A server with a budget, and a clock that jumps."""
+    """A server with a budget, and a clock that jumps.
 
-    def __init__(self, fleet: Fleet) -> None:
+    Args:
+        closed: a run begins when another is known to be over; else they come at random moments.
+    """
+
+    def __init__(self, fleet: Fleet, closed: bool = False) -> None:
         self._bucket = TokenBucket.per_minute(fleet.calls_per_minute)
         self._full_at = 0.0
         self._tie = 0
         self.events: list[tuple[float, int, bool, Run, Any]] = []
-        self.calls = self.refused = 0
+        self.calls = self.refused = self.gave_up = 0
         self.delays: list[float] = []
         self.runs = fleet.drawn()
-        for run in self.runs:
+        self._next = fleet.concurrent if closed else len(self.runs)
+        for run in self.runs[: self._next]:
             self.put(run.began, False, run, None)
+
+    def follow(self, now: float) -> None:
+        """Have the next run begin, since one is over."""
+        if self._next < len(self.runs):
+            run = self.runs[self._next]
+            self._next += 1
+            run.began, run.ends = now, now + run.ends - run.began
+            self.put(now, False, run, None)
 
     def put(self, at: float, answer: bool, run: Run, ended: Any) -> None:
         self._tie += 1
@@ -118,13 +140,21 @@ class _World:
         p50, p95, p99 = (float(value) for value in np.percentile(late, [50, 95, 99]))
         return Figures(
             self.calls / len(self.runs), self.refused / max(self.calls, 1),
+            self.gave_up / len(self.runs),
             float(late.mean()), p50, p95, p99, float(late.max()),
         )  # fmt: skip
 
 
-def free(fleet: Fleet, rule: str) -> Figures:
-    """Each wait polls by a rule, whatever the others do. After a 429 it goes on by its rule."""
-    world = _World(fleet)
+def free(fleet: Fleet, rule: str, retries: int = 2) -> Figures:
+    """So many programs, each of which waits for one run after the other, by a rule.
+
+    A refused poll is tried again as the openai SDK does it: after 0.5 s, then twice as long each
+    time up to 8 s, less up to a quarter by chance. Where that is refused too after `retries`, the
+    SDK raises, and the program gives the run up and begins another. Nobody is more than
+    `concurrent` runs behind: with runs that come whatever happens, the delay would only tell how
+    long the bench lasts.
+    """
+    world = _World(fleet, closed=True)
     rng = random.Random(7)
     sending: list[tuple[float, int, Run]] = []
     tie = 0
@@ -136,18 +166,36 @@ def free(fleet: Fleet, rule: str) -> Figures:
         at, _, answer, run, ended = heapq.heappop(world.events)
         if not answer:
             run.next_delay = RULES[rule][0](rng)
-        run.polls += answer
-        if ended:
+            wish = run.wish(at)
+        elif ended is None:
+            run.refusals += 1
+            if run.refusals > retries:
+                world.gave_up += 1
+                world.follow(at)
+                continue
+            pause = min(0.5 * 2.0 ** min(run.refusals - 1, 9), 8.0)
+            wish = at + pause * (1 - 0.25 * rng.random())
+        elif ended:
             world.delays.append(at - run.ends)
+            world.follow(at)
             continue
+        else:
+            run.polls, run.refusals = run.polls + 1, 0
+            wish = run.wish(at)
         tie += 1
-        heapq.heappush(sending, (run.wish(at), tie, run))
+        heapq.heappush(sending, (wish, tie, run))
     return world.figures()
 
 
-def paced(fleet: Fleet, *, worth: bool = True, price: float = 0.25) -> Figures:
-    """One pacer for all: by what a call is worth, or whoever was looked at longest ago."""
-    world = _World(fleet)
+def paced(
+    fleet: Fleet, *, worth: bool = True, price: float = 0.25, closed: bool = False
+) -> Figures:
+    """One pacer for all: by what a call is worth, or whoever was looked at longest ago.
+
+    Args:
+        closed: as for `free`, a run begins when another is known to be over.
+    """
+    world = _World(fleet, closed)
     pacer = WorthPacer(fleet.calls_per_minute)
     known = taught(fleet.kinds, 200, price)
     while world.events:
@@ -163,6 +211,8 @@ def paced(fleet: Fleet, *, worth: bool = True, price: float = 0.25) -> Figures:
             world.delays.append(at - run.ends)
             pacer.forget(run)
             known.observe(run.key, run.ends - run.began)
+            if closed:
+                world.follow(at)
             continue
         _ask(run, at, answer, known, pacer, worth)
     return world.figures()

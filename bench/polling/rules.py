@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.polling.truth import Draws
+from runbell.client.learning import Learned
 from runbell.pacing.foresight import Foresight
 
-__all__ = ["LATENCY", "RULES", "Outcome", "Rule", "checks_of", "learned", "outcome"]
+__all__ = ["LATENCY", "RULES", "Outcome", "Rule", "checks_of", "first_try", "learned", "outcome"]
 
 LATENCY = 0.15
 Floats = NDArray[np.float64]
@@ -74,6 +75,13 @@ def ruled(rule: Rule, draws: Draws, waits: int = 1) -> Outcome:
 def learned(known: Foresight, key: str, draws: Draws) -> Outcome:
     """The same for Foresight, as it is with what it knows."""
     return outcome(checks_of(known.policy(key).next_delay, float(draws[-1])), draws)
+
+
+def first_try(known: Foresight, draws: Draws) -> Outcome:
+    """The same for a waiter that was just installed, whose runs are of a kind never seen."""
+    policy = Learned(known)
+    policy.know("new", 0.0)
+    return outcome(checks_of(policy.next_delay, float(draws[-1])), draws)
 
 
 def _fixed(interval: float) -> Rule:

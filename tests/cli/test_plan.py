@@ -1,10 +1,10 @@
 """`runbell plan`: tables for people, JSON for programs, and clear words for what makes no sense."""
 
 import json
-import sqlite3
 
 import pytest
 
+from runbell.client.journal import Journal, Stretch
 from runbell.planner import frontier as frontiers
 from runbell.planner import playing
 from runbell.planner import report as reporting
@@ -64,11 +64,10 @@ def test_no_quota_is_said_with_0(runbell, trace):
 
 def test_a_waiters_journal_says_how_many_runs_there_are(runbell, tmp_path):
     path = tmp_path / "waits.db"
-    with sqlite3.connect(path) as database:
-        database.execute("create table durations (key, queue_seconds, run_seconds, ended, at_ms)")
-        rows = [("k", 0.1, 3.0 + day % 4, 1, 86_400_000 * day) for day in range(31)]
-        database.executemany("insert into durations values (?, ?, ?, ?, ?)", rows)
-    database.close()
+    with Journal(path) as waits:
+        for day in range(31):
+            ran = 3.0 + day % 4
+            waits.note(Stretch("k", (0.1, 0.1), (ran, ran), 86_400_000 * day, f"run_{day}"))
     found = json.loads(runbell("plan", "--from-journal", str(path), "--json").out)
     assert found["workload"]["runs_per_month"] == pytest.approx(31)
     assert found["workload"]["durations"] == "waits.db, 31 runs"
@@ -80,17 +79,22 @@ def test_a_waiters_journal_says_how_many_runs_there_are(runbell, tmp_path):
         ([], "say how long your runs take, in one way"),
         (["--durations", "x.csv", "--from-journal", "y.db"], "say how long your runs take, in one"),
         (["--durations", "no/such.csv"], "--durations no/such.csv can't be read"),
-        (["--durations", "lognormal:median=6,p95=25"], "--runs-per-month is needed"),
+        (["--durations", "lognormal:median=6,p95=25"], "runs_per_month (--runs-per-month) is"),
+        (["--durations", ""], "--durations is empty"),
+        (["--durations", "x.csv", "--report", ""], "--report names no file"),
+        (["--durations", "x.csv", "--png", "x.svg"], "--png x.svg: a PNG is written"),
+        (["--durations", "x.csv", "--png", "x.html"], "--png x.html: a PNG is written"),
+        (["--durations", "x.csv", "--report", "x.png"], "--report x.png: a page is written"),
         (["--from-journal", "no/such.db"], "--from-journal no/such.db: there is no such file"),
         (["--from-journal", "x", "--unit", "ms"], "--unit is for --durations"),
         (["--from-database", "no/such.db"], "--from-database no/such.db: there is no such file"),
         (
             ["--durations", "lognormal:median=6,p95=25", "--runs-per-month", "-5"],
-            "runs_per_month is -5: it has to be above 0 (--runs-per-month)",
+            "runs_per_month is -5: it has to be 0.01 to 1,000,000,000,000 (--runs-per-month)",
         ),
         (
             ["--durations", "lognormal:median=6000,p95=25000", "--runs-per-month", "5"],
-            "lognormal, median 6000 s, p95 25000 s: half of the runs take longer than 6,000 s",
+            "lognormal, median 6000 s, p95 25000 s: half of the runs take longer than",
         ),
     ],
 )

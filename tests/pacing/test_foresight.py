@@ -5,6 +5,7 @@ import json
 import math
 import random
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from bench.polling.optimum import frontier
 from bench.polling.ratios import ratio
 from bench.polling.rules import LATENCY, checks_of, learned, outcome
-from runbell.pacing import foresight
+from runbell.pacing import kinds
 from runbell.pacing.foresight import Foresight
 from runbell.pacing.survival import ignorance
 
@@ -51,7 +52,9 @@ def test_one_that_knows_nothing_looks_less_and_less_often():
 
 
 def test_after_200_runs_it_polls_like_one_that_knows_the_distribution():
-    for median, sigma in ((0.6, 0.3), (5, 0.3), (40, 0.8)):
+    # Runs of a few latencies leave little to choose from, which a table spread for all does not
+    # resolve.
+    for median, sigma, most in ((0.6, 0.3, 1.14), (5, 0.3, 1.04), (40, 0.8, 1.04)):
         draws = drawn(median, sigma)
         best = frontier(draws)
         rng = np.random.default_rng(3)
@@ -63,7 +66,84 @@ def test_after_200_runs_it_polls_like_one_that_knows_the_distribution():
                 known.observe("kind", float(seconds))
             return learned(known, "kind", draws)
 
-        assert ratio(polled, best) < 1.14
+        assert ratio(polled, best) < most
+
+
+def test_p95_is_no_worse_than_polling_every_second_at_as_many_calls():
+    draws = drawn(10, 0.3)
+    every = outcome(checks_of(lambda elapsed, polls: 1.0 if polls else 0.0, draws[-1]), draws)
+    known = taught(170, median=10, sigma=0.3, price=0.03)
+    mine = learned(known, KEY, draws)
+    assert mine.calls < every.calls
+    assert mine.percentile(95) < every.percentile(95)
+    assert mine.mean < 0.7 * every.mean
+
+
+@pytest.mark.parametrize(("off", "most"), [(1.0, 1.2), (30.0, 1.6), (1 / 30, 1.6)])
+def test_a_cold_start_is_good_and_survives_a_prior_that_is_thirty_times_wrong(off, most):
+    # What nothing was tuned to: all medians from one second to half a minute.
+    draws = np.sort(np.concatenate([drawn(median, 0.5) for median in (1, 3, 8, 20, 30)]))
+    best, prior = frontier(draws), ignorance(8.0 * off)
+    assert ratio(lambda price: learned(Foresight(price, prior=prior), "new", draws), best) < most
+
+
+def test_it_learns_from_the_bounds_that_its_own_looks_leave():
+    draws = drawn(10, 0.3)
+    best, price = frontier(draws), 0.1
+    known = Foresight(price)
+    for seconds in np.random.default_rng(3).choice(draws, 100):
+        checks = checks_of(known.policy(KEY).next_delay, float(seconds))
+        known.observe(KEY, (checks[-2] if len(checks) > 1 else 0.0, checks[-1]))
+    mine = learned(known, KEY, draws)
+    assert mine.calls / best.calls_at(mine.mean) < 1.15
+
+
+def test_runs_that_were_all_given_up_at_a_timeout_are_not_taken_to_end_there():
+    # The truth: a median of 20 s. Every caller gave up after 12.
+    rng = random.Random(1)
+    known = Foresight()
+    for _ in range(100):
+        seconds = 20 * math.exp(rng.gauss(0, 0.3))
+        known.observe(KEY, min(seconds, 12.0), ended=seconds < 12.0)
+    assert known.survival(KEY, 20) > 0.4
+    assert known.survival(KEY, 11.5) > 0.9
+    checks = checks_of(known.policy(KEY).next_delay, 60)
+    assert sum(checks < 12) <= 2
+
+
+def test_several_threads_may_use_one():
+    known, errors = Foresight(most=50), []
+    began = sys.getswitchinterval()
+
+    def use(number):
+        try:
+            for turn in range(300):
+                known.observe("same", 5.0)
+                if turn % 20 == 0:
+                    known.observe((number, turn), 5.0)
+                    known.policy((number, turn)).next_delay(0, 0)
+                    known.load(known.dump())
+        except Exception as error:  # noqa: BLE001 - any is wrong
+            errors.append(error)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(began)
+    assert errors == []
+    assert known._kinds["same"].ran.seen == 1200
+
+
+def test_what_answers_take_becomes_the_latency():
+    known = Foresight()
+    for seconds in (0.4, 9.0, 0.5, 0.6, 0.45, 0.5, math.nan, 0.5, 0.5):
+        known.answered(seconds)
+    assert known.latency == 0.5
 
 
 def test_a_new_kind_is_taken_for_one_like_the_others():
@@ -190,6 +270,15 @@ def test_what_was_learned_survives_a_dump():
     assert again.dump() == known.dump()
 
 
+def test_what_is_known_is_not_learned_again():
+    known = taught(20)
+    known.observe(KEY, (3.0, 4.7))
+    dump = json.loads(json.dumps(known.dump()))
+    assert known.load(dump) == 0
+    other = taught(5, seed=2)
+    assert [other.load(dump), other.load(dump), other.runs(KEY)] == [21, 0, 26]
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
@@ -209,6 +298,28 @@ def test_junk_is_left_out_and_nothing_breaks(junk, more, row):
     )
     assert learned_from >= 2
     assert 0 <= known.survival("kind", 4.5) <= 1
+
+
+@pytest.mark.parametrize("junk", [10**400, "12", ("1", "2"), None, [], (1, 2, 3), 1j, {}])
+def test_what_is_no_number_is_refused(junk):
+    with pytest.raises(ValueError, match="duration"):
+        Foresight().observe(KEY, junk)
+
+
+def test_numbers_of_other_kinds_are_numbers():
+    known = Foresight()
+    known.observe(KEY, np.float32(5))
+    known.observe(KEY, (np.int64(3), np.float32(4)))
+    assert known.runs(KEY) == 2
+
+
+def test_keys_and_numbers_without_bounds_are_left_out():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    rows = [[10**400, 10**400], [4.0, 4.0]]
+    kinds = [{"key": deep, "ran": rows}, {"key": "k", "ran": rows}]
+    assert Foresight().load({"runbell": "foresight", "version": 1, "kinds": kinds}) == 1
 
 
 def test_a_dump_of_another_version_is_left_alone():
@@ -288,10 +399,8 @@ def test_a_prior_of_ones_own_is_believed():
 def test_one_look_works_out_one_thing_at_a_time(monkeypatch):
     """What is learned of a kind, and of all kinds, takes tens of milliseconds of an event loop."""
     worked_out = []
-    estimate = foresight.estimate
-    monkeypatch.setattr(
-        foresight, "estimate", lambda *given: worked_out.append(1) or estimate(*given)
-    )
+    estimate = kinds.estimate
+    monkeypatch.setattr(kinds, "estimate", lambda *given: worked_out.append(1) or estimate(*given))
     known = Foresight()
     for _ in range(10):
         known.observe("k", (1.0, 2.0))

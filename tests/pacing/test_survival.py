@@ -1,18 +1,21 @@
 """Distributions from few runs."""
 
+import itertools
 import math
 import random
 
 import pytest
 
 from runbell.pacing.durations import Observation
-from runbell.pacing.survival import Curve, LogLogistic, Mixed, _Cells, estimate
+from runbell.pacing.estimate import _Cells, believed, estimate
+from runbell.pacing.survival import Curve, LogLogistic, Mixed
 
 
 def alive(found, seconds):
-    """The estimate's S, summed over its cells."""
+    """The estimate's S, summed over its cells, in which a run is as likely to end anywhere."""
+    cells = zip(found.masses, itertools.pairwise(found.edges), strict=True)
     return sum(
-        mass for mass, edge in zip(found.masses, found.edges, strict=False) if edge >= seconds
+        mass * min(max((high - seconds) / (high - low), 0.0), 1.0) for mass, (low, high) in cells
     )
 
 
@@ -77,11 +80,30 @@ def test_a_run_given_up_counts_as_longer_and_not_as_ended(seed):
     assert alive(as_if_ended, 6.0) < kaplan_meier(seen, 6) - 0.08
 
 
-def test_where_all_runs_were_given_up_none_is_believed_to_have_ended():
-    found = estimate([Observation.of(3, ended=False)] * 10)
-    assert found.escaped > 0
-    assert sum(found.masses) == pytest.approx(1)
-    assert alive(found, 2.9) > 0.8
+@pytest.mark.parametrize("given_up", [50, 90, 100])
+def test_who_was_given_up_at_a_fixed_time_is_not_taken_to_end_just_after_it(given_up):
+    # As with a caller's `timeout`: of how it goes on from there, no run says anything.
+    rng = random.Random(5)
+    seen = exact(rng.uniform(5, 11.9) for _ in range(100 - given_up))
+    seen += [Observation.of(12, ended=False)] * given_up
+    rng.shuffle(seen)
+    found = estimate(seen, math.inf)
+    assert found.escaped == pytest.approx(given_up)
+    assert found.ages == ((12, 1.0),)
+    others = LogLogistic(20, 3.0)
+    times = [1.0, 11.8, 15.0, 20.0, 40.0]
+    ended = [1 - alive(found, time) for time in times]
+    told = believed(found, ended, others, 0.0, times)
+    for time, value in list(zip(times, told, strict=True))[2:]:
+        expected = given_up / 100 * others.alive(time) / others.alive(12)
+        assert value == pytest.approx(expected, abs=0.02)
+    assert told[1] > 0.97 * given_up / 100
+    assert found.runs == 100
+
+
+def test_one_run_that_was_seen_to_end_late_does_not_speak_for_all_that_were_given_up():
+    seen = [*[Observation.of(12, ended=False)] * 50, *exact([25.0])]
+    assert estimate(seen, math.inf).escaped == pytest.approx(50 / 3)
 
 
 def test_a_table_says_between_its_rows_what_is_between():
@@ -110,19 +132,15 @@ def test_a_run_known_by_an_interval_is_shared_among_its_cells():
     masses = [1.0 + cell % 7 for cell in range(cells.count)]
     weights = [0.5 + place for place in range(len(seen))]
     spread = list(zip(cells.ranges(), weights, strict=True))
-    counts, repeats, escaped = cells.counted(cells.ranges(), weights, masses)
-    beyond = 0.5 * sum(masses) / (len(seen) + 1)
-    wanted, squares, outside = [0.0] * cells.count, [0.0] * cells.count, 0.0
+    counts, repeats = cells.counted(cells.ranges(), weights, masses)
+    wanted, squares = [0.0] * cells.count, [0.0] * cells.count
     for (first, last), weight in spread:
-        past = beyond if last == cells.count else 0.0
         inside = range(first, min(last + 1, cells.count))
-        scale = weight / (sum(masses[cell] for cell in inside) + past)
-        outside += past * scale
+        scale = weight / sum(masses[cell] for cell in inside)
         for cell in inside:
             part = masses[cell] * scale
             wanted[cell] += part
             squares[cell] += part * part
     assert counts == pytest.approx(wanted)
     assert repeats == pytest.approx(squares)
-    assert escaped == pytest.approx(outside)
-    assert sum(counts) + escaped == pytest.approx(sum(weight for _, weight in spread))
+    assert sum(counts) == pytest.approx(sum(weight for _, weight in spread))

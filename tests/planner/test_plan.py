@@ -1,16 +1,15 @@
 """A plan: rows follow from their calls, break-evens are such, and advice turns where it says."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from runbell.errors import InvalidSetting
-from runbell.planner import Trace, Workload, plan, playing
+from runbell.planner import Trace, Workload, crowd, plan, playing, tables
 from runbell.planner import frontier as frontiers
 from runbell.planner.advice import ROOM
-from runbell.planner.quota import busy_day, day_of
+from runbell.planner.quota import busy_day
 from runbell.planner.roster import BACKSTOP, FORESIGHT, LONG_POLL, ROSTER, SDK
 
 WHOLE = Trace.lognormal(6, 25)
@@ -25,6 +24,8 @@ def few():
         patch.setattr(playing, "LOST", 5)
         patch.setattr(frontiers, "PRICES", (0.01, 1.0))
         patch.setattr(frontiers, "MOMENTS", 300)
+        patch.setattr(crowd, "FLEET", 100)
+        patch.setattr(crowd, "SENT", 3000)
         yield
 
 
@@ -67,7 +68,7 @@ def test_the_delays_are_those_of_arithmetic(usual):
 def test_nothing_that_polls_is_better_than_the_frontier(usual, monkeypatch):
     monkeypatch.setattr(frontiers, "PRICES", (0.01, 0.05, 0.1, 0.2, 0.4, 0.8))
     monkeypatch.setattr(frontiers, "MOMENTS", 2000)
-    best = frontiers.frontier(TRACE.draws(), usual.load.latency)
+    best = frontiers.frontier(TRACE.kinds, usual.load.latency)
     calls = [each.calls for each in best][::-1]
     delays = [each.delay for each in best][::-1]
     for name in ("fixed 1 s", "fixed 2 s", "fixed 3 s", "tutorial", "SDK, advised", FORESIGHT):
@@ -86,13 +87,13 @@ def test_at_the_break_even_by_money_polling_costs_what_the_webhook_costs(usual):
         assert there.concurrent_at_peak == pytest.approx(even.concurrent_by_money)
 
 
-def test_at_the_break_even_by_quota_polling_wants_all_of_it_at_peak(usual):
+def test_at_the_break_even_by_quota_polling_wants_as_much_as_it_may_have_at_peak(usual):
     even = usual.row(SDK).break_even
     there = at(even.runs_by_quota)
-    assert there.row(SDK).quota_share == pytest.approx(1.0)
+    assert there.row(SDK).quota_share == pytest.approx(ROOM)
     assert there.concurrent_at_peak == pytest.approx(even.concurrent_by_quota)
     # The rule of thumb, RPM · interval / 60, within what the first and the last look add.
-    assert even.concurrent_by_quota == pytest.approx(500 * 1.15 / 60, rel=0.2)
+    assert even.concurrent_by_quota == pytest.approx(ROOM * 500 * 1.15 / 60, rel=0.2)
 
 
 def test_without_a_price_there_is_no_break_even_by_money_and_without_a_quota_none_at_all():
@@ -108,9 +109,8 @@ def test_without_a_price_there_is_no_break_even_by_money_and_without_a_quota_non
 def test_the_recommendation_turns_where_it_says(price):
     few = at(20_000, price_per_call=price)
     assert few.recommended == FORESIGHT
-    polling = few.row(FORESIGHT)
-    by_quota = 20_000 * ROOM / polling.quota_share
-    turn = min(by_quota, polling.break_even.runs_by_money or by_quota)
+    even = few.row(FORESIGHT).break_even
+    turn = min(even.runs_by_quota, even.runs_by_money or even.runs_by_quota)
     assert f"from {float(f'{turn:.3g}'):,.0f} runs a month on" in few.recommendation
     assert at(0.99 * turn, price_per_call=price).recommended == FORESIGHT
     beyond = at(1.01 * turn, price_per_call=price)
@@ -118,21 +118,36 @@ def test_the_recommendation_turns_where_it_says(price):
     assert f"fewer than {float(f'{turn:.3g}'):,.0f} runs a month" in beyond.recommendation
 
 
-def test_where_the_server_holds_requests_that_is_what_to_do(usual):
-    found = dataclasses.replace(usual.load, holds=True)
-    assert plan(found).recommended == LONG_POLL
-
-
-def test_beyond_the_quota_calls_are_refused_and_a_paced_waiter_is_late():
+def test_beyond_the_quota_calls_are_refused_and_all_are_late():
     found = at(3_000_000)
     sdk, foresight = found.row(SDK), found.row(FORESIGHT)
-    assert sdk.quota_share > 1
     excess = sdk.peak_calls_per_minute - 500
     assert sdk.quota_spent_after == pytest.approx(60 * 500 / excess)
-    assert 0 < sdk.refused < sdk.calls_per_month
+    assert sdk.refused > 0
+    assert sdk.delay_at_peak > 3 * sdk.delay.mean
+    assert 0 < sdk.short < 1
     assert foresight.quota_share > 1
     assert foresight.refused == 0
-    assert foresight.delay_at_peak > foresight.delay.mean
+    assert foresight.delay.mean < foresight.delay_at_peak < sdk.delay_at_peak
+    assert found.row(LONG_POLL).delay_at_peak is None
+    said = " ".join(tables.notes(found))
+    assert "those of the rest of the day" in said
+    assert "without end" not in said
+
+
+def test_more_runs_than_calls_fall_behind_and_that_is_said():
+    found = at(100_000, rpm=1)
+    for row in found.rows:
+        assert row.falls_behind == (row.break_even is not None)
+        assert row.short == (1 if row.falls_behind else 0)
+        assert row.delay_at_peak is None
+    assert found.to_dict()["policies"][0]["refused"] is None
+    sdk = next(row for row in tables.policies(found) if row[0] == SDK)
+    assert sdk[-5:] == ["-", "-", "-", "falls behind", "no end"]
+    said = " ".join(tables.notes(found))
+    assert "falls behind does so without end: 6.94 runs a minute" in said
+    assert "rest of the day" not in said
+    assert found.recommended == BACKSTOP
 
 
 def test_a_busy_day_has_its_mean_and_its_peak():
@@ -143,20 +158,6 @@ def test_a_busy_day_has_its_mean_and_its_peak():
         assert int(shape.argmax()) == 14 * 60 or peak == 1.0
 
 
-def test_what_is_beyond_a_bucket_is_refused():
-    flat = np.ones(1440)
-    assert day_of(1440 * 400, flat, 500.0).refused.sum() == 0
-    over = day_of(1440 * 600, flat, 500.0).refused
-    # The bucket is full at the beginning of the day, which lets 500 more through.
-    assert over.sum() == pytest.approx(1440 * 100 - 500)
-    burst = np.where(np.arange(1440) == 700, 2.0, 1.0)
-    assert day_of(1440 * 400, burst, 500.0).refused.sum() == 0
-    # However long it was quiet before, the bucket has no more than a minute's calls.
-    late = np.where(np.arange(1440) == 700, 3.0, 0.0)
-    assert day_of(1440 * 400, late, 500.0).refused.sum() == pytest.approx(3 * 400 - 2 * 500)
-    assert day_of(1440 * 400, flat, None).refused.sum() == 0
-
-
 def test_a_plan_is_json(usual):
     found = json.loads(json.dumps(usual.to_dict()))
     assert found["recommended"] == BACKSTOP
@@ -165,6 +166,11 @@ def test_a_plan_is_json(usual):
     assert found["policies"][0]["break_even"]["runs_by_quota"] > 0
     assert found["policies"][-1]["break_even"] is None
     assert found["frontier"][0]["calls"] > 1
+
+
+def test_something_else_than_a_workload_is_refused():
+    with pytest.raises(TypeError, match=r"plan\(Workload\(.*not int"):
+        plan(3)
 
 
 def test_progress_is_told_to_the_end():
@@ -189,7 +195,13 @@ def test_progress_is_told_to_the_end():
         ({"durations": []}, "0 durations holds no durations"),
         ({"durations": [-1.0]}, "-1 is no duration"),
         ({"durations": [float("nan")]}, "nan is no duration"),
-        ({"runs_per_month": None}, "--runs-per-month is needed"),
+        ({"runs_per_month": None}, r"runs_per_month \(--runs-per-month\) is needed"),
+        ({"runs_per_month": float("inf")}, "runs_per_month is inf: .* 0.01 to 1,000,000,000,000"),
+        ({"runs_per_month": 1e30}, "1e\\+30: it has to be 0.01 to 1,000,000,000,000"),
+        ({"rpm": float("inf")}, "rpm is inf: .* 1 to 1,000,000,000,000, or None"),
+        ({"rpm": "500"}, "rpm is '500': a number is needed"),
+        ({"latency": None}, "latency is None: a number is needed"),
+        ({"durations": [1500.0, 2000.0]}, "are these milliseconds"),
     ],
 )
 def test_what_makes_no_sense_is_said(options, complaint):

@@ -7,7 +7,7 @@ from runbell.client.simulation import Scripted, Simulation
 from runbell.pacing import Backoff, Backstop, Fixed
 from runbell.pacing.foresight import Foresight
 from runbell.planner import playing
-from runbell.planner.playing import Outcome, held, looks, polled, told, within
+from runbell.planner.playing import Outcome, held, looks, polled, told
 from runbell.planner.traces import Trace
 
 LATENCY = 0.2
@@ -28,7 +28,7 @@ def one_by_one(policy, seconds):
 
 def learned():
     known = Foresight(latency=LATENCY)
-    for seconds in Trace.lognormal(4, 12).history()["lognormal"]:
+    for seconds in Trace.lognormal(4, 12).sample().lessons[0].seen["lognormal"]:
         known.observe("kind", float(seconds))
     return known.policy("kind")
 
@@ -76,6 +76,16 @@ def test_a_held_request_is_answered_at_the_end(monkeypatch):
     assert held({"a": np.full(50, 70.0)}, Backoff(), LATENCY).calls == pytest.approx(2.1)
 
 
+def test_a_run_of_days_is_held_as_often_as_it_takes(monkeypatch):
+    monkeypatch.setattr(playing, "SAMPLE", 3)
+    seconds = np.array([500.0, 800.0, 1111.0])
+    whole = held({"a": seconds}, Backoff(), LATENCY)
+    monkeypatch.setattr(playing, "LONG", 400.0)
+    short = held({"a": seconds}, Backoff(), LATENCY)
+    assert short.calls == pytest.approx(whole.calls, rel=0.02)
+    assert short.mean == pytest.approx(whole.mean, abs=0.01)
+
+
 def test_an_event_costs_no_call_and_a_lost_one_is_noticed_by_the_backstop(monkeypatch):
     monkeypatch.setattr(playing, "SAMPLE", 10)
     monkeypatch.setattr(playing, "LOST", 4)
@@ -107,15 +117,3 @@ def test_percentiles_heed_weights():
     assert even.mean == 2.0
     heavy = Outcome(0.0, np.array([3.0, 1.0]), np.array([0.99, 0.01]))
     assert heavy.percentiles([1.0, 1.5]) == [1.0, 3.0]
-
-
-def test_a_fleet_within_a_budget_that_is_too_small_is_later(monkeypatch):
-    monkeypatch.setattr(playing, "FLEET", 150)
-    trace = Trace.lognormal(4, 12)
-    known = Foresight(latency=LATENCY)
-    for seconds in trace.history()["lognormal"]:
-        known.observe("lognormal", float(seconds))
-    free = within(trace.draws(), known, rpm=10_000, runs_a_second=2)
-    alone = polled(trace.draws(), {"lognormal": known.policy("lognormal")}, LATENCY)
-    assert free == pytest.approx(alone.mean, rel=0.2)
-    assert within(trace.draws(), known, rpm=180, runs_a_second=2) > 2 * free

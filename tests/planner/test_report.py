@@ -3,10 +3,11 @@
 import re
 from itertools import combinations
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from runbell.planner import Trace, Workload, plan, playing
+from runbell.planner import Trace, Workload, crowd, plan, playing
 from runbell.planner import frontier as frontiers
 from runbell.planner.charts import CHARTS, alone, styled
 from runbell.planner.report import page, picture
@@ -18,6 +19,7 @@ WORKLOADS = {
         "webhook_loss": 0.02,
     },
     "no quota, no loss": {"runs_per_month": 1000, "rpm": None, "webhook_loss": 0.0},
+    "far beyond the quota": {"runs_per_month": 100_000, "rpm": 1},
 }  # fmt: skip
 
 
@@ -36,6 +38,8 @@ def planned(name):
         patch.setattr(playing, "SAMPLE", 20)
         patch.setattr(playing, "LOST", 5)
         patch.setattr(frontiers, "MOMENTS", 300)
+        patch.setattr(crowd, "FLEET", 60)
+        patch.setattr(crowd, "SENT", 2000)
         trace = Trace.of(Trace.lognormal(6, 25).kinds["lognormal"][25::50], exact=True)
         return plan(Workload(trace, **WORKLOADS[name]))
 
@@ -89,10 +93,36 @@ def assert_readable(figure: Figure) -> None:
 def test_lines_are_told_apart_without_colours(found):
     with styled():
         for chart in CHARTS[1], CHARTS[3]:
-            lines = [
-                line
-                for line in alone(chart, found).axes[0].lines
-                if len(line.get_xdata()) > 10 and len(set(line.get_ydata())) >= 1
-            ]
-            looks = [(line.get_linestyle(), str(line._dash_pattern)) for line in lines]
+            axes = alone(chart, found).axes[0]
+            named = [line for line in axes.lines if not line.get_label().startswith("_")]
+            lines = named or [line for line in axes.lines if len(line.get_xdata()) > 10]
+            looks = [(str(line._dash_pattern), line.get_marker()) for line in lines]
             assert len(set(looks)) == len(looks) > 3
+
+
+def test_all_that_polls_for_nothing_is_one_line():
+    free = planned("quota alone")
+    with styled():
+        axes = alone(CHARTS[1], free).axes[0]
+        polling = [line for line in axes.lines if line.get_label().endswith("$0")]
+        assert [set(line.get_ydata()) for line in polling] == [{0.0}] * 3
+        assert any("no break-even" in text.get_text() for text in axes.texts)
+
+
+def test_the_line_of_the_waiter_stays_below_the_quota():
+    with styled():
+        axes = alone(CHARTS[3], planned("far beyond the quota")).axes[0]
+        days = [line for line in axes.lines if len(line.get_xdata()) > 10]
+        over = [max(line.get_ydata()) > 1 for line in days]
+        assert over == [True, True, False, False, False]  # tight loop and SDK; the waiter thrice
+
+
+def test_no_thin_line_ends_at_the_mark_of_another(found):
+    with styled():
+        axes = alone(CHARTS[0], found).axes[0]
+    thin = [line.get_xydata() for line in axes.lines if line.get_linewidth() == 1.2]
+    marks = [line.get_xydata()[0] for line in axes.lines if line.get_marker() not in ("None", None)]
+    across = axes.transData.transform
+    for start, end in (across(each) for each in thin):
+        near = [mark for mark in map(across, marks) if np.hypot(*(mark - start)) > 1]
+        assert all(np.hypot(*(mark - end)) > 5 for mark in near)

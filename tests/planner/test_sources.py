@@ -1,10 +1,12 @@
 """Where durations come from; whatever makes no sense is said with the line and what to change."""
 
 import sqlite3
+import subprocess
 import sys
 
 import pytest
 
+from runbell.client.journal import Journal, Stretch
 from runbell.errors import ConfigurationError, InvalidSetting, MissingExtra
 from runbell.planner import sources
 from runbell.planner.sources import from_csv, from_database, from_journal, parse
@@ -35,7 +37,7 @@ def csv(tmp_path):
         ("a,1\nb,2\n", {"a": [1], "b": [2]}),
         ("id,Seconds,kind\nx,4,k\n", {"k": [4]}),
         ("whatever\n7\n", {"runs": [7]}),
-        ("duration_s\n0\n", {"runs": [0.001]}),
+        ("duration_s\n0\n2.5\n", {"runs": [0.001, 2.5]}),
     ],
 )
 def test_columns_are_found(csv, text, kinds):
@@ -48,6 +50,14 @@ def test_columns_are_found(csv, text, kinds):
     [
         ("", "holds no durations"),
         ("duration_s\n", "holds no durations"),
+        ("duration_s\n0\n0\n", "all durations are 0"),
+        ("duration_s\n1,5\n", r"line 2: 2 columns, and the first line has 1.*1\.5, not 1,5"),
+        ("key,duration_s\na,1\nb,2,5\n", "line 3: 3 columns, and the first line has 2"),
+        ("1,5\n2,5\n", "line 1: 2 columns without names.*put a heading"),
+        ("key;duration_s\na;1.5\n", "the heading 'key;duration_s' is one column.*not by ;"),
+        ("key\tduration_s\na\t3\n", "is one column.*tabs"),
+        ("duration_s\n1.5s\n", r"'1.5s' is no number of seconds.*1.5, not 1.5s"),
+        ("duration_s\n500\n580\n61\n", "all are whole numbers: are these milliseconds.*--unit ms"),
         ("duration_s\n1\nabc\n", "line 3: 'abc' is no number of seconds"),
         ("duration_s\n-2\n", "line 2: -2 is no duration: it is below 0"),
         ("duration_s\nnan\n", "line 2: 'nan' is no number"),
@@ -102,6 +112,11 @@ def test_a_distribution_is_parsed():
         ("lognormal:median=-1,p95=6", "0 < median < p95"),
         ("lognormal:median=nan,p95=6", "0 < median < p95"),
         ("lognormal:median=6000,p95=25000", "are these milliseconds"),
+        ("lognormal:median=6,p95=1e300", "p95 <= 86400"),
+        ("lognorm:median=6,p95=25", "no file and no distribution .* lognormal:median=6,p95=25"),
+        ("LogNormal:median=6,p95=25", "no file and no distribution"),
+        ("weibull:6,25", "no file and no distribution"),
+        ("", "--durations is empty"),
     ],
 )
 def test_a_distribution_that_is_none_is_refused(text, complaint):
@@ -144,14 +159,39 @@ def test_a_journal_tells_durations_and_how_many_runs_there_are(tmp_path):
     assert trace.runs_per_month == pytest.approx(4 * 3)
 
 
-def test_a_kind_whose_early_runs_were_removed_counts_by_its_own_span(tmp_path):
-    rare = [("rare", None, 5.0, 1, day * DAY_MS) for day in range(11)]
-    often = [("often", None, 1.0, 1, 8 * DAY_MS + n * DAY_MS // 100) for n in range(200)]
-    trace = from_journal(journal(tmp_path / "waits.db", [*rare, *often]))
-    assert trace.runs_per_month == pytest.approx(30 * (11 / 10 + 200 / 2))
-    # 200 within hours do not tell how many there are a month.
-    often = [("often", None, 1.0, 1, 10 * DAY_MS - 60_000 * n) for n in range(200)]
-    assert from_journal(journal(tmp_path / "busy.db", [*rare, *often])).runs_per_month is None
+def written(path, stretches):
+    with Journal(path) as waits:
+        for each in stretches:
+            waits.note(each)
+    return path
+
+
+def stretch(run, at_days, seconds=1.0, *, first=True, ended=True, key="k"):
+    ran = (seconds, seconds if ended else None)
+    return Stretch(key, (0.5, 0.5), ran, round(at_days * DAY_MS), f"run_{run}", first)
+
+
+def test_a_run_that_called_tools_is_one_run(tmp_path):
+    stretches = []
+    for run in range(101):
+        stretches += [stretch(run, run / 10, 2.0), stretch(run, run / 10, 3.0, first=False)]
+    stretches += [stretch(101, 10), stretch(101, 10, first=False, ended=False)]
+    trace = from_journal(written(tmp_path / "waits.db", stretches))
+    # The latest 200 stretches are kept. Of a run whose beginning is gone, nothing is told.
+    assert list(trace.kinds["k"]) == [6.0] * 99
+    assert (trace.source, trace.left_out) == ("waits.db, 99 runs", 1)
+    assert trace.runs_per_month == pytest.approx(3 * 102)
+
+
+def test_a_busy_waiter_knows_how_many_runs_it_had_though_few_are_kept(tmp_path):
+    busy = [stretch(run, run / 1000) for run in range(3000)]
+    trace = from_journal(written(tmp_path / "waits.db", busy))
+    assert trace.count == 200
+    assert trace.runs_per_month == pytest.approx(30 * 1000, rel=0.01)
+    # Of what an earlier version wrote down, what is left is counted, and then what comes.
+    rows = [("k", None, 2.0, 1, day * DAY_MS) for day in range(11)]
+    old = journal(tmp_path / "old.db", rows)
+    assert from_journal(old).runs_per_month == pytest.approx(30 * 11 / 10)
 
 
 def test_a_journal_without_durations_says_so(tmp_path):
@@ -161,6 +201,8 @@ def test_a_journal_without_durations_says_so(tmp_path):
         from_journal(journal(tmp_path / "new.db", []))
     with pytest.raises(InvalidSetting, match="no such file"):
         from_journal(tmp_path / "missing.db")
+    with pytest.raises(InvalidSetting, match="is a directory: name the file in it"):
+        from_journal(tmp_path)
     (tmp_path / "text").write_text("this is no database, but it is long enough to be taken for one")
     with pytest.raises(ConfigurationError, match="can't be read"):
         from_journal(tmp_path / "text")
@@ -207,6 +249,46 @@ def test_runs_of_one_assistant_by_two_models_are_two_kinds(tmp_path):
         "asst_1, m": [1.0],
         "asst_1, slow": [90.0],
     }
+
+
+def test_many_kinds_are_taken_together_while_they_are_read(csv, monkeypatch):
+    monkeypatch.setattr(sources, "GATHERED", 50)
+    monkeypatch.setattr(sources, "KEPT", 5)
+    rows = "".join(f"often,1.{n:03}\nrare{n},7.{n:03}\n" for n in range(400))
+    trace = from_csv(csv("key,duration_s\n" + rows))
+    assert trace.count == 800
+    assert len(trace.kinds["often"]) == 400
+    assert "more than 50 kinds" in trace.remarks[0]
+
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+from runbell.planner.sources import from_csv
+used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = used()
+trace = from_csv(Path(sys.argv[1]))
+trace.sample()
+print(len(trace.kinds), used() - before)
+"""
+
+
+def test_as_many_kinds_as_rows_do_not_fill_the_memory(csv):
+    path = csv(
+        "key,duration_s\n" + "".join(f"k{n},{1 + n % 977 / 97:.3f}\n" for n in range(100_000))
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, str(path)], capture_output=True, text=True, check=True
+    )
+    kinds, mebibytes = map(int, done.stdout.split())
+    assert kinds == 40
+    assert mebibytes < 50
+
+
+def test_a_file_that_is_no_database_is_told_by_the_option_that_named_it(tmp_path):
+    (tmp_path / "x.db").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match="name yours with --from-database"):
+        from_database(tmp_path / "x.db")
 
 
 def test_a_database_without_ended_runs_is_no_history(tmp_path):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 import time
+from contextlib import closing
+from dataclasses import replace
 
 import httpx
+import openai
 import pytest
 from openai.types.beta.threads import Run
 
@@ -16,6 +20,7 @@ from runbell.client.flow import waiting
 from runbell.client.journal import Journal
 from runbell.client.learning import FEW, Learned, Learning, Seen, stretch_of
 from runbell.client.providers import Responses, Runs
+from runbell.client.quota import Quota
 from runbell.client.server import Server
 from runbell.client.simulation import Scripted, SimulatedRun, SimulatedRuns, Simulation
 from runbell.client.view import Answer, View
@@ -217,8 +222,8 @@ class Expecting(FairPacer):
     def expect(self, wait, curve, began, looked):
         self.expected.append((began, looked, round(curve.alive(0.0), 3)))
 
-    def saw_remaining(self, remaining, limit, now):
-        self.seen.append((remaining, limit, now))
+    def saw_remaining(self, remaining, limit, now, *, sent, reset):
+        self.seen.append((remaining, limit, now, sent, reset))
 
 
 def test_a_pacer_is_told_what_to_expect_and_what_others_take():
@@ -232,22 +237,193 @@ def test_a_pacer_is_told_what_to_expect_and_what_others_take():
     (order,) = fleet.turn([Join([wait], waiting)]).orders
     clock.advance(0.5)
     going = SimulatedRun("r", "in_progress", created_at=0.0, kind=("a",))
-    fleet.turn([Landed(order.number, Answer(going, quota=(7.0, 500.0)))])
+    fleet.turn([Landed(order.number, Answer(going, quota=Quota(7.0, 500.0, 59.0)))])
     assert pacer.expected == [(0.0, 0.0, 1.0), (0.0, 0.5, 1.0)]
-    assert pacer.seen == [(7.0, 500.0, 0.5)]
+    assert pacer.seen == [(7.0, 500.0, 0.5, 0.0, 59.0)]
 
 
-def test_quota_is_read_from_an_answer():
+def test_quota_is_read_from_an_answer_and_from_a_refusal():
     seen = []
-    headers = {"x-ratelimit-remaining-requests": "12", "x-ratelimit-limit-requests": "500"}
+    said = iter((("0", "120ms", 429), ("12", "1m1.5s", 200)))
 
     def serve(request):
-        return httpx.Response(200, json=fields("completed"), headers=headers)
+        remaining, reset, status = next(said)
+        headers = {
+            "x-ratelimit-remaining-requests": remaining,
+            "x-ratelimit-limit-requests": "500",
+            "x-ratelimit-reset-requests": reset,
+        }
+        return httpx.Response(status, json=fields("completed"), headers=headers)
 
     with runbell.Waiter(client(serve), calls_per_minute=6000, policy=QUICK) as waiter:
-        waiter._driver._fleet._saw_remaining = lambda *given: seen.append(given[:2])
+        waiter._driver._fleet._saw_remaining = lambda *given, sent, reset: seen.append(
+            (*given[:2], reset)
+        )
         ended(waiter.wait, run(), timeout=20)
-    assert seen == [(12.0, 500.0)]
+    # What is refused says it too.
+    assert seen == [(0.0, 500.0, 0.12), (12.0, 500.0, 61.5)]
+
+
+class Limited:
+    """A world whose server allows so many requests a minute and refuses the rest.
+
+    Attributes:
+        tells: its headers say what is left; else nothing but 429 does.
+        window: all of the limit is there again each minute, and nothing meanwhile.
+    """
+
+    def __init__(self, world, limit, *, tells=True, window=False):
+        self.world, self.limit, self.tells, self.window = world, limit, tells, window
+        self.left, self.at, self.refused, self.sent = float(limit), 0.0, 0, 0
+
+    def perform(self, order, sent):
+        self.sent += 1
+        if self.window:
+            self.left = float(self.limit) if sent // 60 > self.at // 60 else self.left
+            reset = 60 - sent % 60
+        else:
+            self.left = min(self.left + (sent - self.at) * self.limit / 60, self.limit)
+            reset = (self.limit - self.left) * 60 / self.limit
+        self.at = sent
+        if self.left < 1:
+            self.refused += 1
+            response = httpx.Response(429, request=httpx.Request("GET", "http://server"))
+            error = openai.RateLimitError("slow down", response=response, body=None)
+            return sent + 0.15, Landed(order.number, error=error)
+        self.left -= 1
+        at, landed = self.world.perform(order, sent)
+        quota = Quota(float(int(self.left)), float(self.limit), reset) if self.tells else None
+        return at, replace(landed, value=replace(landed.value, quota=quota))
+
+
+def crowd(limit, budget=None, runs=150, **options):
+    """Many cold waits that begin at once: the server's refusals, and how the waits ended."""
+    rng = random.Random(1)
+    histories = {
+        f"r{n}": [(0.0, "in_progress"), (rng.uniform(20, 60), "completed")] for n in range(runs)
+    }
+    server = Limited(Scripted(histories), limit, **options)
+    simulation = Simulation(server, WorthPacer(budget), learning=Learning(Foresight()))
+    made = [SimulatedRun(name, created_at=0.0, kind=("a",)) for name in histories]
+    simulation.begin(0.0, made, timeout=1200.0)
+    errors = [ending.error for ending in simulation.run() if ending.error is not None]
+    return server, errors
+
+
+@pytest.mark.parametrize("window", [False, True])
+@pytest.mark.parametrize("budget", [None, 500])
+def test_a_server_that_tells_its_limit_has_nothing_to_refuse(budget, window):
+    """Whatever was agreed, a budget above what the server allows included."""
+    server, errors = crowd(60, budget, window=window)
+    assert errors == []
+    # A window that is used up within seconds looks like a bucket, until it refuses once.
+    assert server.refused <= window
+    assert server.sent < 400
+
+
+def test_a_server_that_tells_nothing_is_found_out_about_by_what_it_refuses():
+    server, errors = crowd(60, tells=False)
+    assert errors == []
+    assert server.refused < 0.2 * server.sent
+
+
+def test_a_waiter_without_a_budget_heeds_the_servers():
+    with runbell.Waiter(client(lambda request: httpx.Response(500))) as waiter:
+        assert isinstance(waiter._pacer, WorthPacer)
+
+
+def test_what_fails_in_what_learns_ends_no_wait(caplog):
+    """Whatever fails there: a wait goes on without it."""
+    for name in ("schedule", "observe", "runs", "policy", "answered"):
+        learning = Learning(Foresight())
+        broken = lambda *given, **more: 1 / 0  # noqa: E731
+        setattr(learning.foresight, name, broken)
+        simulated(histories(2), learning, per_minute=600)
+    assert "nothing is foreseen" in caplog.text
+    assert "nothing is learned" in caplog.text
+
+
+def test_a_first_try_is_quick_and_the_second_knows_better():
+    def delay(learning, seconds):
+        return simulated({"r": [(0.0, "in_progress"), (seconds, "completed")]}, learning)[1]
+
+    late = [delay(Learning(Foresight()), 0.7 + 0.05 * step) for step in range(13)]
+    assert sum(late) / len(late) < 0.8
+    learning = Learning(Foresight())
+    assert learning.policy(None).next_delay(0, 0) == 0.0
+    policy = learning.policy(None)
+    policy.know("new", 0.0)
+    assert policy.next_delay(0.0, 0) <= 1.0
+    for _ in range(FEW):
+        learning.foresight.observe("another", 60.0)
+    policy.know("new", 0.0)
+    assert policy.next_delay(0.0, 0) == learning.foresight.policy("new").next_delay(0.0, 0)
+
+
+def test_a_dear_call_is_not_spent_on_a_first_try():
+    policy = Learning(Foresight(price=25.0)).policy(None)
+    policy.know("new", 0.0)
+    assert policy.next_delay(0.0, 0) == pytest.approx(10.0)
+
+
+def test_the_latency_is_what_answers_take():
+    learning, world = Learning(Foresight()), Scripted(histories(20), latency=0.6)
+    simulation = Simulation(world, learning=learning)
+    for name, history in histories(20).items():
+        made = SimulatedRun(name, created_at=history[0][0], kind=("a",))
+        simulation.begin(history[0][0], [made], timeout=600.0)
+    simulation.run()
+    assert learning.foresight.latency == pytest.approx(0.6)
+
+
+def test_one_wait_is_enough_to_find_out_that_a_server_holds_nothing():
+    learning = Learning(Foresight())
+    for _ in range(60):
+        learning.foresight.observe(("a",), 20.0 + random.Random(1).random())
+    names = {f"r{n}": [(0.0, "in_progress"), (21.0, "completed")] for n in range(40)}
+    for holds in (False, True):
+        world = Scripted(names, holds=holds)
+        simulation = Simulation(world, learning=learning, hold=True)
+        made = [SimulatedRun(name, created_at=0.0, kind=("a",)) for name in names]
+        simulation.begin(0.0, made, timeout=600.0)
+        assert all(ending.error is None for ending in simulation.run())
+        early = sum(at < 10 for at, _ in world.requests)
+        # One that holds is asked to by all as soon as that is known.
+        assert early == (41 if holds else 1)
+
+
+def test_a_run_that_expires_is_looked_at_when_it_does():
+    class Expiring(Scripted):
+        def _run(self, run_id, at):
+            return replace(super()._run(run_id, at), expires_at=50.0)
+
+    world = Expiring({"r": [(0.0, "in_progress"), (50.0, "expired")]})
+    simulation = Simulation(world, learning=Learning(Foresight()))
+    simulation.begin(0.0, [SimulatedRun("r", created_at=0.0, expires_at=50.0)], policy=Fixed(17.0))
+    (ending,) = simulation.run()
+    assert ending.at - 50.0 < 0.5
+
+
+@pytest.mark.parametrize(
+    "schema", ["create table durations (id integer, key text, secret text)", None]
+)
+def test_a_journal_that_makes_no_sense_teaches_nothing(tmp_path, schema):
+    """A table of somebody else's, or rows that are none of ours."""
+    path = tmp_path / "waits.db"
+    if schema is None:
+        Journal(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        if schema is not None:
+            db.execute(schema)
+        else:
+            deep = "[" * 50_000 + "]" * 50_000
+            row = "insert into durations (key, run_seconds, ended, at_ms, run_low, run_high) "
+            for key, low in ((deep, 1.0), ('"k"', "x"), ('"k"', -1.0), ("{", 1.0), ('"k"', 2.0)):
+                db.execute(row + "values (?, 1, 1, 1, ?, 3.0)", (key, low))
+        db.commit()
+    with Journal(path) as journal:
+        learning = Learning(Foresight(), journal)
+    assert learning.foresight.runs("k") == (schema is None)
 
 
 def test_a_tight_budget_goes_where_it_is_worth_most():

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from runbell.clock import VirtualClock
 from runbell.runs import RunStatus
+from runbell.runs.run import Run
 from runbell.service.hints import (
     ENOUGH_OF_ALL,
     LEARNED_A_SECOND,
     LEAST_MS,
     MOST_MS,
     UNKNOWN_MS,
+    WAITING,
     Hints,
 )
 from runbell.service.operations import runs
-from runbell.storage.records import FunctionDefinition, FunctionTool
+from runbell.storage.records import FunctionDefinition, FunctionTool, RunConfig
 from runbell.storage.runs import RunRecord
 from runbell.testing.embedded import EmbeddedService, on_a_service
 
@@ -89,6 +94,27 @@ async def test_a_start_learns_from_the_runs_that_are_stored(service: EmbeddedSer
 
 
 @on_a_service()
+async def test_a_start_learns_that_cancelled_runs_would_have_taken_longer(
+    service: EmbeddedService,
+) -> None:
+    """What ends sooner than it is cancelled is not all that there is."""
+    for _ in range(10):
+        await live_through(service, 1.0)
+    for _ in range(10):
+        run_id, _ = await begin(service)
+        await service.advance(30.0)
+        await service.cancel(run_id)
+        await service.advance(60)
+        assert await service.status(run_id) is RunStatus.CANCELLED
+    again = Hints(service.clock)
+    await again.learn(service.store)
+    (kind,) = again._known.dump()["kinds"]
+    assert sorted(high is not None for _, high in kind["ran"]) == [False] * 10 + [True] * 10
+    assert all(29 < low < 32 for low, high in kind["ran"] if high is None)
+    assert kind == service.ctx.hints._known.dump()["kinds"][0]
+
+
+@on_a_service()
 async def test_a_wait_for_a_tool_is_no_part_of_how_long_a_run_takes(
     service: EmbeddedService,
 ) -> None:
@@ -113,22 +139,85 @@ async def test_a_wait_for_a_tool_is_no_part_of_how_long_a_run_takes(
     assert not service.ctx.hints._parts
 
 
-@on_a_service()
-async def test_a_busy_service_learns_from_some_of_its_runs(service: EmbeddedService) -> None:
-    """However many end in one second; and from what comes later as well."""
-    threads = [await service.thread("hello") for _ in range(3 * LEARNED_A_SECOND)]
-    for thread in threads:
-        run_id = await service.run(thread)
-        await service.settle()
-        service.backend.turn.say("hi")
-        await service.settle()
-        assert await service.status(run_id) is RunStatus.COMPLETED
-    learned = service.ctx.hints._known.dump()["kinds"]
-    assert [len(kind["ran"]) for kind in learned] == [LEARNED_A_SECOND]
-    assert not service.ctx.hints._parts
-    await live_through(service, 5.0)
-    learned = service.ctx.hints._known.dump()["kinds"]
-    assert len(learned[0]["ran"]) == LEARNED_A_SECOND + 1
+class Lived:
+    """Runs of one kind that are moved as a service moves them, so many at a time."""
+
+    def __init__(self, hints: Hints | None = None) -> None:
+        self.clock = VirtualClock()
+        self.hints = hints or Hints(self.clock)
+        self.count = 0
+
+    def move(self, run_id: str, status: RunStatus, model: str = "m") -> RunRecord:
+        now = self.clock.now_ms()
+        run = Run(run_id, "p", "t", "asst", status, now, now + 600_000, now)
+        record = RunRecord(run, RunConfig(model))
+        self.hints.moved(record)
+        return record
+
+    def live(self, count: int, seconds: float, together: int = 8, model: str = "m") -> None:
+        for _ in range(count // together):
+            names = [f"run_{self.count + number}" for number in range(together)]
+            self.count += together
+            for status in (RunStatus.QUEUED, RunStatus.IN_PROGRESS):
+                for name in names:
+                    self.move(name, status, model)
+            self.clock.advance(seconds)
+            for name in names:
+                self.move(name, RunStatus.COMPLETED, model)
+
+    def hint(self, model: str = "m") -> int:
+        record = self.move("now", RunStatus.QUEUED, model)
+        self.move("now", RunStatus.IN_PROGRESS, model)
+        told = self.hints.poll_after_ms(record)
+        self.move("now", RunStatus.CANCELLED, model)
+        return told
+
+    def learned(self) -> list[int]:
+        return [len(kind["ran"]) for kind in self.hints._known.dump()["kinds"]]
+
+
+@pytest.mark.parametrize("together", [1, 8, 40])
+def test_runs_that_became_slower_are_relearned_within_fifty_however_close_they_end(
+    together: int,
+) -> None:
+    lived, fresh = Lived(), Lived()
+    lived.live(80, 1.5, together)
+    assert 1400 < lived.hint() < 1900
+    lived.live(50 // together * together, 2.2, together)
+    fresh.live(40, 2.2)
+    assert lived.hint() == pytest.approx(fresh.hint(), rel=0.15)
+
+
+def test_what_was_learned_is_worked_out_once_a_second_and_from_all_that_ended() -> None:
+    lived = Lived()
+    lived.live(40, 0.01)
+    lived.hint()
+    assert lived.learned() == [40]
+    lived.live(40, 0.01)  # still within that second
+    lived.hint()
+    assert lived.learned() == [40]
+    lived.clock.advance(1.0)
+    lived.hint()
+    assert lived.learned() == [82]  # the two that were told before were cancelled
+    # Of very many within a second the latest tell enough, and nothing piles up.
+    lived.live(10 * WAITING, 0.001, together=10 * WAITING)
+    lived.hint()
+    assert lived.learned()[0] <= 82 + 2 * WAITING
+    assert len(lived.hints._kinds[("asst", "m", ())].waiting) <= WAITING
+
+
+def test_in_one_second_not_all_kinds_are_worked_out_anew() -> None:
+    lived = Lived()
+    kinds = [f"m{number}" for number in range(LEARNED_A_SECOND + 5)]
+    for model in kinds:
+        lived.live(8, 0.001, model=model)
+    for model in kinds:
+        lived.hint(model)
+    assert len(lived.learned()) == LEARNED_A_SECOND
+    lived.clock.advance(1.0)
+    for model in kinds:
+        lived.hint(model)
+    assert len(lived.learned()) == len(kinds)
 
 
 @on_a_service()

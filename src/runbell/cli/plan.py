@@ -87,6 +87,7 @@ def plan(
     from runbell.planner import Workload
     from runbell.planner import plan as planned
 
+    _require_names(report, png)
     with _progress() as step:
         trace = _trace(durations, from_database, from_journal, unit, step("reading"))
         load = Workload(
@@ -106,6 +107,17 @@ def plan(
         typer.echo(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
         _show(found)
+
+
+def _require_names(report: Path | None, png: Path | None) -> None:
+    """Refuse names of files that would not be what they say, before anything is computed."""
+    for option, path in (("--report", report), ("--png", png)):
+        if path is not None and (not path.name or path.is_dir()):
+            raise InvalidSetting(f"{option} names no file: {str(path)!r}")
+    if png is not None and png.suffix.lower() != ".png":
+        raise InvalidSetting(f"--png {png}: a PNG is written, so call it {png.stem}.png")
+    if report is not None and report.suffix.lower() not in (".html", ".htm"):
+        raise InvalidSetting(f"--report {report}: a page is written, so call it {report.stem}.html")
 
 
 def _trace(

@@ -26,6 +26,7 @@ from runbell.client.deeds import (
     RetrieveThread,
     UseTool,
 )
+from runbell.client.quota import Quota, quota_of
 from runbell.client.server import Server
 from runbell.client.tools import Tool
 from runbell.client.trouble import copy_of, retry_after, status_of
@@ -42,6 +43,9 @@ log = logging.getLogger("runbell")
 
 MAX_IN_FLIGHT = 64
 """Requests at the same time: each may be a connection, and a thread."""
+
+FIRST_IN_FLIGHT = 16
+"""The same before the first answer."""
 
 REMEMBERED_CALLS = 10_000
 """Outputs of tool calls that are kept in memory, for waits that begin again."""
@@ -132,6 +136,10 @@ class Fleet:
         # Not every pacer asks what a call is worth, or minds what others take.
         self._expect = getattr(pacer, "expect", None)
         self._saw_remaining = getattr(pacer, "saw_remaining", None)
+        self._refused = getattr(pacer, "refused", None)
+        self._answered = getattr(pacer, "answered", None)
+        self._probe: Wait | None = None
+        self._heard_of = False
         self._told_meanwhile: set[Wait] = set()
         self._flights: dict[int, _Flight] = {}
         self._timers: list[tuple[float, int, Wait]] = []
@@ -179,7 +187,7 @@ class Fleet:
 
     def _until(self) -> float | None:
         moments = [self._timers[0][0]] if self._timers else []
-        if len(self._flights) < MAX_IN_FLIGHT and (at := self._pacer.next_at()) is not None:
+        if len(self._flights) < self._most and (at := self._pacer.next_at()) is not None:
             moments.append(at)
         return min(moments, default=None)
 
@@ -261,6 +269,8 @@ class Fleet:
         wait.flow = wait.wish = wait.order = None
         self._open.discard(wait)
         self._told_meanwhile.discard(wait)
+        if self._probe is wait:
+            self._probe = None
         self._pacer.forget(wait)
         self._unindex(wait, wait.id)
         if not self._open:
@@ -284,16 +294,17 @@ class Fleet:
 
     def _want(self, wait: Wait, at: float) -> None:
         """It would like a look at this moment."""
-        if (
-            wait.polls_of_part == 0
-            and wait.retry_at is None
-            and self._server.holds is not False
-            and self._asking.may_hold(wait)
-        ):  # the server's holding the request is what takes the time
-            at = min(at, self._clock.monotonic())
+        if wait.polls_of_part == 0 and wait.retry_at is None and self._asking.may_hold(wait):
+            if self._server.holds is None and self._probe is None:
+                self._probe = wait  # one is enough to find out whether the server holds requests
+            if self._server.holds or self._probe is wait:
+                # The server's holding the request is what takes the time.
+                at = min(at, self._clock.monotonic())
         learning = wait.terms.learning
         if self._expect is not None and learning is not None and wait.kind is not None:
-            self._expect(wait, learning.curve(wait.kind), wait.started, wait.pending_until)
+            curve = learning.curve(wait.kind)
+            if curve is not None:
+                self._expect(wait, curve, wait.started, wait.pending_until)
         self._pacer.want(wait, at)
 
     # Time.
@@ -324,8 +335,13 @@ class Fleet:
 
     # Requests.
 
+    @property
+    def _most(self) -> int:
+        """Requests that may be on their way: few until the server said what it allows."""
+        return MAX_IN_FLIGHT if self._heard_of else FIRST_IN_FLIGHT
+
     def _grant(self, now: float) -> None:
-        while len(self._flights) < MAX_IN_FLIGHT:
+        while len(self._flights) < self._most:
             wait: Any = self._pacer.take(now)
             if wait is None:
                 return
@@ -379,18 +395,46 @@ class Fleet:
     def _failed(self, error: Exception, flight: _Flight, now: float) -> None:
         """What a failure says about the server, for everybody."""
         pause = retry_after(error, self._clock.now_ms() / 1000)
-        if pause is not None and status_of(error) == 429:
-            self._pacer.pause(now + pause)
+        quota = quota_of(error)
+        self._heard_of = True
+        self._count(quota, flight, now)
+        if status_of(error) == 429:
+            if pause is not None:
+                self._pacer.pause(now + pause)
+            told = pause is not None or (quota is not None and quota.reset is not None)
+            if self._refused is not None:
+                self._refused(now, flight.began, told)
         if flight.hold:
             self._server.broke(error, now - flight.began)
 
     def _heard(self, answer: Answer, flight: _Flight, now: float) -> Answer:
         """The answer, `held` if the server's holding it was a pause."""
         took = now - flight.began
-        if answer.quota is not None and self._saw_remaining is not None:
-            self._saw_remaining(*answer.quota, now)
+        self._count(answer.quota, flight, now)
+        self._heard_of = True
+        learning = flight.waits[0].terms.learning
+        if learning is not None and not flight.hold:
+            learning.answered(took)
+        if self._answered is not None:
+            self._answered()
+        unknown = self._server.holds is None
         self._server.answered(flight.hold, answer.held, took)
+        if unknown and self._server.holds:
+            self._ask_at_once()
         return self._server.patient(answer, flight.hold, took)
+
+    def _count(self, quota: Quota | None, flight: _Flight, now: float) -> None:
+        """Tell the pacer what the server says about its limit."""
+        if quota is not None and self._saw_remaining is not None:
+            self._saw_remaining(
+                quota.remaining, quota.limit, now, sent=flight.began, reset=quota.reset
+            )
+
+    def _ask_at_once(self) -> None:
+        """The server turned out to hold requests: nobody waits for a policy any more."""
+        for wait in self._open:
+            if isinstance(wait.wish, Look) and wait.order is None and wait.wish.at < math.inf:
+                self._want(wait, wait.wish.at)
 
     def _landed_together(
         self, waits: Sequence[Wait], flight: _Flight, landed: Landed, now: float

@@ -37,6 +37,9 @@ EXPIRY_WARNING = 15.0
 AFTER_EXPIRY = 2.0
 """Seconds after `expires_at` at which a wait that is told of events looks for itself."""
 
+AT_EXPIRY = 0.15
+"""The same for a wait that polls: whatever a policy foresees, the run is over then."""
+
 
 def waiting(wait: Wait) -> Flow[Any]:
     """See a run to its end.
@@ -122,9 +125,8 @@ def _wanted(wait: Wait, now: float, held: bool) -> float:
     if held:  # the server's holding the request was the pause
         return now
     at = now + max(delay, 0.0)
-    if wait.terms.pushed and now < wait.expires + AFTER_EXPIRY:
-        return min(at, wait.expires + AFTER_EXPIRY)
-    return at
+    over = wait.expires + (AFTER_EXPIRY if wait.terms.pushed else AT_EXPIRY)
+    return min(at, over) if now < over else at
 
 
 def _saw(wait: Wait, answer: Answer) -> View:

@@ -12,7 +12,7 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from runbell.client.deeds import (
     UseTool,
 )
 from runbell.client.journal import Journal
+from runbell.client.quota import quota_in
 from runbell.client.tools import BadArguments, Tool, error_output, output_of
 from runbell.client.trouble import date_seconds
 from runbell.client.view import Answer
@@ -257,7 +258,7 @@ class Hands:
             hint=_milliseconds(headers.get("openai-poll-after-ms")),
             held="wait" in (headers.get("preference-applied") or ""),
             server_time=date_seconds(headers.get("date")),
-            quota=_quota(headers),
+            quota=quota_in(headers),
         )
 
     async def _use_tool(self, deed: UseTool) -> ToolOutcome:
@@ -337,16 +338,6 @@ async def _parsed(reply: Any) -> Any:
         return await _done(reply.parse())
     except ValueError as error:
         raise BadAnswer(f"an answer could not be read: {error}") from error
-
-
-def _quota(headers: Mapping[str, str]) -> tuple[float, float] | None:
-    try:
-        remaining, limit = (
-            float(headers[f"x-ratelimit-{name}-requests"]) for name in ("remaining", "limit")
-        )
-    except (KeyError, ValueError):
-        return None
-    return remaining, limit
 
 
 def _milliseconds(text: str | None) -> float | None:

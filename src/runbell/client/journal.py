@@ -10,13 +10,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
+from urllib.parse import quote
 
-from runbell.errors import ConfigurationError, RunbellError
+from runbell.errors import ConfigurationError, InvalidSetting, RunbellError
 
-__all__ = ["Claim", "Journal", "Stretch"]
+__all__ = ["Claim", "History", "Journal", "Stretch", "read_history"]
 
 log = logging.getLogger("runbell")
 
@@ -63,10 +64,38 @@ create table if not exists durations (
   queue_low real,
   queue_high real,
   run_low real not null,
-  run_high real
+  run_high real,
+  run_id text,
+  first integer not null default 1
 );
 create index if not exists durations_of_key on durations (key, id);
 """
+
+COUNTS = """
+create table if not exists kinds (
+  key text primary key,
+  runs integer not null,
+  first_ms integer not null,
+  last_ms integer not null
+) without rowid;
+"""
+"""How many runs of each kind there were and when: `durations` keeps the latest alone."""
+
+COUNTED = "select key, sum({first}), min(at_ms), max(at_ms) from durations group by key"
+
+COUNT = """
+insert into kinds (key, runs, first_ms, last_ms) values (:key, :runs, :at, :at)
+on conflict (key) do update set runs = runs + excluded.runs, last_ms = excluded.last_ms
+"""
+
+HISTORY = """
+select {run}, key, {first}, coalesce(queue_seconds, 0) + run_seconds, ended
+from durations order by id
+"""
+
+NAMES = {"run": "coalesce(run_id, id)", "first": "first"}
+NAMES_BEFORE = {"run": "id", "first": "1"}
+"""In a file from before the stretches of a run were told to be of one."""
 
 CLAIM = """
 insert into tool_calls (run_id, call_id, name, begun_at, owner, held_until)
@@ -90,12 +119,16 @@ class Stretch(NamedTuple):
         run: between these it took from there on; the second is None where it would have taken
             longer: it was cancelled, expired, or given up.
         at_ms: when that was seen, in milliseconds since the epoch.
+        run_id: of which run; "" where nobody knows.
+        first: it began with the run's creation.
     """
 
     key: str
     queue: tuple[float, float] | None
     run: tuple[float, float | None]
     at_ms: int
+    run_id: str = ""
+    first: bool = True
 
     @property
     def ended(self) -> bool:
@@ -144,6 +177,12 @@ class Journal:
         if "owner" not in columns:  # a file from before calls were claimed
             self._db.execute("alter table tool_calls add column owner text")
             self._db.execute("alter table tool_calls add column held_until real not null default 0")
+        if "run_id" not in _columns(self._db):  # a file from before runs were told apart
+            self._db.execute("alter table durations add column run_id text")
+            self._db.execute("alter table durations add column first integer not null default 1")
+        if not _has_counts(self._db):
+            self._db.execute(COUNTS)
+            self._db.execute(f"insert or ignore into kinds {COUNTED.format(**NAMES)}")
 
     def __enter__(self) -> Self:
         return self
@@ -294,8 +333,12 @@ class Journal:
     def _insert(self, noted: Iterable[Stretch]) -> None:
         self._db.executemany(
             "insert into durations (key, queue_seconds, run_seconds, ended, at_ms, "
-            "queue_low, queue_high, run_low, run_high) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "queue_low, queue_high, run_low, run_high, run_id, first) "
+            "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             map(_row, noted),
+        )
+        self._db.executemany(
+            COUNT, [{"key": each.key, "runs": each.first, "at": each.at_ms} for each in noted]
         )
         for key in {stretch.key for stretch in noted}:
             self._db.execute(
@@ -336,4 +379,86 @@ def _row(stretch: Stretch) -> Sequence[float | str | None]:
         *(queue or (None, None)),
         low,
         high,
+        stretch.run_id or None,
+        stretch.first,
     )
+
+
+class History(NamedTuple):
+    """What a journal tells of the runs that were waited for.
+
+    Attributes:
+        kinds: by kind, how long the latest runs took: all their stretches, without the time that
+            their tools took. In seconds.
+        left_out: of these runs, how many were cancelled, expired, or given up.
+        runs: that there ever were, of all kinds.
+        first_ms, last_ms: when the first and the last of them were seen, since the epoch.
+    """
+
+    kinds: dict[str, list[float]]
+    left_out: int
+    runs: int
+    first_ms: int
+    last_ms: int
+
+
+def read_history(path: Path) -> History:
+    """Read the journal of a waiter, which may be at work.
+
+    Raises:
+        ConfigurationError: it is none, or it can't be read.
+        InvalidSetting: no durations were written down in it.
+    """
+    try:
+        # Not `mode=ro`: that cannot open a database in WAL mode which nobody has open.
+        where = f"file:{quote(str(path))}?mode=rw"
+        with closing(sqlite3.connect(where, uri=True)) as database:
+            database.execute("pragma query_only = on")
+            columns = _columns(database)
+            if not columns:
+                tables = database.execute("select 1 from sqlite_master where name = 'tool_calls'")
+                raise InvalidSetting(
+                    f"the journal {path}: no durations were written down in it"
+                    + ("" if tables.fetchone() else "; is it the journal of a waiter?")
+                )
+            names = NAMES if "run_id" in columns else NAMES_BEFORE
+            counted = "select key, runs, first_ms, last_ms from kinds"
+            if not _has_counts(database):
+                counted = COUNTED.format(**names)
+            counts = database.execute(counted).fetchall()
+            rows = database.execute(HISTORY.format(**names)).fetchall()
+    except sqlite3.Error as error:
+        raise ConfigurationError(f"the journal {path} can't be read: {error}") from error
+    kinds, left_out = _runs(rows)
+    return History(
+        kinds,
+        left_out,
+        sum(runs for _, runs, _, _ in counts),
+        min((first for _, _, first, _ in counts), default=0),
+        max((last for _, _, _, last in counts), default=0),
+    )
+
+
+def _runs(rows: Iterable[Any]) -> tuple[dict[str, list[float]], int]:
+    """The stretches of each run together: durations by kind, and how many runs tell none."""
+    runs: dict[Any, tuple[str, float, bool]] = {}
+    for run_id, key, first, seconds, ended in rows:
+        if first:
+            runs[run_id] = (key, seconds, bool(ended))
+        elif run_id in runs:  # of another the beginning was removed
+            _, before, whole = runs[run_id]
+            runs[run_id] = (key, before + seconds, whole and bool(ended))
+    kinds: dict[str, list[float]] = {}
+    for key, seconds, whole in runs.values():
+        if whole:
+            kinds.setdefault(key, []).append(seconds)
+    return kinds, sum(not whole for _, _, whole in runs.values())
+
+
+def _columns(database: sqlite3.Connection) -> set[str]:
+    return {row[1] for row in database.execute("pragma table_info(durations)")}
+
+
+def _has_counts(database: sqlite3.Connection) -> bool:
+    found = database.execute("select 1 from sqlite_master where name = 'kinds'")
+    return found.fetchone() is not None

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runbell.client.journal import Journal, Stretch
+from runbell.errors import RunbellError
 from runbell.pacing import Advised, Backoff
-from runbell.pacing.foresight import Foresight, ForesightPolicy, SeenRun
+from runbell.pacing.foresight import Foresight
+from runbell.pacing.policies import SeenRun
+from runbell.pacing.watching import ForesightPolicy
 
 if TYPE_CHECKING:
     from runbell.client.view import View
@@ -18,8 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Learned", "Learning", "Seen", "stretch_of"]
 
+log = logging.getLogger("runbell")
+
 FEW = 8
-"""Runs of a kind below which a server's advice, which may rest on many, is better than a guess."""
+"""Runs of a kind below which a server's advice, which may rest on many, is better than a guess; and
+of all kinds below which nothing is known of a new one."""
+
+FIRST_START, FIRST_GROWTH = 2.0, 0.7
+"""Of a run of which nothing at all is known, no look is later than √price · (2 + 0.7 · elapsed)
+seconds after the one before: at the default price 1 s, and a third of the elapsed time. What is
+foreseen from nothing leaves short runs alone for seconds, which is cheap in the mean and dear for
+who tries a thing out. Of a few numbers these cost the least in the mean of logarithms over
+log-normal runs with medians from half a second to five minutes."""
 
 FRESH_SECONDS = 2.0
 """A run that is this old, by stamps of whole seconds, may have been created just now."""
@@ -52,7 +66,7 @@ class Learned:
     """The waiter's default policy: Foresight, as soon as it is known what the run is.
 
     A run that may be old is looked at first. Where few runs of its kind were seen, what the server
-    advises is followed.
+    advises is followed. Whatever goes wrong in what learns, the wait goes on without it.
     """
 
     __slots__ = ("_foresight", "_hint", "_kind", "_plan")
@@ -68,8 +82,11 @@ class Learned:
 
     def know(self, kind: Any, age: float) -> None:
         """Be told of which kind the run is, and how many seconds old it was when the part began."""
-        self._kind = kind
-        self._plan = self._foresight.policy(kind, age=age)
+        try:
+            self._plan = self._foresight.policy(kind, age=age)
+            self._kind = kind
+        except Exception:  # it is not worth a wait
+            log.exception("nothing is foreseen of a run of the kind %r", kind)
 
     def saw(self, run: SeenRun, hint: float | None) -> None:
         """Be told the last answer, and the server's advice."""
@@ -80,9 +97,19 @@ class Learned:
     def next_delay(self, elapsed: float, polls: int) -> float | None:
         if self._plan is None:
             return Backoff().next_delay(elapsed, polls)
-        if polls and self._hint is not None and self._foresight.runs(self._kind) < FEW:
-            return max(self._hint, Advised.STRETCH * elapsed)
-        return self._plan.next_delay(elapsed, polls)
+        try:
+            runs = self._foresight.runs(self._kind)
+            if polls and self._hint is not None and runs < FEW:
+                return max(self._hint, Advised.STRETCH * elapsed)
+            delay = self._plan.next_delay(elapsed, polls)
+            if delay is not None and runs == 0 and self._foresight.seen < FEW:
+                soon = FIRST_START + FIRST_GROWTH * elapsed
+                return min(delay, math.sqrt(self._foresight.price) * soon)
+            return delay
+        except Exception:  # it is not worth a wait
+            log.exception("nothing is foreseen of a run of the kind %r", self._kind)
+            self._plan = None
+            return Backoff().next_delay(elapsed, polls)
 
 
 class Learning:
@@ -97,9 +124,9 @@ class Learning:
         self.foresight = foresight
         self._journal = journal
         self._kinds: dict[Any, Any] = {}
-        for stretch in journal.stretches() if journal is not None else ():
+        for stretch in _kept(journal) if journal is not None else ():
             # What somebody else has written there is not worth failing for.
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
                 self._learn(json.loads(stretch.key), stretch.queue, stretch.run)
 
     def policy(self, item: Any) -> Learned:
@@ -115,9 +142,20 @@ class Learning:
             self._kinds.clear()
         return None if kind is None else self._kinds.setdefault(kind, kind)
 
-    def curve(self, kind: Any) -> Curve:
-        """How long runs of a kind take."""
-        return self.foresight.schedule(kind).curve
+    def curve(self, kind: Any) -> Curve | None:
+        """How long runs of a kind take; None where that can't be said."""
+        try:
+            return self.foresight.schedule(kind).curve
+        except Exception:  # it is not worth a wait
+            log.exception("nothing is foreseen of a run of the kind %r", kind)
+            return None
+
+    def answered(self, seconds: float) -> None:
+        """A look that nobody held was answered after so long."""
+        try:
+            self.foresight.answered(seconds)
+        except Exception:  # it is not worth a wait
+            log.exception("an answer's %r seconds taught nothing", seconds)
 
     def observe(self, kind: Any, seen: Seen, view: View, now: float) -> None:
         """Learn from a stretch of a run that is over, or that nobody looks at any more.
@@ -130,10 +168,15 @@ class Learning:
         if found is None:
             return
         queue, run = found
-        self._learn(kind, queue, run)
+        try:
+            self._learn(kind, queue, run)
+        except Exception:  # it is not worth a wait
+            log.exception("nothing is learned from a run of the kind %r", kind)
         if self._journal is not None:
             key = json.dumps(kind, ensure_ascii=False)
-            self._journal.note(Stretch(key, queue, run, int(now * 1000)))
+            self._journal.note(
+                Stretch(key, queue, run, int(now * 1000), run_id=view.id, first=seen.first)
+            )
 
     def _learn(
         self, kind: Any, queue: tuple[float, float] | None, run: tuple[float, float | None]
@@ -142,6 +185,15 @@ class Learning:
         self.foresight.observe(
             kind, low if high is None else (low, high), ended=high is not None, queued=queue
         )
+
+
+def _kept(journal: Journal) -> list[Stretch]:
+    """What was written down; nothing where the table is somebody else's."""
+    try:
+        return journal.stretches()
+    except RunbellError as error:
+        log.warning("nothing is learned from the journal: %s", error)
+        return []
 
 
 Span = tuple[float, float]

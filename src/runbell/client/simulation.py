@@ -30,7 +30,7 @@ from runbell.client.view import Answer, View
 from runbell.client.wait import Done, Terms, Wait
 from runbell.client.wishes import Flow
 from runbell.clock import VirtualClock
-from runbell.pacing import FairPacer, Pacer, PolicySource
+from runbell.pacing import Pacer, PolicySource, WorthPacer
 from runbell.pacing.policies import Backoff
 from runbell.runs import Deliver, ToolCall
 
@@ -190,7 +190,7 @@ class Simulation:
     ) -> None:
         self.clock = VirtualClock(start_ms=0)
         self._world = world
-        pacer = FairPacer() if pacer is None else pacer  # an idle one may be empty, and so false
+        pacer = WorthPacer() if pacer is None else pacer  # an idle one may be empty, and so false
         self._fleet = Fleet(self.clock, pacer, Server(None), _Events())
         self._provider = SimulatedRuns(hold)
         self._rng = random.Random(seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from runbell.client.quota import Quota
 from runbell.runs import ToolCall
 
 __all__ = ["Answer", "Stage", "View", "name_of", "stamp"]
@@ -72,8 +73,7 @@ class Answer:
         holds: the server is known to hold such a request: the next one need not wait for a policy.
         pushed: an event said so, nobody was asked.
         server_time: the `Date` of the answer, in seconds since the epoch, None without.
-        quota: the requests that the server has left for this key, and its limit of them
-            (`x-ratelimit-remaining-requests`, `-limit-requests`); None where it does not say.
+        quota: what it says about its limit; None where it says nothing.
     """
 
     item: Any
@@ -82,7 +82,7 @@ class Answer:
     holds: bool = False
     pushed: bool = False
     server_time: float | None = None
-    quota: tuple[float, float] | None = None
+    quota: Quota | None = None
 
     def about(self, item: Any) -> Answer:
         """The same, of one of the objects that it was about. One of many waits for its policy, so

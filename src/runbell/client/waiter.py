@@ -25,7 +25,7 @@ from runbell.client.tools import Tool, Tools, check, toolbox
 from runbell.client.wait import Done, Terms, Wait
 from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError
-from runbell.pacing import Backstop, FairPacer, Foresight, Pacer, PolicySource, WorthPacer
+from runbell.pacing import Backstop, Foresight, Pacer, PolicySource, WorthPacer
 from runbell.runs import EventSource
 
 __all__ = ["AsyncWaiter", "Update", "WaitOptions", "Waiter", "WaiterOptions"]
@@ -70,7 +70,7 @@ class WaiterOptions(WaitOptions, total=False):
     """What can be agreed for a waiter.
 
     Attributes:
-        calls_per_minute: the budget of all its waits; None for no limit.
+        calls_per_minute: the budget of all its waits; None for what the server allows.
         journal: a SQLite file in which outputs of tool calls survive a crash, and what was learned
             of how long runs take.
         foresight: what learns that, for another price of a call than a quarter of a second.
@@ -122,7 +122,7 @@ class _Waiter:
         self._journal = None if journal is None else Journal(journal)
         pacer, budget = options.get("pacer"), options.get("calls_per_minute")
         if pacer is None:  # an idle one is empty, and so as good as false
-            pacer = FairPacer() if budget is None else WorthPacer(budget)
+            pacer = WorthPacer(budget)
         self._pacer: Pacer = pacer
         self._learning = Learning(options.get("foresight") or Foresight(), self._journal)
         self._server = Server(_limit_of(client))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 __all__ = ["Durations", "Observation"]
@@ -54,13 +55,21 @@ class Observation(NamedTuple):
         Raises:
             ValueError: it is no duration: negative, not a number, or upside down.
         """
-        low, high = (seconds, seconds) if isinstance(seconds, int | float) else tuple(seconds)
-        if not (0 <= low <= high) or math.isinf(low):
+        try:
+            # Of whatever kind of number: an array's elements are none of Python's. Text is none.
+            if isinstance(seconds, Sequence):
+                low, high = (float(0.0 + each) for each in seconds)
+            else:
+                low = high = float(0.0 + seconds)
+            sane = 0 <= low <= high and low < math.inf
+        except (TypeError, ValueError, OverflowError):
+            sane = False
+        if not sane:
             raise ValueError(f"a duration in seconds, or (low, high), is expected, not {seconds!r}")
-        low = min(max(float(low), SHORTEST), LONGEST)
+        low = min(max(low, SHORTEST), LONGEST)
         if not ended or math.isinf(high):
             return cls(low, math.inf)
-        return cls(low, min(max(float(high), low), LONGEST))
+        return cls(low, min(max(high, low), LONGEST))
 
 
 class Durations:
@@ -94,15 +103,32 @@ class Durations:
         """The latest `count` runs, or all there are, the oldest of them first."""
         return list(map(_unpacked, self._lows[-count:], self._widths[-count:]))
 
+    def missing(self, observations: Iterable[Observation]) -> list[Observation]:
+        """Of these, as they would be kept, those that are not kept here; each counts once."""
+        others = Durations(capacity=self.capacity)
+        for seen in observations:
+            others._append(seen)
+        here = Counter(zip(self._lows, self._widths, strict=True))
+        found = []
+        for low, width in zip(others._lows, others._widths, strict=True):
+            if here[low, width] > 0:
+                here[low, width] -= 1
+            else:
+                found.append(_unpacked(low, width))
+        return found
+
     def add(self, observation: Observation) -> bool:
         """Take in one run. True where it made older evidence be dropped."""
-        self._lows.append(observation.low)
-        self._widths.append(_packed(observation))
+        self._append(observation)
         self.seen += 1
-        if len(self._lows) > self.capacity:
-            del self._lows[0], self._widths[0]
         asked = [count for count, every in _RECENT.items() if self.seen % every == 0]
         return bool(asked) and self._forget(asked)
+
+    def _append(self, observation: Observation) -> None:
+        self._lows.append(observation.low)
+        self._widths.append(_packed(observation))
+        if len(self._lows) > self.capacity:
+            del self._lows[0], self._widths[0]
 
     def _forget(self, asked: list[int]) -> bool:
         if len(self._lows) < asked[0] + _FEWEST:
@@ -143,7 +169,9 @@ def _packed(observation: Observation) -> int:
         return _OPEN
     if width < _NARROWEST:
         return 0
-    return min(1 + math.ceil(math.log(width / _NARROWEST) / math.log(_STEP)), _OPEN - 1)
+    steps = math.log(width / _NARROWEST) / math.log(_STEP)
+    # What was kept before is as wide as it was, but for what floats lose.
+    return min(1 + math.ceil(steps - 1e-4), _OPEN - 1)
 
 
 def _unpacked(low: float, width: int) -> Observation:

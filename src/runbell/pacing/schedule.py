@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from runbell.pacing.survival import Curve, Estimate, Survival
+from runbell.pacing.estimate import Estimate, believed
+from runbell.pacing.survival import TAIL_SHAPE, Curve, Survival
 
 __all__ = ["MOST_POINTS", "PAUSES", "Schedule", "best_checks", "best_pause", "schedule"]
 
-POINTS = 192
-"""Moments among which the checks of a kind are chosen."""
+FEWEST_POINTS, POINTS_A_RUN, POINTS = 64, 3, 160
+"""Moments among which the checks of a kind are chosen: the more, the more is known, up to what
+4 KiB a kind allow."""
 
 MOST_POINTS = 255
 """Their indices fit a byte."""
@@ -24,8 +26,6 @@ _SLACK = 0.2
 """Of the latency, how much closer than it two checks may be planned. The moments are a grid:
 without it, a check as early as possible would have to wait for the next one. What is planned
 too early is done as soon as it can be."""
-
-_TAIL_SHAPE = 1.5
 
 
 def best_checks(
@@ -126,7 +126,7 @@ class Schedule(NamedTuple):
                 return times[there] if there > here + 1 else self._within(here, last, soonest)
             here += 1
         # Beyond what is planned: Keller's gap √(2·price/hazard), where the hazard is shape/t.
-        return last + max(self.latency, math.sqrt(2 * self.price * last / _TAIL_SHAPE))
+        return last + max(self.latency, math.sqrt(2 * self.price * last / TAIL_SHAPE))
 
     def _within(self, here: int, last: float, soonest: float) -> float:
         """The next check where the best is the very next moment of the table.
@@ -147,21 +147,20 @@ class Schedule(NamedTuple):
 def schedule(
     own: Estimate,
     parent: Survival,
-    parent_weight: float,
+    doubt: float,
     price: float,
     latency: float,
-    points: int = POINTS,
+    points: int | None = None,
 ) -> Schedule:
-    """The best checks of a run that takes as long as the mixture of `own` and `parent` says."""
+    """The best checks of a run that takes as long as `own` and `parent` say; see `believed`."""
+    if points is None:
+        points = min(FEWEST_POINTS + int(POINTS_A_RUN * own.runs), POINTS)
     times, ended = _moments(own, points)
-    alive = [
-        (1 - parent_weight) * (1 - value) + parent_weight * parent.alive(time)
-        for time, value in zip(times, ended, strict=True)
-    ]
+    alive = believed(own, ended, parent, doubt, times)
     apart = latency * (1 - _SLACK)
     # After the last moment a check is a Keller gap g from the next, and costs price/g and g/2 a
     # second, which are equal; ∫ 2·price/g·S(t) dt, where S falls as 1/t^shape.
-    rest = alive[-1] * 2 * math.sqrt(price * _TAIL_SHAPE / 2 * times[-1]) / (_TAIL_SHAPE - 0.5)
+    rest = alive[-1] * 2 * math.sqrt(price * TAIL_SHAPE / 2 * times[-1]) / (TAIL_SHAPE - 0.5)
     following = best_checks(times, alive, price, apart, latency / 2, rest)
     return Schedule(Curve(times, alive), bytes(following), price, latency)
 
@@ -225,7 +224,6 @@ def best_pause(curve: Curve, elapsed: float, price: float, latency: float) -> in
         Its index in `PAUSES`.
     """
     best, cheapest = 0, math.inf
-    areas = _areas(curve)
     now = max(curve.alive(elapsed), 1e-12)
     over = 1e-3 * now
     for index, pause in enumerate(PAUSES):
@@ -240,27 +238,8 @@ def best_pause(curve: Curve, elapsed: float, price: float, latency: float) -> in
             if left <= over:
                 break
         else:
-            checks += left / 2 + _area_after(curve, areas, at, left) / gap
+            checks += left / 2 + max(curve.ahead(at)[1], 0.0) / gap
         cost = (gap + price) * checks / now
         if cost < cheapest:
             best, cheapest = index, cost
     return best
-
-
-def _areas(curve: Curve) -> list[float]:
-    """For each of the curve's times, ∫ S from there to the last of them, in seconds."""
-    pieces = [
-        (after - before) * (high + low) / 2
-        for (before, after), (high, low) in zip(
-            pairwise(curve.times), pairwise(curve.table), strict=True
-        )
-    ]
-    return [*accumulate(reversed(pieces), initial=0.0)][::-1]
-
-
-def _area_after(curve: Curve, areas: list[float], at: float, alive: float) -> float:
-    """∫ S from `at`, where it is `alive`, to the end of the table."""
-    place = bisect_right(curve.times, at)
-    if place == len(areas):
-        return 0.0
-    return areas[place] + (curve.times[place] - at) * (alive + curve.table[place]) / 2

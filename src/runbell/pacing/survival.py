@@ -1,18 +1,20 @@
-"""How long will it take: distributions of durations, and their estimate from few runs."""
+"""How long will it take: distributions of durations."""
 
 from __future__ import annotations
 
-import math
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
-from operator import mul, sub, truediv
 from typing import NamedTuple, Protocol
 
-from runbell.pacing.durations import Observation
+__all__ = ["TAIL_SHAPE", "Curve", "LogLogistic", "Mixed", "Survival", "ignorance"]
 
-__all__ = ["Curve", "Estimate", "LogLogistic", "Mixed", "Survival", "estimate", "ignorance"]
+TAIL_SHAPE = 1.5
+"""Of runs that outlast all that is known, the survival falls as 1/t to this power."""
+
+
+_APART = 4
+"""Of a curve's areas every so manieth is kept."""
 
 
 class Survival(Protocol):
@@ -36,7 +38,7 @@ class LogLogistic(NamedTuple):
     """
 
     median: float = 8.0
-    shape: float = 1.5
+    shape: float = TAIL_SHAPE
 
     def alive(self, seconds: float) -> float:
         return float(1.0 / (1.0 + (max(seconds, 0.0) / self.median) ** self.shape))
@@ -49,11 +51,12 @@ class Curve:
     each kind of run.
     """
 
-    __slots__ = ("table", "times")
+    __slots__ = ("_areas", "table", "times")
 
     def __init__(self, times: Iterable[float], alive: Iterable[float]) -> None:
         self.times: Sequence[float] = array("f", times)
         self.table: Sequence[float] = array("f", alive)
+        self._areas: Sequence[float] | None = None
 
     def alive(self, seconds: float) -> float:
         after = bisect_right(self.times, seconds)
@@ -61,10 +64,61 @@ class Curve:
             return 1.0
         if after == len(self.times):
             # Past the table, the tail of a run of unknown scale.
-            return float(self.table[-1] * (self.times[-1] / seconds) ** LogLogistic().shape)
+            return float(self.table[-1] * (self.times[-1] / seconds) ** TAIL_SHAPE)
         low, high = self.times[after - 1], self.times[after]
         share = (seconds - low) / (high - low)
         return self.table[after - 1] + share * (self.table[after] - self.table[after - 1])
+
+    def along(self, moments: Iterable[float]) -> list[float]:
+        """`alive` at each of many moments, which ascend: both tables are walked once."""
+        times, table = self.times, self.table
+        found, after, end = [], 0, len(times)
+        for moment in moments:
+            while after < end and times[after] <= moment:
+                after += 1
+            if after == 0:
+                found.append(1.0)
+            elif after == end:
+                found.append(table[-1] * (times[-1] / moment) ** TAIL_SHAPE)
+            else:
+                low, below = times[after - 1], table[after - 1]
+                share = (moment - low) / (times[after] - low)
+                found.append(below + share * (table[after] - below))
+        return found
+
+    def area(self, place: int) -> float:
+        """∫ S from the time at a place to the last one, in seconds.
+
+        Kept for every fourth place alone, which spares memory, and summed up from the end, since
+        what is left there is small and so keeps its digits.
+        """
+        times, table = self.times, self.table
+        if self._areas is None:
+            area, kept = 0.0, [0.0] * ((len(times) + _APART - 1) // _APART)
+            for here in range(len(times) - 2, -1, -1):
+                area += (times[here + 1] - times[here]) * (table[here] + table[here + 1]) / 2
+                if here % _APART == 0:
+                    kept[here // _APART] = area
+            self._areas = array("f", kept)
+        known = min(-(-place // _APART) * _APART, len(times) - 1)
+        area = self._areas[known // _APART] if known % _APART == 0 else 0.0
+        for here in range(place, known):
+            area += (times[here + 1] - times[here]) * (table[here] + table[here + 1]) / 2
+        return area
+
+    def ahead(self, seconds: float) -> tuple[float, float]:
+        """S(seconds), and ∫ S from there to the last of the times; less than 0 past it."""
+        times, table = self.times, self.table
+        after = bisect_right(times, seconds)
+        if after == 0:
+            return 1.0, self.area(0) + times[0] - seconds
+        if after == len(times):
+            alive = table[-1] * (times[-1] / seconds) ** TAIL_SHAPE
+            return alive, -(seconds - times[-1]) * (table[-1] + alive) / 2
+        low, high = times[after - 1], times[after]
+        left = (high - seconds) / (high - low)
+        alive = table[after] + left * (table[after - 1] - table[after])
+        return alive, self.area(after) + (high - seconds) * (alive + table[after]) / 2
 
 
 class Mixed(NamedTuple):
@@ -82,281 +136,13 @@ def ignorance(median: float = 8.0) -> Mixed:
     Nearly every second belief is that the guess is far too short. It makes up for most of what is
     lost where that is so, and where the guess is right it costs a few calls in a hundred. One in a
     hundred is that it is far too long, so that a run is not left alone for minutes that takes
-    seconds. Weights, factors and slopes were chosen for a guess that is 30 times wrong.
+    seconds. Weights, factors and slopes are round numbers for a guess that is 30 times wrong: see
+    `docs/foresight.md`.
     """
     return Mixed(
         (
-            (0.541, LogLogistic(median)),
+            (0.54, LogLogistic(median)),
             (0.45, LogLogistic(15 * median, 2.0)),
-            (0.009, LogLogistic(median / 20)),
+            (0.01, LogLogistic(median / 20)),
         )
     )
-
-
-class Estimate(NamedTuple):
-    """What the runs of a kind say, before it is mixed with what others say.
-
-    Attributes:
-        edges: ascending, in seconds: the borders of cells that are equally wide on a logarithmic
-            scale.
-        masses: of each cell, the probability that a run ends in it.
-        escaped: the weight of the runs that outlast every cell, in runs.
-        runs: the weight of all of them, in runs.
-    """
-
-    edges: list[float]
-    masses: list[float]
-    escaped: float
-    runs: float
-
-
-HALF_LIFE = 96.0
-"""Runs after which one counts half: what drifts too slowly to be noticed is forgotten too."""
-
-LADDER = (1.4, 0.7, 0.35, 0.18, 0.09)
-"""Kernel widths that are tried, in units of Silverman's rule of thumb. Runs that take either
-about two or about twelve seconds, or nearly always the same time, want the narrow ones."""
-
-FAVOUR = (1.0, 2.0, 0.5, 0.25, 0.12)
-"""How many runs' worth of belief each width has before there is evidence."""
-
-SPREAD = 0.5
-"""The standard deviation of the logarithm that a single run is credited with."""
-
-_DOUBT = 4.0
-_NARROWEST = 0.003
-_CELLS = 640
-_MARGIN = 3.5
-_PASSES = 2
-_ROUNDS = 8
-"""Rounds in which the weights of the widths are looked for."""
-
-_EVEN = [favour / sum(FAVOUR) for favour in FAVOUR]
-_FLOOR = 1e-9
-"""The share of all mass that is spread evenly while runs are spread, so that each finds some."""
-
-_NOBODY = 1e-9
-"""Runs in a cell that are rounding."""
-
-_TURNS = (4, 0, 0, 4, 0)
-"""A run known by an interval is moved to where the others are so many times; and in how many more
-rounds the weights of the widths are looked for then. They go on from where they were."""
-
-
-def estimate(observations: Sequence[Observation], half_life: float = HALF_LIFE) -> Estimate:
-    """The distribution that runs like these come from: at least one, the oldest first.
-
-    A mixture of Gaussian kernels in the logarithm of the duration, of several widths. The weight
-    of each width maximises the likelihood of every run under the kernels of the others (by
-    expectation maximisation), so that each kind of run finds the smoothness that it needs. A run
-    known by an interval is spread over it in proportion to the estimate itself, and estimated
-    again; for runs that were given up that is Kaplan and Meier's estimate (Efron 1967), for
-    intervals Turnbull's (1976), smoothed at each step as in Silverman and others (1990).
-    """
-    latest = len(observations) - 1
-    weights = [0.5 ** ((latest - index) / half_life) for index in range(len(observations))]
-    cells = _Cells.around(observations)
-    spread = cells.ranges()
-    # Those of which the moment is known tell first where the others may have ended.
-    known = [each for each, (first, last) in enumerate(spread) if first == last]
-    counts, repeats, escaped = cells.counted(
-        [spread[each] for each in known], [weights[each] for each in known], [1.0] * cells.count
-    )
-    masses, shares = cells.smoothed(counts, repeats, _EVEN, _ROUNDS)
-    for rounds in () if len(known) == len(spread) else _TURNS:
-        counts, repeats, escaped = cells.counted(spread, weights, masses)
-        masses, shares = cells.smoothed(counts, repeats, shares, rounds)
-    total = sum(masses) or 1.0
-    return Estimate(cells.edges(), [mass / total for mass in masses], escaped, sum(weights))
-
-
-class _Cells:
-    """Equal cells on the scale of log(seconds), and what is done with counts in them."""
-
-    def __init__(
-        self, lows: list[float], highs: list[float], start: float, end: float, kernel: float
-    ) -> None:
-        self.lows, self.highs, self.start, self.kernel = lows, highs, start, kernel
-        self.width = max(kernel * LADDER[-1], (end - start) / _CELLS)
-        self.count = max(3, math.ceil((end - start) / self.width))
-
-    @classmethod
-    def around(cls, observations: Sequence[Observation]) -> _Cells:
-        """Cells for these; the logarithms of their ends are taken once, since they cost most."""
-        lows = [math.log(seen.low) for seen in observations]
-        highs = [
-            low if seen.high == seen.low else math.inf if seen.high == math.inf
-            else math.log(seen.high)
-            for low, seen in zip(lows, observations, strict=True)
-        ]  # fmt: skip
-        logs = sorted(
-            low if high == math.inf else (low + high) / 2
-            for low, high in zip(lows, highs, strict=True)
-        )
-        kernel = _rule_of_thumb(logs)
-        start = min(logs[0] - _MARGIN * kernel, min(lows) - kernel)
-        finite = [high for high in highs if high < math.inf]
-        end = max([logs[-1] + _MARGIN * kernel, *([max(finite) + kernel] if finite else [])])
-        return cls(lows, highs, start, end, kernel)
-
-    def edges(self) -> list[float]:
-        return [math.exp(self.start + self.width * index) for index in range(self.count + 1)]
-
-    def ranges(self) -> list[tuple[int, int]]:
-        """For each run the first and the last cell it may be in; the last is `count` if it may be
-        in none."""
-        start, width, last, none = self.start, self.width, self.count - 1, self.count
-        found = []
-        for low, high in zip(self.lows, self.highs, strict=True):
-            first = min(max(int((low - start) / width), 0), last)
-            if high == low:
-                found.append((first, first))
-            elif high == math.inf:
-                found.append((first, none))
-            else:
-                found.append((first, min(max(int((high - start) / width), 0), last)))
-        return found
-
-    def counted(
-        self, spread: list[tuple[int, int]], weights: list[float], masses: list[float]
-    ) -> tuple[list[float], list[float], float]:
-        """The runs in each cell; the sum of their squares; and how many outlasted all cells.
-
-        A run that may be in several cells is spread over them in proportion to `masses`. What it
-        adds to a cell is thus the cell's mass times a scale of its own; so the scales are summed
-        up cell by cell, from where a run begins to where it ends, and no run is looked at in each
-        of its cells.
-        """
-        counts, repeats, escaped = [0.0] * self.count, [0.0] * self.count, 0.0
-        spans = False
-        scales, squares = [0.0] * (self.count + 1), [0.0] * (self.count + 1)
-        # Where nothing is believed to end, a run that must have ended there is spread evenly.
-        floor = (_FLOOR * sum(masses) or 1.0) / self.count
-        masses = [mass + floor for mass in masses]
-        upto = [0.0, *accumulate(masses)]
-        beyond = 0.5 * upto[-1] / (len(spread) + 1)
-        for (first, last), weight in zip(spread, weights, strict=True):
-            if first == last:
-                counts[first] += weight
-                repeats[first] += weight * weight
-                continue
-            spans = True
-            end = min(last + 1, self.count)
-            inside = upto[end] - upto[first]
-            outside = beyond if last == self.count else 0.0
-            scale = weight / (inside + outside)
-            escaped += outside * scale
-            scales[first] += scale
-            scales[end] -= scale
-            squares[first] += scale * scale
-            squares[end] -= scale * scale
-        if spans:
-            counts = [
-                count + mass * scale if scale > 0.0 else count
-                for count, mass, scale in zip(counts, masses, accumulate(scales), strict=False)
-            ]
-            repeats = [
-                repeat + mass * mass * square if square > 0.0 else repeat
-                for repeat, mass, square in zip(repeats, masses, accumulate(squares), strict=False)
-            ]
-        return counts, repeats, escaped
-
-    def smoothed(
-        self, counts: list[float], repeats: list[float], shares: list[float], rounds: int
-    ) -> tuple[list[float], list[float]]:
-        """The counts under kernels of several widths; and the weight that each width earns, which
-        is looked for from `shares` on."""
-        if sum(counts) <= 0:
-            return [1.0] * self.count, shares
-        reaches = [self._reach(max(self.kernel * rung, _NARROWEST)) for rung in LADDER]
-        blurs = [_blurred(counts, reach) for reach in reaches]
-        if rounds:
-            shares = _weighed(counts, repeats, blurs, reaches, shares, rounds)
-        return _mixed(shares, blurs), shares
-
-    def _reach(self, kernel: float) -> int:
-        """Half the width of a box that has the kernel's variance, applied `_PASSES` times."""
-        wide = math.sqrt(1 + 12 / _PASSES * (kernel / self.width) ** 2)
-        return min(max(0, round((wide - 1) / 2)), self.count)
-
-
-def _weighed(
-    counts: list[float],
-    repeats: list[float],
-    blurs: list[list[float]],
-    reaches: list[int],
-    shares: list[float],
-    rounds: int,
-) -> list[float]:
-    """The weights of the kernel widths; each run is judged by the kernels of the others."""
-    taken = [cell for cell, count in enumerate(counts) if count > _NOBODY]
-    alone = [repeats[cell] / counts[cell] for cell in taken]
-    # What a cell's runs get from kernels other than their own.
-    others = [
-        [max(blur[cell] - repeat / (2 * reach + 1), 1e-9)
-         for cell, repeat in zip(taken, alone, strict=True)]
-        for blur, reach in zip(blurs, reaches, strict=True)
-    ]  # fmt: skip
-    return _earned([counts[cell] for cell in taken], others, shares, rounds)
-
-
-def _earned(
-    counts: list[float], others: list[list[float]], shares: list[float], rounds: int
-) -> list[float]:
-    """The weights of the kernel widths, by expectation maximisation; they add up to one."""
-    total = sum(counts) + sum(FAVOUR)
-    for _ in range(rounds):
-        mixed = list(map(truediv, counts, _mixed(shares, others)))
-        shares = [
-            (share * sum(map(mul, likely, mixed)) + favour) / total
-            for share, likely, favour in zip(shares, others, FAVOUR, strict=True)
-        ]
-    return shares
-
-
-def _mixed(shares: list[float], columns: list[list[float]]) -> list[float]:
-    """The weighted sum of one column for each width of the ladder.
-
-    Written out, since this is where an estimate spends its time: three times as fast as a sum.
-    """
-    a, b, c, d, e = shares
-    return [
-        a * one + b * two + c * three + d * four + e * five
-        for one, two, three, four, five in zip(*columns, strict=True)
-    ]
-
-
-def _rule_of_thumb(logs: list[float]) -> float:
-    """Silverman's kernel width (1986, formula 3.31) of sorted values, wider for a handful."""
-    count = len(logs)
-    if count == 1:
-        return 0.9 * SPREAD
-    mean = sum(logs) / count
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in logs) / (count - 1))
-    quartiles = (_quantile(logs, 0.75) - _quantile(logs, 0.25)) / 1.34
-    narrow = min(deviation, quartiles) or deviation
-    # A few runs that took about the same may have done so by chance.
-    doubt = _DOUBT / count**2
-    narrow = math.sqrt(((count - 1) * narrow**2 + doubt * SPREAD**2) / (count - 1 + doubt))
-    return float(max(0.9 * narrow * count**-0.2, _NARROWEST))
-
-
-def _quantile(values: list[float], share: float) -> float:
-    place = share * (len(values) - 1)
-    low = int(place)
-    high = min(low + 1, len(values) - 1)
-    return values[low] + (place - low) * (values[high] - values[low])
-
-
-def _blurred(values: list[float], reach: int) -> list[float]:
-    """Each value spread evenly over the cells within `reach`, `_PASSES` times over."""
-    if reach == 0:
-        return values
-    width, count = 2 * reach + 1, len(values)
-    before = [0.0] * reach
-    for _ in range(_PASSES):
-        sums = [*before, 0.0, *accumulate(values)]
-        sums += [sums[-1]] * reach
-        values = list(map(sub, sums[width : width + count], sums))
-    scale = 1.0 / width**_PASSES
-    return [scale * value for value in values]

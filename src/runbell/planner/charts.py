@@ -19,8 +19,8 @@ from runbell.planner.words import about
 try:
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, NullFormatter
-    from matplotlib.transforms import offset_copy
 except ModuleNotFoundError as error:
     raise MissingExtra("a report", "planner") from error
 
@@ -58,6 +58,11 @@ WHO: dict[str, tuple[str, Any, str]] = {
     BACKSTOP: ("#000000", (0, (10, 2)), "P"),
 }
 """Colour (of the palette of Okabe and Ito, darkened), dashes and marker of those that are lines."""
+
+MEAN: dict[str, Any] = {"markersize": 9, "color": "white", "mec": "black", "mew": 2}
+
+WITHIN = 0.93
+"""Of the quota, where the line of a waiter that keeps within it is drawn."""
 
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 2, "alpha": 0.85}
 OTHER = ("#555555", "solid", "X")
@@ -104,7 +109,7 @@ def _groups(rows: Sequence[Row]) -> dict[tuple[float, float], list[Row]]:
         near = (
             at
             for at in found
-            if all(abs(math.log(a / b)) < 0.02 for a, b in zip(at, place, strict=True))
+            if all(abs(math.log(a / b)) < 0.06 for a, b in zip(at, place, strict=True))
         )
         found.setdefault(next(near, place), []).append(row)
     return found
@@ -129,13 +134,13 @@ def draw_frontier(axes: Axes, plan: Plan) -> None:
         xlabel="status calls a run (0.01: hardly any)",
         ylabel="mean delay, seconds",
     )
-    axes.set_xlim(FEWEST / 2, max(2 * max(x for x, _ in groups), 100))
+    axes.set_xlim(FEWEST / 2, max(7 * max(x for x, _ in groups), 300))  # room for names
     ys = [y for _, y in groups] + delays
     axes.set_ylim(min(ys) / 2.2, max(ys) * 1.7)
     _log(axes.xaxis)
     _log(axes.yaxis)
     names = [
-        (x, y, rows[0].name if len(rows) == 1 else " = ".join(_short_name(row) for row in rows))
+        (x, y, rows[0].name if len(rows) == 1 else " ≈ ".join(_short_name(row) for row in rows))
         for (x, y), rows in groups.items()
     ]
     # Those that lines are drawn of in other charts get the best places.
@@ -153,42 +158,42 @@ def draw_cost(axes: Axes, plan: Plan) -> None:
     load = plan.load
     rows = [plan.row(name) for name in (SDK, FORESIGHT, LONG_POLL, BACKSTOP)]
     even = plan.row(FORESIGHT).break_even
-    crossing = even.runs_by_money if even else None
+    crossing = even.runs_by_money if even and load.webhook_monthly else None
     full = [_full_at(plan, row) for row in rows]
     marks = [load.runs, *(each for each in (*full[:3], crossing) if each)]
     low, high = min(marks) / 10, max(marks) * 6
     top = load.webhook_monthly
     for place, (row, end) in enumerate(zip(rows, full, strict=True)):
         color, dashes, marker = WHO[row.name]
+        ends = end is not None and end < high
+        name = f"{row.name}: quota full at {_short(end)}" if ends and end else row.name
+        free = not load.price_per_call and row.name != BACKSTOP
         runs = np.geomspace(low, min(high, end or high), 100)
         fixed = load.webhook_monthly if row.name == BACKSTOP else 0.0
         dollars = fixed + load.price_per_call * row.calls * runs
-        # At no price a call all polling lies on the line of 0: they are shown one above the other.
-        above = 0.0 if load.price_per_call or fixed else 13.0 * place
-        shift = offset_copy(axes.transData, axes.get_figure(root=True), y=above, units="points")
-        ends = end is not None and end < high
-        name = f"{row.name}: quota full at {_short(end)}" if ends and end else row.name
         axes.plot(
-            runs, dollars, color=color, linestyle=dashes, transform=shift, label=name,
-            marker=marker, markersize=9, markevery=[*range(12 + 3 * place, 96, 28)],
+            runs[-1:] if free else runs, dollars[-1:] if free else dollars, color=color,
+            linestyle="none" if free else dashes, label=name + (", $0" if free else ""),
+            marker=marker, markersize=9, markevery=1 if free else [*range(12 + 3 * place, 96, 28)],
+            zorder=3,
         )  # fmt: skip
         if ends:
-            axes.plot(
-                runs[-1], dollars[-1], marker="x", markersize=15, mew=4, color=color,
-                transform=shift,
-            )  # fmt: skip
+            axes.plot(runs[-1], dollars[-1], marker="x", markersize=19, mew=4, color=color)
         top = max(top, float(dollars[-1]))
     _cost_axes(axes, plan, low, high, top)
     if crossing:
-        dollars_then = load.price_per_call * plan.row(FORESIGHT).calls * crossing
-        axes.plot(
-            crossing, dollars_then, "o", markersize=19, mfc="none", mec="black", mew=2.5, zorder=4
-        )
-        axes.annotate(
-            f"break-even\n{about(crossing)} runs", (crossing, dollars_then), xytext=(-24, 58),
-            textcoords="offset points", ha="right", va="center", weight="bold", zorder=5,
-            arrowprops={"arrowstyle": "-", "color": "black", "linewidth": 1.6}, bbox=PAPER,
-        )  # fmt: skip
+        _circle(axes, plan, crossing)
+
+
+def _circle(axes: Axes, plan: Plan, crossing: float) -> None:
+    """The break-even by money."""
+    dollars = plan.load.price_per_call * plan.row(FORESIGHT).calls * crossing
+    axes.plot(crossing, dollars, "o", markersize=19, mfc="none", mec="black", mew=2.5, zorder=4)
+    axes.annotate(
+        f"break-even\n{about(crossing)} runs", (crossing, dollars), xytext=(-24, 58),
+        textcoords="offset points", ha="right", va="center", weight="bold", zorder=5,
+        arrowprops={"arrowstyle": "-", "color": "black", "linewidth": 1.6}, bbox=PAPER,
+    )  # fmt: skip
 
 
 def _cost_axes(axes: Axes, plan: Plan, low: float, high: float, top: float) -> None:
@@ -200,13 +205,13 @@ def _cost_axes(axes: Axes, plan: Plan, low: float, high: float, top: float) -> N
         _log(axes.yaxis)
     else:
         axes.set_ylim(-0.06 * max(top, 10), 1.2 * max(top, 10))
+        axes.axhline(0, color="#555555", linewidth=2.6)
+        axes.annotate(
+            "all that polls costs $0: no break-even by money", (low, 0), xytext=(8, 20),
+            textcoords="offset points", style="italic", color="#555555", bbox=PAPER,
+        )  # fmt: skip
     _log(axes.xaxis)
     axes.axvline(load.runs, color="#333333", linestyle=":", linewidth=2)
-    if not load.price_per_call:
-        axes.annotate(
-            "polling costs $0: drawn one above the other", (high, 0), xytext=(-8, 46), ha="right",
-            textcoords="offset points", style="italic", color="#555555",
-        )  # fmt: skip
     free = 0.03 if load.price_per_call else 0.6
     axes.annotate(
         f"you: {_short(load.runs)}", (load.runs, free), xycoords=axes.get_xaxis_transform(),
@@ -229,27 +234,56 @@ def draw_delays(axes: Axes, plan: Plan) -> None:
     for place, row in enumerate(rows):
         color = WHO.get(row.name, OTHER)[0]
         delay = row.delay
-        axes.hlines(place, delay.p5, delay.p95, color=color, linewidth=3)
-        axes.hlines(place, delay.p25, delay.p75, color=color, linewidth=13, alpha=0.55)
-        axes.plot(delay.p50, place, marker="|", markersize=21, mew=3.5, color="black")
-        axes.plot(delay.mean, place, marker="o", markersize=9, color="white", mec="black", mew=2)
-        axes.plot(delay.p99, place, marker=">", markersize=10, color="black")
+        if row.short < 1:
+            axes.hlines(place, delay.p5, delay.p95, color=color, linewidth=3)
+            axes.hlines(place, delay.p25, delay.p75, color=color, linewidth=13, alpha=0.55)
+            axes.plot(delay.p50, place, marker="|", markersize=21, mew=3.5, color="black")
+            axes.plot(delay.mean, place, marker="o", **MEAN)
+            axes.plot(delay.p99, place, marker=">", markersize=10, color="black")
+        if row.delay_at_peak is not None:
+            axes.plot(row.delay_at_peak, place, marker="D", **MEAN)
+        if row.falls_behind:
+            axes.text(
+                0.99, place, "falls behind at peak", ha="right", va="center",
+                transform=axes.get_yaxis_transform(), style="italic", fontsize=12, bbox=PAPER,
+            )  # fmt: skip
     axes.set_yticks(range(len(rows)), [folded(row.name) for row in rows])
     axes.set(xscale="log", xlabel="seconds from the end of a run until it is known")
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.grid(visible=False, axis="y")
     _log(axes.xaxis)
+    _delay_key(axes, plan)
+
+
+def _delay_key(axes: Axes, plan: Plan) -> None:
+    crowded = any(row.delay_at_peak is not None for row in plan.rows)
+    keys = [
+        Line2D([], [], color="#555555", linewidth=13, alpha=0.55, label="middle half"),
+        Line2D([], [], color="#555555", linewidth=3, label="p5 to p95"),
+        Line2D([], [], color="black", linestyle="none", marker="|", markersize=21, mew=3.5,
+               label="median"),
+        Line2D([], [], linestyle="none", marker="o", label="mean", **MEAN),
+        Line2D([], [], linestyle="none", marker=">", markersize=10, color="black", label="p99"),
+        Line2D([], [], linestyle="none", marker="D", label="mean at peak", **MEAN),
+    ]  # fmt: skip
+    axes.legend(
+        handles=keys if crowded else keys[:-1], loc="lower left", bbox_to_anchor=(-0.22, 1.0),
+        ncols=3, frameon=False, fontsize=13, borderaxespad=0.2, labelspacing=0.4, handlelength=1.8,
+        columnspacing=1.4,
+    )  # fmt: skip
 
 
 def draw_day(axes: Axes, plan: Plan) -> None:
     """Calls a minute through a busy day, under the quota."""
     hours = np.arange(MINUTES_A_DAY) / 60
     names = ("tight loop", SDK, FORESIGHT, LONG_POLL, BACKSTOP)
-    rows = [plan.row(name) for name in names]
+    rows = [row for row in map(plan.row, names) if row.calls]
     rpm = plan.load.rpm
     lows, ends = [], []
     for row in rows:
         wanted = row.peak_calls_per_minute / plan.load.peak * plan.busy_day
+        if rpm is not None and row.paced:
+            wanted = np.minimum(wanted, WITHIN * rpm)
         color, dashes, _ = WHO[row.name]
         axes.plot(hours, wanted, color=color, linestyle=dashes)
         lows.append(float(wanted.min()))
@@ -257,7 +291,7 @@ def draw_day(axes: Axes, plan: Plan) -> None:
     top = max(rows[0].peak_calls_per_minute, rpm or 0.0) * 3
     axes.set(yscale="log", xlim=(0, 24), xlabel="hour of the day", ylabel="status calls a minute")
     axes.set_xticks(range(0, 25, 4))
-    axes.set_ylim(max(min(lows) / 2, top / 1e8), top)
+    axes.set_ylim(min(lows) / 2, top)
     if rpm is not None:
         axes.fill_between([0, 24], rpm, top, facecolor="none", edgecolor="#999999", hatch="//")
         axes.axhline(rpm, color="black", linewidth=3.5)
@@ -265,6 +299,8 @@ def draw_day(axes: Axes, plan: Plan) -> None:
             0.3, rpm * 1.1, f"quota {rpm:,.0f}", va="bottom", weight="bold",
             bbox=PAPER,
         )  # fmt: skip
+    if len(rows) < len(names):
+        axes.text(0.02, 0.02, f"{BACKSTOP}: no calls", transform=axes.transAxes, bbox=PAPER)
     _log(axes.yaxis)
     name_ends(axes, 24.0, ends, FONT)
 
@@ -273,28 +309,30 @@ CHARTS = (
     Chart(
         "frontier",
         "Delay against calls",
-        "Down and to the left is better. No policy that polls gets below the grey line; what "
-        "is told of the end does.",
+        "Down and to the left is better. Where a server answers at once, nobody who asks it gets "
+        "below the grey line; requests that are held and events do.",
         draw_frontier,
     ),
     Chart(
         "cost",
         "Cost against volume",
-        "A line that ends in a cross would need more calls at peak than the quota allows; the "
-        "circle is the break-even by money, the dotted line your volume.",
+        "Beyond a cross a policy wants more calls at peak than the whole quota; the circle is the "
+        "break-even by money, the dotted line your volume.",
         draw_cost,
     ),
     Chart(
         "delays",
         "How late the end of a run is known",
         "Thick: the middle half of all runs. Thin: from the 5th to the 95th percentile. "
-        "Bar: median. Circle: mean. Triangle: 99th percentile.",
+        "Bar: median. Circle: mean. Triangle: 99th percentile. Diamond: the mean at peak, where "
+        "the quota does not suffice.",
         draw_delays,
     ),
     Chart(
         "day",
         "Quota through a busy day",
-        "Calls a minute if runs come as on a busy day. What is hatched is refused.",
+        "Calls a minute if runs come as on a busy day. What is hatched is refused; the waiter "
+        "(Foresight, long poll) keeps below it, and is later then.",
         draw_day,
     ),
 )
@@ -336,7 +374,7 @@ def _place(
     cells = 1 if len(figure.axes) == 1 and figure.get_size_inches()[0] == SIZE[0] else 2
     left = 0.2 if chart.name == "delays" else 0.13
     right = 0.8 if chart.name == "day" else 0.97
-    top = 0.72 if chart.name == "cost" else 0.9
+    top = {"cost": 0.72, "delays": 0.8}.get(chart.name, 0.9)
     x, y = cell
     axes.set_position(
         ((x + left) / cells, (y + 0.13) / cells, (right - left) / cells, (top - 0.13) / cells)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from runbell.pacing import Fixed
+from runbell.planner.advice import ROOM
 from runbell.planner.planning import Plan, plan
 from runbell.planner.playing import Outcome, polled
 from runbell.planner.roster import BACKSTOP, FORESIGHT, SDK
@@ -47,7 +48,7 @@ def claims(trace: Trace | None = None, latency: float = 0.15) -> list[Claim]:
         latency: seconds from a request to its answer.
     """
     trace = trace or Trace.lognormal(6, 25)
-    draws = trace.draws()
+    draws = trace.sample().draws
     found = plan(Workload(trace, RUNS, price_per_call=PRICE, latency=latency))
     fast, two, three = (_fixed(draws, interval, latency) for interval in (0.1, 2.0, 3.0))
     return [
@@ -118,11 +119,12 @@ def _fifty(found: Plan, latency: float) -> Claim:
     even = found.row(SDK).break_even
     assert even is not None
     assert even.concurrent_by_quota is not None
+    whole = number(even.concurrent_by_quota / ROOM)
     return Claim(
         "About 50 concurrent runs is the break-even",
         f"N = RPM · (interval + latency) / 60: with {rpm:g} calls a minute {number(at[0])}, "
         f"{number(at[1])} and {number(at[2])} runs at 1, 2 and 3 s; "
-        f"{number(even.concurrent_by_quota)} where looks at the beginning and the end of runs "
+        f"{whole} where looks at the beginning and the end of runs "
         "count too",
         f"A number without its formula: 50 is right for {about(50 * 60 / (1 + latency))} calls a "
         f"minute at 1 s, or for {rpm:g} at {50 * 60 / rpm - latency:.1f} s. By money it is another "
@@ -153,16 +155,19 @@ def _ten_thousand(found: Plan) -> Claim:
 
 
 def _pays_back(found: Plan) -> Claim:
-    polling, webhook = found.row(SDK).dollars, found.row(BACKSTOP).dollars
-    months = SETTING_UP / (polling - webhook)
+    polling, webhook = found.row(SDK), found.row(BACKSTOP)
+    months = SETTING_UP / (polling.dollars - webhook.dollars)
+    saved = PRICE * (polling.calls - webhook.calls)
+    volume = about((SETTING_UP + found.load.webhook_monthly) / saved)
     return Claim(
         "Webhooks pay after one month",
         f"Months = cost of setting up / (polling - webhook, a month) = ${SETTING_UP:g} / "
-        f"(${polling:,.0f} - ${webhook:,.0f}) = {months:.1f}, at {RUNS:,} runs a month with the "
-        f"SDK and ${PRICE} a call",
-        f"It depends on the volume: one month takes "
-        f"{about(RUNS * (SETTING_UP + webhook) / polling)} runs a month. Where calls are not "
-        "billed they never pay in money: what they buy is quota and time.",
+        f"(${polling.dollars:,.2f} - ${webhook.dollars:,.2f}) = {months:.1f}, at {RUNS:,} runs a "
+        f"month with the SDK and ${PRICE} a call",
+        "It depends on the volume: one month takes (cost of setting up + endpoint) / ($ a call x "
+        f"(calls a run - the backstop's)) = {volume} "
+        "runs a month. Where calls are not billed they never pay in money: what they buy is quota "
+        "and time.",
     )
 
 

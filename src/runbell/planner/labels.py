@@ -81,7 +81,8 @@ def name_points(
     """
     dot, to_data = axes.figure.dpi / 72, axes.transData.inverted()
     places = [tuple(each) for each in axes.transData.transform([(x, y) for x, y, _ in names])]
-    taken = [_Box.around((x, y), 7 * dot) for x, y in places]
+    marks = [_Box.around((x, y), 7 * dot) for x, y in places]
+    taken = list(marks)
     taken += [_Box.around((x, y), 3 * dot) for x, y in axes.transData.transform([*_dense(line)])]
     frame = axes.get_window_extent()
     for (x, y, text), at in zip(names, places, strict=True):
@@ -90,10 +91,15 @@ def name_points(
         for far, (dx, dy) in product(FAR, AROUND):
             box = _beside(at, far * dot, dx, dy, width, height)
             inside = frame.x0 <= box.left and box.right <= frame.x1
-            if inside and not any(box.covers(other) for other in taken):
+            others = [mark for mark in marks if not mark.covers(_Box.around(at, dot))]
+            if (
+                inside
+                and not any(box.covers(other) for other in taken)
+                and not any(_crosses(at, box.nearest(at), mark) for mark in others)
+            ):
                 found, beside = box, far == FAR[0] and dy == 0
                 break
-        box = found or _beside(at, FAR[0] * dot, 1, 0, width, height)
+        box = found or _within(_beside(at, FAR[0] * dot, 1, 0, width, height), frame.x1)
         taken.append(box)
         left, middle = to_data.transform((box.left, (box.low + box.high) / 2))
         axes.text(left, middle, text, va="center", ha="left")
@@ -107,6 +113,22 @@ def _beside(at: Point, far: float, dx: int, dy: int, width: float, height: float
     left = at[0] + dx * far - (width if dx < 0 else width / 2 if dx == 0 else 0.0)
     low = at[1] + dy * far - height / 2
     return _Box(left, low, left + width, low + height)
+
+
+def _within(box: _Box, right: float) -> _Box:
+    """A box moved to the left until it ends at the edge."""
+    over = max(box.right - right, 0.0)
+    return box._replace(left=box.left - over, right=box.right - over)
+
+
+def _crosses(start: Point, end: Point, box: _Box) -> bool:
+    """Whether a line goes through a box: it would end at the wrong mark."""
+    for step in range(21):
+        share = step / 20
+        at = tuple(a + share * (b - a) for a, b in zip(start, end, strict=True))
+        if box.left < at[0] < box.right and box.low < at[1] < box.high:
+            return True
+    return False
 
 
 def _dense(line: Sequence[Point]) -> Iterator[Point]:

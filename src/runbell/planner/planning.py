@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,11 +11,17 @@ import numpy as np
 
 from runbell.planner.advice import FORMULAS, BreakEven, Costs, break_even, recommend
 from runbell.planner.frontier import Optimum, frontier
-from runbell.planner.playing import Outcome, within
-from runbell.planner.quota import DAYS_A_MONTH, MINUTES_A_DAY, busy_day, day_of
-from runbell.planner.roster import BACKSTOP, FORESIGHT, ROSTER, Contender, Setting, taught
+from runbell.planner.playing import Outcome
+from runbell.planner.quota import (
+    DAYS_A_MONTH,
+    MINUTES_A_DAY,
+    busy_day,
+    refused_a_day,
+    short_of,
+)
+from runbell.planner.roster import BACKSTOP, ROSTER, Contender, Setting
 from runbell.planner.traces import SECONDS_A_MONTH, Floats
-from runbell.planner.workload import Workload
+from runbell.planner.workload import MINUTES_A_MONTH, Workload
 
 __all__ = ["Delay", "Plan", "Row", "plan"]
 
@@ -46,10 +53,14 @@ class Row:
         quota_spent_after: seconds at peak after which a full quota is spent; None for never.
         dollars: a month, the endpoint included.
         delay: while the quota suffices; where it does not, runs of the peak are known later.
-        refused: 429s a month; 0 for the waiter, which keeps within the quota it is told.
+        refused: 429s a month; 0 for the waiter, which keeps within the quota it is told; infinity
+            where there is no end of them, for which JSON has null.
         paced: it does.
-        delay_at_peak: the mean delay at the busiest minute, in seconds, of a waiter whose budget
-            does not suffice then; None where it does.
+        short: the share of the day in which the quota does not suffice; 1 where it never does, so
+            that `delay` is nobody's.
+        falls_behind: at peak there are more runs than calls, so that the delay grows without end.
+        delay_at_peak: the mean delay at the busiest minute, in seconds, where the quota does not
+            suffice then; None where it does, or where it falls behind.
         break_even: against a webhook with a backstop; None for what needs an endpoint itself.
     """
 
@@ -65,6 +76,8 @@ class Row:
     refused: float
     paced: bool
     break_even: BreakEven | None
+    short: float = 0.0
+    falls_behind: bool = False
     delay_at_peak: float | None = None
 
 
@@ -118,13 +131,15 @@ class Plan:
         rows = []
         for row in self.rows:
             even = row.break_even
-            rows.append(asdict(row) | {"break_even": even and even._asdict()})
+            refused = row.refused if math.isfinite(row.refused) else None
+            rows.append(asdict(row) | {"break_even": even and even._asdict(), "refused": refused})
         return {
             "workload": {name: getattr(load, name) for name in names}
             | {
                 "durations": load.trace.source,
                 "durations_count": load.trace.count,
                 "durations_left_out": load.trace.left_out,
+                "durations_remarks": list(load.trace.remarks),
                 "mean_seconds": self.mean_seconds,
                 "median_seconds": self.median_seconds,
                 "p95_seconds": self.p95_seconds,
@@ -144,39 +159,43 @@ def plan(load: Workload, progress: Callable[[float], None] = lambda share: None)
 
     Args:
         progress: is told which share of the work is done, from 0 to 1.
+
+    Raises:
+        TypeError: that is no `Workload`.
     """
-    draws = load.trace.draws()
-    here = Setting(load, draws, taught(load))
-    steps = len(ROSTER) + 1
+    if not isinstance(load, Workload):
+        raise TypeError(
+            f"plan(Workload(durations, runs_per_month)) is expected, not {type(load).__name__}"
+        )
+    here = Setting.of(load)
+    steps = len(ROSTER) + 2
+    progress(1 / steps)
     played = []
-    for done, contender in enumerate(ROSTER, 1):
+    for done, contender in enumerate(ROSTER, 2):
         played.append(_summed(contender.play(here)))
         progress(done / steps)
-    everything = np.concatenate(list(draws.values()))
+    everything = np.concatenate(list(here.draws.values()))
     mean = float(everything.mean())
     median, p95 = (float(value) for value in np.percentile(everything, [50, 95]))
     shape = busy_day(load.peak)
     webhook = played[[each.name for each in ROSTER].index(BACKSTOP)].calls
     rows = tuple(
-        _row(load, contender, each, webhook, mean, shape)
+        _crowded(_row(load, contender, each, webhook, mean), contender, here, shape)
         for contender, each in zip(ROSTER, played, strict=True)
     )
-    rows = tuple(_crowded(row, here) for row in rows)
     costs = {
         row.name: Costs(row.calls, row.quota_share, row.dollars, row.delay.mean, row.delay.p95)
         for row in rows
     }
-    polling = next(row for row in rows if row.name == FORESIGHT)
-    assert polling.break_even is not None
-    name, sentence = recommend(load, costs, polling.break_even)
-    best = tuple(frontier(draws, load.latency))
+    advice = recommend(load, costs, mean)
+    best = tuple(frontier(here.draws, load.latency))
     progress(1.0)
     concurrent = load.runs * mean / SECONDS_A_MONTH
     return Plan(
         load=load,
         rows=rows,
-        recommended=name,
-        recommendation=sentence,
+        recommended=advice.name,
+        recommendation=advice.sentence,
         frontier=best,
         mean_seconds=mean,
         median_seconds=median,
@@ -199,25 +218,32 @@ def _summed(outcome: Outcome) -> _Summed:
     return _Summed(outcome.calls, Delay(outcome.mean, *outcome.percentiles(SHARES)))
 
 
-def _crowded(row: Row, here: Setting) -> Row:
-    """With the delay at peak, where the waiter has to make do with less than it wants."""
-    load = here.load
-    if row.name != FORESIGHT or load.rpm is None or row.peak_calls_per_minute <= load.rpm:
+def _crowded(row: Row, contender: Contender, here: Setting, shape: Floats) -> Row:
+    """With what becomes of it where the quota does not suffice."""
+    rush, share = here.rush, row.quota_share
+    if rush is None or share is None or share <= 1:
         return row
-    arrivals = load.runs * load.peak / SECONDS_A_MONTH
-    return replace(row, delay_at_peak=within(here.draws, here.known, load.rpm, arrivals))
+    load, short = here.load, short_of(share, shape)
+    if load.runs * (load.webhook_loss if contender.pushed else 1) >= rush.rpm * MINUTES_A_MONTH:
+        short = 1.0  # the night is not long enough to catch up
+    # Who is told of ends needs a call for those whose event is lost.
+    runs = replace(rush, arrivals=rush.arrivals * load.webhook_loss) if contender.pushed else rush
+    if runs.is_hopeless:
+        return replace(
+            row, short=short, falls_behind=True, refused=0.0 if contender.paced else math.inf
+        )
+    crowd = contender.crowd(here, rush, row.calls)
+    refused = 0.0
+    if not contender.paced:
+        a_day = load.runs / DAYS_A_MONTH
+        refused = refused_a_day(row.calls, a_day, shape, rush.rpm, crowd.refused) * DAYS_A_MONTH
+    return replace(row, short=short, delay_at_peak=crowd.delay, refused=refused)
 
 
 def _row(
-    load: Workload,
-    contender: Contender,
-    played: _Summed,
-    webhook_calls: float,
-    mean: float,
-    shape: Floats,
+    load: Workload, contender: Contender, played: _Summed, webhook_calls: float, mean: float
 ) -> Row:
     a_month = load.runs * played.calls
-    day = day_of(a_month / DAYS_A_MONTH, shape, load.rpm)
     peak = a_month / DAYS_A_MONTH / MINUTES_A_DAY * load.peak
     spent = None
     if load.rpm is not None and peak > load.rpm:
@@ -235,7 +261,7 @@ def _row(
         quota_spent_after=spent,
         dollars=a_month * load.price_per_call + contender.pushed * load.webhook_monthly,
         delay=played.delay,
-        refused=0.0 if contender.paced else float(day.refused.sum()) * DAYS_A_MONTH,
+        refused=0.0,
         paced=contender.paced,
         break_even=even,
     )

@@ -9,9 +9,9 @@ for all are played one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,11 +20,9 @@ from runbell.client.fleet import Landed
 from runbell.client.simulation import SimulatedRun, Simulation
 from runbell.client.view import Answer
 from runbell.pacing import PolicySource
-from runbell.pacing.fleet import WorthPacer
-from runbell.pacing.foresight import Foresight
 from runbell.planner.traces import Floats, lasting
 
-__all__ = ["SAMPLE", "Looks", "Outcome", "held", "looks", "polled", "told", "within"]
+__all__ = ["SAMPLE", "Looks", "Outcome", "Service", "held", "looks", "merged", "polled", "told"]
 
 MOST_LOOKS = 5000
 """Looks at one run that are played; beyond them the last pause is repeated."""
@@ -32,11 +30,11 @@ MOST_LOOKS = 5000
 SAMPLE = 500
 """Runs that stand for all, where each is played. A percentile of them is one of all to 0.1 %."""
 
-FLEET = 1500
-"""Runs of a fleet under one budget, at the most."""
-
 LOST = 100
 """The same, of those whose event is lost."""
+
+LONG = 3600.0
+"""Seconds. Of a run that takes longer, requests are held one after the other, all alike."""
 
 EXPIRES = 600.0
 """Seconds after which a run expires, unless runs take longer than that."""
@@ -98,7 +96,7 @@ class Looks:
         return Outcome(float(calls.mean()), known - ends)
 
 
-class _Server:
+class Service:
     """The run service, played.
 
     Args:
@@ -135,23 +133,9 @@ class _Server:
         return SimulatedRun(name, status, created_at=began, expires_at=expires)
 
 
-class _ByWorth(WorthPacer):
-    """The pacer of a waiter with a budget, which is told how long each run takes."""
-
-    def __init__(self, rpm: float, known: Foresight, server: _Server) -> None:
-        super().__init__(rpm)
-        self._known, self._server = known, server
-
-    def want(self, wait: Any, at: float, *, urgent: bool = False) -> None:
-        curve = self._known.schedule(self._server.kinds[wait.id]).curve
-        looked = wait.pending_until - self._known.latency / 2 if wait.polls else wait.began
-        self.expect(wait, curve, wait.began, looked)
-        super().want(wait, at, urgent=urgent)
-
-
 def looks(policy: PolicySource, until: float, latency: float) -> Looks:
     """Every look of a policy at a run that takes `until` seconds."""
-    server = _Server(latency)
+    server = Service(latency)
     simulation = Simulation(server)
     run = server.create("run", 0.0, until, 2 * until + EXPIRES)
     simulation.begin(0.0, [run], policy=policy, timeout=2 * until + 10 * EXPIRES)
@@ -173,18 +157,36 @@ def polled(
             until = longest if shared else float(ends.max())
             played[id(policy)] = looks(policy, until, latency)
         outcomes.append(played[id(policy)].at(ends))
-    counts = [len(ends) for ends in draws.values()]
-    calls = float(np.average([each.calls for each in outcomes], weights=counts))
-    return Outcome(calls, np.concatenate([each.delays for each in outcomes]))
+    return merged(outcomes)
+
+
+def merged(parts: Sequence[Outcome]) -> Outcome:
+    """What came of a policy in all parts; all runs count the same."""
+    counts = [len(each.delays) for each in parts]
+    calls = float(np.average([each.calls for each in parts], weights=counts))
+    return Outcome(calls, np.concatenate([each.delays for each in parts]))
 
 
 def held(draws: Mapping[str, Floats], policy: PolicySource, latency: float) -> Outcome:
     """What comes of having the server hold requests."""
     seconds = lasting(draws, SAMPLE)
-    server = _Server(latency, holds=True)
+    more = np.zeros(len(seconds))
+    if seconds[-1] > LONG:
+        period = _held_again(policy, latency)
+        more = np.ceil(np.maximum(seconds - LONG, 0.0) / period)
+        seconds = np.sort(seconds - more * period)
+    server = Service(latency, holds=True)
     simulation = Simulation(server, hold=True)
     calls, delays = _each(simulation, server, seconds, policy, None)
-    return Outcome(calls, delays)
+    return Outcome(calls + float(more.mean()), delays)
+
+
+def _held_again(policy: PolicySource, latency: float) -> float:
+    """Seconds from one held request of a long run to the next."""
+    server = Service(latency, holds=True)
+    _each(Simulation(server, hold=True), server, np.array([LONG]), policy, None)
+    (sent,) = server.requests.values()
+    return sent[-1] - sent[-2]
 
 
 def told(draws: Mapping[str, Floats], policy: PolicySource, latency: float, loss: float) -> Outcome:
@@ -193,7 +195,7 @@ def told(draws: Mapping[str, Floats], policy: PolicySource, latency: float, loss
     for share, delay, count in ((1 - loss, latency / 2, SAMPLE), (loss, None, LOST)):
         if not share:
             continue
-        seconds, server = lasting(draws, count), _Server(latency)
+        seconds, server = lasting(draws, count), Service(latency)
         asked, late = _each(Simulation(server), server, seconds, policy, delay, pushed=True)
         calls += share * asked
         delays.append(late)
@@ -201,41 +203,9 @@ def told(draws: Mapping[str, Floats], policy: PolicySource, latency: float, loss
     return Outcome(calls, np.concatenate(delays), np.concatenate(weights))
 
 
-def within(
-    draws: Mapping[str, Floats],
-    known: Foresight,
-    rpm: float,
-    runs_a_second: float,
-) -> float:
-    """The mean delay of a fleet that polls by what is known, within a budget that is too small.
-
-    Where there are many runs, a smaller fleet is played that has as many calls for each of them.
-    """
-    span = 60.0 + 20.0 * float(np.mean([ends.mean() for ends in draws.values()]))
-    share = min(1.0, FLEET / (runs_a_second * span))
-    rng = np.random.default_rng(3)
-    counts = np.array([len(ends) for ends in draws.values()])
-    names = list(draws)
-    server = _Server(known.latency)
-    simulation = Simulation(server, _ByWorth(max(rpm * share, 1.0), known, server))
-    ends: dict[str, float] = {}
-    for began in np.cumsum(rng.exponential(1 / (runs_a_second * share), FLEET)):
-        if began > span:
-            break
-        kind = names[rng.choice(len(names), p=counts / counts.sum())]
-        takes = float(rng.choice(draws[kind]))
-        name = f"run_{len(ends)}"
-        ends[name] = float(began) + takes
-        run = server.create(name, float(began), takes, 1e6)
-        server.kinds[name] = kind
-        simulation.begin(float(began), [run], policy=known.policy(kind), timeout=1e6)
-    late = [ending.at - ends[ending.item.id] for ending in simulation.run()]
-    return float(np.mean(late[len(late) // 5 :])) if late else 0.0
-
-
 def _each(
     simulation: Simulation,
-    server: _Server,
+    server: Service,
     seconds: Floats,
     policy: PolicySource,
     event_after: float | None,

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from runbell.planner.traces import Floats
 
-__all__ = ["DAYS_A_MONTH", "MINUTES_A_DAY", "Day", "busy_day", "day_of"]
+__all__ = ["DAYS_A_MONTH", "MINUTES_A_DAY", "attempts", "busy_day", "refused_a_day", "short_of"]
 
 MINUTES_A_DAY = 1440
 DAYS_A_MONTH = 30
 
 BUSIEST = 14 * 60
 """The minute of the day at which most runs are created."""
-
-
-class Day(NamedTuple):
-    """One day under a quota.
-
-    Attributes:
-        wanted: calls in each minute of it, by the policy.
-        refused: of these, how many are answered 429.
-    """
-
-    wanted: Floats
-    refused: Floats
 
 
 def busy_day(peak: float) -> Floats:
@@ -45,20 +32,41 @@ def busy_day(peak: float) -> Floats:
     return shape
 
 
-def day_of(calls_a_day: float, shape: Floats, rpm: float | None) -> Day:
-    """A day's calls against a token bucket of `rpm` calls that gets `rpm` a minute.
+def short_of(share: float, shape: Floats) -> float:
+    """In which share of the day's minutes a quota does not suffice of which a policy wants `share`
+    at peak."""
+    return float(np.mean(share * shape > shape.max()))
 
-    A policy that is refused asks again at its own pace, in the place of a call that it would have
-    made: what is beyond the quota is refused, and that is the least. In the mean of minutes; that
-    runs come at random moments within a minute is not in it.
+
+def attempts(calls: float, rpm: float, runs_a_second: float) -> tuple[float, float]:
+    """Requests of a run, and how many of them are refused, where nobody heeds a quota that does
+    not suffice.
+
+    Be R the calls and λ the runs a second, c the requests of a run of length m that is refused
+    nothing: one every m/c. A share p of all requests is granted. A run that has ended waits m/(cp)
+    for its turn, so there are λ(m + m/(cp)) at a time, which send λ(c + 1/p) requests a second; of
+    them R are granted, so p = (R - λ)/(λc), and a run sends cR/(R - λ).
+
+    Args:
+        calls: of a run that is refused nothing.
     """
-    wanted = calls_a_day / MINUTES_A_DAY * shape
-    refused = np.zeros(MINUTES_A_DAY)
-    if rpm is None:
-        return Day(wanted, refused)
-    left = rpm
-    for minute, calls in enumerate(wanted):
-        there = left + rpm
-        refused[minute] = max(float(calls) - there, 0.0)
-        left = min(rpm, max(there - float(calls), 0.0))
-    return Day(wanted, refused)
+    allowed = rpm / 60
+    sent = calls * allowed / (allowed - runs_a_second)
+    return sent, max(sent - allowed / runs_a_second, 0.0)
+
+
+def refused_a_day(
+    calls: float, runs_a_day: float, shape: Floats, rpm: float, at_peak: float
+) -> float:
+    """429s of a policy that heeds no quota: in the minutes in which it does not suffice, as
+    `attempts` has them, in proportion to what was played for the busiest one.
+
+    Args:
+        calls: of a run that is refused nothing.
+        at_peak: 429s of a run at the busiest minute, as played.
+    """
+    runs = runs_a_day / MINUTES_A_DAY * shape
+    full = runs[runs * calls > rpm]
+    refused = sum(each * attempts(calls, rpm, each / 60)[1] for each in full)
+    _, peak = attempts(calls, rpm, float(runs.max()) / 60)
+    return float(refused) * at_peak / peak if peak else 0.0

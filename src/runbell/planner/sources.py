@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import csv
 import re
-import sqlite3
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
-from urllib.parse import quote
+from typing import NamedTuple
 
 import numpy as np
 
-from runbell.errors import ConfigurationError, InvalidSetting
-from runbell.planner.traces import SECONDS_A_MONTH, Trace
+from runbell.client.journal import read_history
+from runbell.errors import InvalidSetting, MissingExtra
+from runbell.planner.traces import OTHERS, SECONDS_A_MONTH, Trace, Unit
 
-__all__ = ["Progress", "Unit", "from_csv", "from_database", "from_journal", "parse"]
+__all__ = ["Progress", "from_csv", "from_database", "from_journal", "parse"]
 
-Unit = Literal["s", "ms"]
 Progress = Callable[[float], None]
 """Is told which share of the work is done, from 0 to 1."""
 
@@ -31,6 +29,17 @@ KINDS = ("key", "kind")
 ROWS_A_STEP = 50_000
 """Rows between two words about the progress."""
 
+GATHERED, KEPT = 10_000, 1_000
+"""Kinds that are told apart while reading. Where there are more, all but the commonest so far are
+taken together."""
+
+DISTRIBUTION = "lognormal:median=6,p95=25"
+
+HINT = (
+    "Columns are separated by commas (not by ; or tabs), decimals by a point (1.5, not 1,5), and "
+    "numbers have no unit (1.5, not 1.5s)."
+)
+
 
 def parse(text: str, unit: Unit | None = None, progress: Progress = lambda share: None) -> Trace:
     """What `--durations` says: `lognormal:median=6,p95=25`, or the name of a CSV.
@@ -38,7 +47,14 @@ def parse(text: str, unit: Unit | None = None, progress: Progress = lambda share
     Raises:
         InvalidSetting: it makes no sense.
     """
+    if not text.strip():
+        raise InvalidSetting(f"--durations is empty: name a CSV, or write {DISTRIBUTION}")
     if not text.startswith("lognormal:"):
+        if _names_a_distribution(text):
+            raise InvalidSetting(
+                f"--durations {text!r} is no file and no distribution that is known: the one that "
+                f"is known is {DISTRIBUTION}, in seconds"
+            )
         return from_csv(Path(text), unit, progress)
     words = re.fullmatch(r"lognormal:\s*median=([^,]+),\s*p95=([^,]+)", text)
     try:
@@ -47,13 +63,44 @@ def parse(text: str, unit: Unit | None = None, progress: Progress = lambda share
         values = []
     if len(values) != 2:
         raise InvalidSetting(
-            f"--durations {text!r} is no distribution: write lognormal:median=6,p95=25, in seconds"
+            f"--durations {text!r} is no distribution: write {DISTRIBUTION}, in seconds"
         )
-    scale = 0.001 if unit == "ms" else 1.0
-    trace = Trace.lognormal(values[0] * scale, values[1] * scale)
-    if unit is None:
-        trace.require_seconds()
-    return trace
+    return Trace.lognormal(values[0], values[1], unit=unit)
+
+
+def _names_a_distribution(text: str) -> bool:
+    """As in `LogNormal:…` or `weibull:…`, where there is no such file."""
+    meant = re.match(r"[A-Za-z_]\w+:", text) is not None or "median=" in text
+    return meant and not Path(text).exists()
+
+
+class _Gathered(defaultdict[str, "array[float]"]):
+    """Durations by kind, of which there may be as many as rows."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: array("d"))
+        self.met = 0
+
+    def __missing__(self, kind: str) -> array[float]:
+        self.met += kind != OTHERS
+        if len(self) >= GATHERED:
+            self._together()
+        return super().__missing__(kind)
+
+    def _together(self) -> None:
+        order = sorted((kind for kind in self if kind != OTHERS), key=lambda kind: len(self[kind]))
+        rest = self.setdefault(OTHERS, array("d"))
+        for kind in order[: len(order) - KEPT]:
+            rest.extend(self.pop(kind))
+
+    def found(self) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        return {kind: np.frombuffer(values, dtype=np.float64) for kind, values in self.items()}
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        if OTHERS not in self:
+            return ()
+        return (f"There are more than {GATHERED:,} kinds: rare ones are taken together.",)
 
 
 def from_csv(
@@ -62,7 +109,7 @@ def from_csv(
     """The durations in a CSV: a column of them, and perhaps one of kinds.
 
     The columns are found by their names, `duration_s` and `key`; without names the last one is
-    the duration, and one before it the kind.
+    the duration, and one before it the kind. The order of the rows says nothing.
 
     Args:
         unit: of the durations; None for what the column's name says, else seconds.
@@ -70,7 +117,7 @@ def from_csv(
     Raises:
         InvalidSetting: there is no such file, or a row is no duration, or these are not seconds.
     """
-    kinds: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
+    kinds = _Gathered()
     try:
         # A BOM is what spreadsheets put in front.
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -81,15 +128,13 @@ def from_csv(
                 kinds[columns.kind_of(first)].append(_seconds(path, 1, first, columns))
             for kind, seconds in _read(path, rows, columns, _told(path, file, progress)):
                 kinds[kind].append(seconds)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise InvalidSetting(f"--durations {path} can't be read: {error}") from error
-    found = {kind: np.frombuffer(values, dtype=np.float64) for kind, values in kinds.items()}
     scale = 0.001 if unit == "ms" else 1.0
+    found = kinds.found()
     if scale != 1.0:
         found = {kind: values * scale for kind, values in found.items()}
-    trace = Trace(found, str(path.name))
-    if unit is None:
-        trace.require_seconds()
+    trace = Trace(found, str(path.name), sure=unit is not None, remarks=kinds.remarks)
     progress(1.0)
     return trace
 
@@ -100,6 +145,7 @@ class _Columns(NamedTuple):
     duration: int
     kind: int | None
     named: bool
+    width: int
 
     def kind_of(self, row: list[str]) -> str:
         return "runs" if self.kind is None else row[self.kind]
@@ -108,30 +154,41 @@ class _Columns(NamedTuple):
 def _columns(path: Path, first: list[str], unit: Unit | None) -> _Columns:
     names = [cell.strip().lower() for cell in first]
     if not first or _is_number(first[-1]):
-        return _Columns(len(first) - 1, 0 if len(first) > 1 else None, False)
+        if len(first) > 2 or (len(first) == 2 and _is_number(first[0])):
+            raise InvalidSetting(
+                f"{path}, line 1: {len(first)} columns without names, of which the first is "
+                f"{first[0]!r}: put a heading above them, key,duration_s. {HINT}"
+            )
+        return _Columns(len(first) - 1, 0 if len(first) > 1 else None, False, len(first))
     in_ms = next((name for name in names if name in MILLISECONDS), None)
     if in_ms and unit is None:
         raise InvalidSetting(
             f"{path}: the column {in_ms} holds milliseconds, by its name: say --unit ms"
         )
     known = [place for place, name in enumerate(names) if name in (*SECONDS, *MILLISECONDS)]
+    if len(names) == 1 and not known and re.search(r"[;\t|]", first[0]):
+        raise InvalidSetting(f"{path}: the heading {first[0]!r} is one column. {HINT}")
     if not known and len(names) > 1:
         raise InvalidSetting(
             f"{path}: none of the columns {', '.join(names)} holds durations by its name: "
             "call it duration_s"
         )
     kind = next((place for place, name in enumerate(names) if name in KINDS), None)
-    return _Columns(known[0] if known else 0, kind, True)
+    return _Columns(known[0] if known else 0, kind, True, len(names))
 
 
 def _read(
     path: Path, rows: Iterator[list[str]], columns: _Columns, tell: Callable[[], None]
 ) -> Iterator[tuple[str, float]]:
-    duration, kind = columns.duration, columns.kind
+    duration, kind, count = columns.duration, columns.kind, columns.width
     left = ROWS_A_STEP
     for line, row in enumerate(rows, 2):
         if not row:
             continue
+        if len(row) > count:
+            raise InvalidSetting(
+                f"{path}, line {line}: {len(row)} columns, and the first line has {count}. {HINT}"
+            )
         try:  # written out: a call less for each of a million rows
             seconds = float(row[duration])
             name = "runs" if kind is None else row[kind]
@@ -154,10 +211,12 @@ def _seconds(path: Path, line: int, row: list[str], columns: _Columns) -> float:
     """
     places = max(columns.duration, columns.kind or 0)
     if len(row) <= places:
-        raise InvalidSetting(f"{path}, line {line}: {len(row)} columns, {places + 1} are needed")
+        raise InvalidSetting(
+            f"{path}, line {line}: {len(row)} columns, {places + 1} are needed. {HINT}"
+        )
     text = row[columns.duration].strip()
     if not _is_number(text):
-        raise InvalidSetting(f"{path}, line {line}: {text!r} is no number of seconds")
+        raise InvalidSetting(f"{path}, line {line}: {text!r} is no number of seconds. {HINT}")
     if not float(text) >= 0:
         raise InvalidSetting(f"{path}, line {line}: {text} is no duration: it is below 0")
     return float(text)
@@ -190,82 +249,52 @@ def from_database(path: Path, progress: Progress = lambda share: None) -> Trace:
         ConfigurationError: this is no database of a run service.
         InvalidSetting: no run has ended in it.
     """
-    from runbell.errors import MissingExtra
-
     try:
         from runbell.storage import history
-        from runbell.storage.migrate import require_current
+        from runbell.storage.migrate import SERVICE, require_current
         from runbell.storage.sqlite import read_only
     except ModuleNotFoundError as error:
         raise MissingExtra("--from-database", "serve") from error
-    if not path.is_file():
-        raise InvalidSetting(f"--from-database {path}: there is no such file")
-    require_current(path)
-    kinds: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
+    _require_file("--from-database", path)
+    require_current(path, replace(SERVICE, option="--from-database"))
+    kinds = _Gathered()
     found = read_only(path, lambda tx: history.read(tx, kinds, progress))
     return Trace(
-        {kind: np.frombuffer(values) for kind, values in kinds.items()},
+        kinds.found(),
         f"{path.name}, {found.ended:,} runs",
         left_out=found.left_out,
         runs_per_month=_a_month(found.ended + found.left_out, found.first_ms, found.last_ms),
+        sure=True,
+        remarks=kinds.remarks,
     )
-
-
-JOURNAL = "select key, queue_seconds, run_seconds, ended, at_ms from durations order by at_ms"
-"""The table `durations` of a waiter's journal: a row for each stretch of a run, from its creation
-or from the submission of outputs to the next thing that the waiter had to know. `key` is the kind
-of run, `queue_seconds` and `run_seconds` are how long it waited for its start (null where nobody
-knows) and how long it took from there on, `ended` is 0 where it would have taken longer, and
-`at_ms` is when its end was seen, in milliseconds since the epoch."""
-
-KEPT = 200
-"""Of a kind that has as many rows, earlier ones may have been removed."""
 
 
 def from_journal(path: Path) -> Trace:
     """What a waiter has written down: how long the runs took that it waited for, by their kind.
 
+    The time that a run's tools took is not in it: nobody asks for the run meanwhile.
+
     Raises:
         ConfigurationError: this is no journal, or it can't be read.
         InvalidSetting: no durations are in it.
     """
-    if not path.is_file():
-        raise InvalidSetting(f"--from-journal {path}: there is no such file")
-    try:
-        # Not `mode=ro`: that cannot open a database in WAL mode which nobody has open.
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as database:
-            database.execute("pragma query_only = on")
-            tables = {name for (name,) in database.execute("select name from sqlite_master")}
-            if "durations" not in tables:
-                raise InvalidSetting(
-                    f"--from-journal {path}: no durations were written down in it"
-                    + ("" if "tool_calls" in tables else "; is it the journal of a waiter?")
-                )
-            rows = database.execute(JOURNAL).fetchall()
-    except sqlite3.Error as error:
-        raise ConfigurationError(f"--from-journal {path} can't be read: {error}") from error
-    kinds: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
-    stamps: defaultdict[str, list[float]] = defaultdict(list)
-    for key, queued, seconds, ended, at_ms in rows:
-        stamps[key].append(at_ms)
-        if ended:
-            kinds[str(key)].append((queued or 0.0) + seconds)
-    known = sum(map(len, kinds.values()))
+    _require_file("--from-journal", path)
+    found = read_history(path)
+    known = sum(map(len, found.kinds.values()))
     return Trace(
-        {kind: np.frombuffer(values) for kind, values in kinds.items()},
+        {kind: np.array(values) for kind, values in found.kinds.items()},
         f"{path.name}, {known:,} runs",
-        left_out=len(rows) - known,
-        runs_per_month=_of_all_kinds(list(stamps.values())),
+        left_out=found.left_out,
+        runs_per_month=_a_month(found.runs, found.first_ms, found.last_ms),
+        sure=True,
     )
 
 
-def _of_all_kinds(stamps: Sequence[Sequence[float]]) -> float | None:
-    """How many runs a journal tells of a month, given when those of each kind were seen."""
-    first = min((each[0] for each in stamps), default=0.0)
-    last = max((each[-1] for each in stamps), default=0.0)
-    found = [_a_month(len(each), each[0] if len(each) >= KEPT else first, last) for each in stamps]
-    known = [each for each in found if each is not None]
-    return sum(known) if known and len(known) == len(found) else None
+def _require_file(option: str, path: Path) -> None:
+    if path.is_dir():
+        raise InvalidSetting(f"{option} {path} is a directory: name the file in it")
+    if not path.is_file():
+        raise InvalidSetting(f"{option} {path}: there is no such file")
 
 
 def _a_month(runs: int, first_ms: float, last_ms: float) -> float | None:

@@ -14,14 +14,14 @@ MINUTES_A_MONTH = SECONDS_A_MONTH // 60
 
 
 BOUNDS = {
-    "runs_per_month": (1e-6, 1e15, "above 0"),
-    "rpm": (1, 1e15, "at least 1; on the command line 0 is no limit"),
-    "price_per_call": (0, 1e9, "0 or more, in dollars"),
-    "webhook_monthly": (0, 1e12, "0 or more, in dollars"),
+    "runs_per_month": (0.01, 1e12, "0.01 to 1,000,000,000,000"),
+    "rpm": (1, 1e12, "1 to 1,000,000,000,000, or None (--rpm 0) for any number"),
+    "price_per_call": (0, 1e6, "0 to 1,000,000, in dollars"),
+    "webhook_monthly": (0, 1e12, "0 to 1,000,000,000,000, in dollars"),
     "latency": (0.001, 60, "0.001 to 60, in seconds"),
     "webhook_loss": (0, 1, "a share, from 0 to 1"),
     "peak": (1, 1000, "from 1, where every minute is like the others, to 1000"),
-    "delay_price": (1e-6, 1e6, "above 0, in seconds"),
+    "delay_price": (1e-6, 1e6, "0.000001 to 1,000,000, in seconds"),
 }
 """What values make sense: the least, the greatest, and in words."""
 
@@ -43,7 +43,8 @@ class Workload:
         delay_price: the seconds of delay that one call is worth, to Foresight.
 
     Raises:
-        InvalidSetting: a value makes no sense.
+        InvalidSetting: a value makes no sense; the message names the field, and the option of
+            `runbell plan` that sets it.
     """
 
     durations: Trace | Iterable[float]
@@ -64,15 +65,18 @@ class Workload:
             object.__setattr__(self, "runs_per_month", self.trace.runs_per_month)
         if self.runs_per_month is None:
             raise InvalidSetting(
-                "--runs-per-month is needed: how many runs there are (only a history of a day or "
-                "more tells it by itself)"
+                "runs_per_month (--runs-per-month) is needed: how many runs there are; only a "
+                "history of a day or more tells it by itself"
             )
         for name, (low, high, needed) in BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise InvalidSetting(
-                    f"{name} is {value:g}: it has to be {needed} (--{name.replace('_', '-')})"
-                )
+            if value is None and name == "rpm":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidSetting(f"{name} is {value!r}: a number is needed, {needed}")
+            if not low <= value <= high:
+                option = "" if name == "delay_price" else f" (--{name.replace('_', '-')})"
+                raise InvalidSetting(f"{name} is {value:g}: it has to be {needed}{option}")
 
     @property
     def trace(self) -> Trace:

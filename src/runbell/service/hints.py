@@ -6,12 +6,14 @@ is a few dozen durations a kind of run, in memory; a start reads them from the l
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from runbell.clock import Clock
 from runbell.pacing.foresight import Foresight, Key
-from runbell.runs import RunStatus
+from runbell.runs import Run, RunStatus
 from runbell.storage import runs
 from runbell.storage.runs import RunRecord
 from runbell.storage.store import Store
@@ -30,18 +32,16 @@ ENOUGH_OF_A_KIND, ENOUGH_OF_ALL = 8, 64
 REMEMBERED_RUNS = 1_000
 """The latest runs, which a start learns from."""
 
-FIRST_RUNS = 64
-"""Of each kind, so many are learned from, however fast they come; after that, one a second."""
+WAITING = 64
+"""Runs of a kind that have ended and are not learned from yet. Of more within a second the latest
+tell enough."""
 
 LEARNED_A_SECOND = 20
-"""Of all kinds: working out anew what was learned of a kind takes the event loop some 3 ms."""
+"""Kinds; each once. Working out anew what was learned of a kind takes the event loop some 3 ms."""
 
 MOST_KINDS = 1_000
 MOST_OPEN = 100_000
 """Runs whose beginnings are known at a time; beyond that the oldest is not learned from."""
-
-_NEVER = (0, float("-inf"))
-"""How many runs of a kind were learned from, and when the last was, on the monotonic clock."""
 
 _CUT_SHORT = frozenset({RunStatus.CANCELLING, RunStatus.CANCELLED, RunStatus.EXPIRED})
 """What ends so would have taken longer."""
@@ -55,14 +55,43 @@ class _Part:
     started_ms: int | None = None
 
 
+class _Ended(NamedTuple):
+    """How long a part of a run took, in seconds."""
+
+    ran: float
+    queued: float
+    whole: bool
+
+
+class _Kind:
+    """What is known of a kind beside what was learned.
+
+    Attributes:
+        runs: how many have ended.
+        waiting: those that are not learned from yet, the latest last.
+        learned_at: when the others were, on the monotonic clock.
+    """
+
+    __slots__ = ("learned_at", "runs", "waiting")
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.waiting: deque[_Ended] = deque(maxlen=WAITING)
+        self.learned_at = float("-inf")
+
+
 class Hints:
-    """Learns from every run that moves in this process, and says when to look at one."""
+    """Learns from the runs that move in this process, and says when to look at one.
+
+    A run that ends is noted, which costs nothing. Before a hint is given, what was noted of its
+    kind is learned, in order; that is what takes time, so it is done once a second at the most.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._known = Foresight(most=MOST_KINDS)
         self._parts: dict[str, _Part] = {}
-        self._kinds: dict[Key, tuple[int, float]] = {}
+        self._kinds: dict[Key, _Kind] = {}
         self._runs, self._second, self._learned = 0, 0, 0
 
     async def learn(self, store: Store) -> None:
@@ -70,11 +99,14 @@ class Hints:
         latest = await store.read(lambda tx: runs.latest(tx, REMEMBERED_RUNS))
         for record in reversed(latest):  # what happened last counts most
             run = record.run
-            # Of a run that waited for tools, the row does not tell how long its parts took.
-            ended = run.completed_at_ms or run.failed_at_ms or run.incomplete_at_ms
-            if ended and run.started_at_ms and run.sequence == _ONE_PART:
+            ended_ms, whole = _end_of_only_part(run)
+            if ended_ms is not None and run.started_at_ms:
                 part = _Part(run.created_at_ms, run.started_at_ms)
-                self._learn(_key(record), part, ended, ended=True)
+                key = _key(record)
+                if len(self._note(key, part, ended_ms, whole=whole).waiting) == WAITING:
+                    self._learn(key, self._kinds[key])
+        for key, kind in self._kinds.items():
+            self._learn(key, kind)
 
     def moved(self, record: RunRecord) -> None:
         """A run has changed its status."""
@@ -94,38 +126,44 @@ class Hints:
         if part.started_ms is None:
             return
         key = _key(record)
-        if self._is_news(key):
-            whole = run.status not in _CUT_SHORT
-            self._learn(key, part, run.updated_at_ms, ended=whole)
+        kind = self._note(key, part, run.updated_at_ms, whole=run.status not in _CUT_SHORT)
+        if len(kind.waiting) == WAITING and self._may_learn(kind):  # nobody asks for a hint
+            self._learn(key, kind)
 
-    def _is_news(self, key: Key) -> bool:
-        """Whether one more run of a kind is worth its cost; a busy service has more than enough."""
-        now = self._clock.monotonic()
-        if int(now) != self._second:
-            self._second, self._learned = int(now), 0
-        count, at = self._kinds.get(key, _NEVER)
-        if self._learned >= LEARNED_A_SECOND or (count >= FIRST_RUNS and now - at < 1.0):
-            return False
-        self._learned += 1
-        return True
-
-    def _learn(self, key: Key, part: _Part, at_ms: int, *, ended: bool) -> None:
+    def _note(self, key: Key, part: _Part, at_ms: int, *, whole: bool) -> _Kind:
         assert part.started_ms is not None
         # The wall clock can be set back; nothing ever took less than no time.
         ran = max(at_ms - part.started_ms, 0) / 1000
         queued = max(part.started_ms - part.queued_ms, 0) / 1000
-        self._known.observe(key, ran, ended=ended, queued=queued)
-        count, _ = self._kinds.pop(key, _NEVER)
-        self._kinds[key] = (count + 1, self._clock.monotonic())
+        kind = self._kinds[key] = self._kinds.pop(key) if key in self._kinds else _Kind()
+        kind.waiting.append(_Ended(ran, queued, whole))
+        kind.runs += 1
         self._runs += 1
         if len(self._kinds) > MOST_KINDS:
             del self._kinds[next(iter(self._kinds))]
+        return kind
+
+    def _may_learn(self, kind: _Kind) -> bool:
+        now = self._clock.monotonic()
+        if int(now) != self._second:
+            self._second, self._learned = int(now), 0
+        return now - kind.learned_at >= 1.0 and self._learned < LEARNED_A_SECOND
+
+    def _learn(self, key: Key, kind: _Kind) -> None:
+        for each in kind.waiting:
+            self._known.observe(key, each.ran, ended=each.whole, queued=each.queued)
+        self._learned += 1
+        kind.waiting.clear()
+        kind.learned_at = self._clock.monotonic()
 
     def poll_after_ms(self, record: RunRecord) -> int:
         """Milliseconds until it is worth looking at a run that has not ended."""
         key = _key(record)
-        if self._kinds.get(key, _NEVER)[0] < ENOUGH_OF_A_KIND and self._runs < ENOUGH_OF_ALL:
+        kind = self._kinds.get(key)
+        if (kind is None or kind.runs < ENOUGH_OF_A_KIND) and self._runs < ENOUGH_OF_ALL:
             return UNKNOWN_MS
+        if kind is not None and kind.waiting and self._may_learn(kind):
+            self._learn(key, kind)
         part = self._parts.get(record.run.id)
         elapsed = 0.0
         if part is not None and part.started_ms is not None:
@@ -140,7 +178,20 @@ class Hints:
 
 
 _ONE_PART = 3
-"""Events of a run that was queued, in progress and then ended."""
+"""Events of a run that was queued, in progress and then ended, or was to be cancelled."""
+
+
+def _end_of_only_part(run: Run) -> tuple[int | None, bool]:
+    """When a run was over that is stored, and whether it was not cut short; None where it goes on,
+    or waited for tools: the row does not tell how long the parts of such a run took."""
+    if run.cancelling_at_ms:
+        # One event more: it was cancelled after that, or what won the race.
+        ended = run.status is not RunStatus.CANCELLING
+        return (run.cancelling_at_ms if run.sequence == _ONE_PART + ended else None), False
+    if run.sequence != _ONE_PART:
+        return None, False
+    cut = run.expired_at_ms or run.cancelled_at_ms
+    return run.completed_at_ms or run.failed_at_ms or run.incomplete_at_ms or cut, cut is None
 
 
 def _key(record: RunRecord) -> Key:
