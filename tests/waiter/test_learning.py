@@ -26,6 +26,7 @@ from runbell.client.simulation import Scripted, SimulatedRun, SimulatedRuns, Sim
 from runbell.client.view import Answer, View
 from runbell.client.wait import Terms, Wait
 from runbell.clock import VirtualClock
+from runbell.errors import ConfigurationError
 from runbell.pacing import FairPacer, Fixed, Foresight, WorthPacer
 from tests.waiter.mock import QUICK, asking, client, ended, fields, run
 
@@ -404,26 +405,29 @@ def test_a_run_that_expires_is_looked_at_when_it_does():
     assert ending.at - 50.0 < 0.5
 
 
-@pytest.mark.parametrize(
-    "schema", ["create table durations (id integer, key text, secret text)", None]
-)
-def test_a_journal_that_makes_no_sense_teaches_nothing(tmp_path, schema):
-    """A table of somebody else's, or rows that are none of ours."""
+def test_rows_that_make_no_sense_teach_nothing(tmp_path):
     path = tmp_path / "waits.db"
-    if schema is None:
-        Journal(path).close()
+    Journal(path).close()
     with closing(sqlite3.connect(path)) as db:
-        if schema is not None:
-            db.execute(schema)
-        else:
-            deep = "[" * 50_000 + "]" * 50_000
-            row = "insert into durations (key, run_seconds, ended, at_ms, run_low, run_high) "
-            for key, low in ((deep, 1.0), ('"k"', "x"), ('"k"', -1.0), ("{", 1.0), ('"k"', 2.0)):
-                db.execute(row + "values (?, 1, 1, 1, ?, 3.0)", (key, low))
+        deep = "[" * 50_000 + "]" * 50_000
+        row = "insert into durations (key, run_seconds, ended, at_ms, run_low, run_high) "
+        for key, low in ((deep, 1.0), ('"k"', "x"), ('"k"', -1.0), ("{", 1.0), ('"k"', 2.0)):
+            db.execute(row + "values (?, 1, 1, 1, ?, 3.0)", (key, low))
         db.commit()
     with Journal(path) as journal:
         learning = Learning(Foresight(), journal)
-    assert learning.foresight.runs("k") == (schema is None)
+    assert learning.foresight.runs("k") == 1
+
+
+def test_another_programs_file_is_refused_and_left_as_it_was(tmp_path):
+    path = tmp_path / "waits.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("create table durations (id integer, key text, secret text)")
+    with pytest.raises(ConfigurationError, match="another program's"):
+        Journal(path)
+    with closing(sqlite3.connect(path)) as db:
+        (made,) = db.execute("select sql from sqlite_master").fetchall()
+    assert made == ("CREATE TABLE durations (id integer, key text, secret text)",)
 
 
 def test_a_tight_budget_goes_where_it_is_worth_most():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,24 @@ async def test_a_start_learns_from_the_runs_that_are_stored(service: EmbeddedSer
 
 
 @on_a_service()
+async def test_a_start_passes_over_a_run_that_cannot_be_read(service: EmbeddedService) -> None:
+    """One damaged row of thousands is no reason not to serve the others."""
+    for _ in range(3):
+        await live_through(service, 1.0)
+    run_id, _ = await begin(service)
+    await service.advance(1.0)
+    service.backend.turn.say("hi")
+    await service.settle()
+    with contextlib.closing(sqlite3.connect(service.store.inner.path)) as database:  # type: ignore[attr-defined]
+        database.execute("UPDATE runs SET config = '{\"broken' WHERE id = ?", (run_id,))
+        database.commit()
+    again = Hints(service.clock)
+    await again.learn(service.store)
+    (kind,) = again._known.dump()["kinds"]
+    assert len(kind["ran"]) == 3
+
+
+@on_a_service()
 async def test_a_start_learns_that_cancelled_runs_would_have_taken_longer(
     service: EmbeddedService,
 ) -> None:
@@ -108,6 +128,7 @@ async def test_a_start_learns_that_cancelled_runs_would_have_taken_longer(
         assert await service.status(run_id) is RunStatus.CANCELLED
     again = Hints(service.clock)
     await again.learn(service.store)
+    service.ctx.hints.poll_after_ms(await stored(service, *await begin(service)))
     (kind,) = again._known.dump()["kinds"]
     assert sorted(high is not None for _, high in kind["ran"]) == [False] * 10 + [True] * 10
     assert all(29 < low < 32 for low, high in kind["ran"] if high is None)

@@ -71,6 +71,9 @@ create table if not exists durations (
 create index if not exists durations_of_key on durations (key, id);
 """
 
+OURS = {"key", "run_seconds", "ended", "at_ms"}
+"""Columns of `durations` since there are journals."""
+
 COUNTS = """
 create table if not exists kinds (
   key text primary key,
@@ -171,6 +174,9 @@ class Journal:
             raise ConfigurationError(f"the journal {self.path} can't be used: {error}") from error
 
     def _set_up(self) -> None:
+        columns = _columns(self._db)
+        if columns and not columns >= OURS:
+            raise sqlite3.DatabaseError("its table `durations` is another program's")
         for statement in SCHEMA.split(";"):
             self._db.execute(statement)
         columns = {row[1] for row in self._db.execute("pragma table_info(tool_calls)")}

@@ -25,6 +25,7 @@ from runbell.storage.postgresql_work import (
     storable,
 )
 from runbell.storage.store import Row, Work
+from runbell.storage.urls import readable
 
 __all__ = [
     "PostgresqlStore",
@@ -269,9 +270,10 @@ async def connect(url: str, purpose: str = "", **settings: str) -> asyncpg.Conne
         settings: more of its session's.
 
     Raises:
+        ConfigurationError: the URL can't be read.
         StorageUnavailable: the database can't be reached.
     """
-    with unavailable():
+    with unavailable(), readable():
         name = f"{SESSION['application_name']} {purpose}".rstrip()
         return await asyncpg.connect(
             url,
