@@ -27,6 +27,7 @@ RunbellError
     ├── StorageUnavailable     locked, full or gone: nothing was written, trying again can help
     │   └── OutcomeUnknown     it was lost during a commit: that may have happened, or not
     ├── Conflict               a row with this identity is there already
+    │   └── Overtaken          it was not when this unit of work looked (also a StorageUnavailable)
     └── StaleWrite             the row changed since it was read; this write did nothing
 """
 
@@ -48,6 +49,7 @@ __all__ = [
     "MissingExtra",
     "ModelError",
     "OutcomeUnknown",
+    "Overtaken",
     "RequestRefused",
     "RunCancelled",
     "RunError",
@@ -240,6 +242,13 @@ class OutcomeUnknown(StorageUnavailable):
 
 class Conflict(StorageError):
     """A row with this identity is there already."""
+
+
+class Overtaken(Conflict, StorageUnavailable):
+    """What a unit of work had looked at was changed by another before it wrote.
+
+    Nothing was written, though the store has executed it again some times: asking again can help.
+    """
 
 
 class UnknownCursor(StorageError):

@@ -26,7 +26,7 @@ from runbell.storage.lock import InstallationLock
 from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.sqlite import read_only
 from runbell.testing.embedded import EmbeddedService, embedded
-from runbell.testing.postgresql import database, emptied
+from runbell.testing.postgresql import database, emptied, without_tables
 from runbell.testing.posts import answered
 from runbell.testing.receivers import Receiver
 from tests.cli.conftest import Command, runbell
@@ -295,3 +295,16 @@ def test_what_a_text_cannot_hold_there_is_replaced_and_counted(
     assert done.code == 0, done
     assert "1 rows held the character 0" in done.err
     assert ask(target, "SELECT error_message FROM runs WHERE position = 1") == [("a\ufffd",)]
+
+
+def test_a_source_is_not_changed(target: str, tmp_path: Path, runbell: Command) -> None:
+    """Least of all one that is no installation at all."""
+    other = asyncio.run(without_tables())
+    done = runbell("copy", other, f"sqlite:///{tmp_path}/new.db")
+    assert (done.code, "there is no installation of Runbell in" in done.err) == (1, True)
+    tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+    assert ask(other, tables) == [(0,)]
+    ask(target, "UPDATE alembic_version SET version_num = '0000'")
+    done = runbell("copy", target, f"sqlite:///{tmp_path}/new.db")
+    assert (done.code, "has schema 0000" in done.err) == (1, True)
+    assert not (tmp_path / "new.db").exists()

@@ -46,18 +46,20 @@ def test_an_endpoint_from_its_creation_to_its_end(
     # The fixture `runbell` takes these away.
     monkeypatch.setenv("OPENAI_BASE_URL", local.base_url)
     monkeypatch.setenv("OPENAI_API_KEY", local.key or "")
-    options = ("--types", "thread.run.failed, thread.run.completed", "--rate-limit", "50")
+    types = ("--types", "thread.run.failed, thread.run.expired", "--types", "thread.run.completed")
+    options = (*types, "--rate-limit", "50")
     more = ("--header", "X-Team=ops=1", "--metadata", "tier=1", "--name", "mine")
     endpoint, secret = created(runbell, receiver.url, *options, *more)
     assert secret.startswith("whsec_")
     made = local.api().get(f"/v1/webhook_endpoints/{endpoint}").ok()
-    assert made["event_types"] == ["thread.run.failed", "thread.run.completed"]
+    wanted = ["failed", "expired", "completed"]
+    assert made["event_types"] == [f"thread.run.{each}" for each in wanted]
     assert (made["rate_limit"], made["name"]) == (50, "mine")
     assert made["headers"] == {"X-Team": "ops=1"}
     assert made["filters"] == {"assistant_ids": [], "metadata": {"tier": "1"}}
     heading, row = runbell("endpoints", "list").out.splitlines()
     assert heading.split() == ["ID", "NAME", "STATE", "RATE", "EVENTS", "URL"]
-    assert row.split() == [endpoint, "mine", "enabled", "50/s", "failed,completed", receiver.url]
+    assert row.split() == [endpoint, "mine", "enabled", "50/s", ",".join(wanted), receiver.url]
     assert runbell("endpoints", "test", endpoint).out == "thread.run.completed → 200\n"
     receiver.will(status(503))
     assert runbell("endpoints", "test", endpoint).code == 1

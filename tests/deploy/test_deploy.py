@@ -297,7 +297,7 @@ def test_postgresql_knows_its_settings() -> None:
             cwd="/",
         )
     assert asked.returncode == 0, asked.stderr
-    of_each = postgresql.CONNECTIONS + len(["listens", "migrates"])
+    of_each = postgresql.CONNECTIONS + postgresql.ENGINES + len(["listens", "migrates"])
     assert int(asked.stdout) >= 2 * 4 * of_each
 
 

@@ -7,6 +7,7 @@ tell, such as a run that has ended.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,11 @@ NAMES = [route.operation for route in ROUTES]
 
 @pytest.fixture(scope="module")
 def fuzzer(house: Served) -> Iterator[Fuzzer]:
+    # A project of its own each time: a worker may come back to this module.
     # Late: schemathesis takes its time to import, and most tests do without it.
     from tests.openapi.fuzzing import Fuzzer
 
-    with Fuzzer(house.api(house.create_key("fuzz"))) as fuzzer:
+    with Fuzzer(house.api(house.create_key(f"fuzz-{secrets.token_hex(4)}"))) as fuzzer:
         yield fuzzer
 
 

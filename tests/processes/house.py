@@ -44,11 +44,11 @@ class House:
         made = self.api.post("/v1/assistants", {"model": "echo", "tools": TOOLS}).ok()
         self.assistant = made["id"]
 
-    def run(self, text: str, **fields: Any) -> Any:
-        """A new run on a new thread with this message."""
+    def run(self, text: str, at: int = 0, **fields: Any) -> Any:
+        """A new run on a new thread with this message, created by one of the processes."""
         thread = {"messages": [{"role": "user", "content": text}]}
         body = {"assistant_id": self.assistant, "thread": thread, **fields}
-        return self.api.post("/v1/threads/runs", body).ok()
+        return self.served[at].api().post("/v1/threads/runs", body).ok()
 
     def rows(self, query: str) -> list[Any]:
         """What the database says."""

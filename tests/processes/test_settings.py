@@ -92,3 +92,20 @@ def test_the_name_of_a_file_is_no_misspelt_setting() -> None:
     assert mistaken_variables(["RUNBELL_API_KEY_FIL"]) == {
         "RUNBELL_API_KEY_FIL": "RUNBELL_API_KEY_FILE"
     }
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hush/er@db/runbell",
+        "postgresql://me:hush@db:x/runbell",
+        "postgresql://me:hush@[::1/runbell",
+        "postgresql://me:hush@db:99999/runbell",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_not_quoted(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="%2F for a /") as caught:
+        Settings.load({"database": url}, {})
+    assert "hush" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__

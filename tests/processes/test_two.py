@@ -169,7 +169,7 @@ def test_what_a_stopped_worker_does_later_changes_nothing(house: House) -> None:
     def busy() -> set[Any] | None:
         """Both have several: on a busy machine the first of them may have ended by then."""
         with ThreadPoolExecutor(8) as pool:
-            runs.extend(pool.map(lambda number: house.run(f"sleep 2\n{number}")["id"], range(24)))
+            runs.extend(pool.map(lambda n: house.run(f"sleep 2\n{n}", n % 2)["id"], range(24)))
         return _held_by_both(house)
 
     held = eventually(busy, "both are in the middle of it")
@@ -201,7 +201,7 @@ def test_a_killed_worker_loses_nothing(house: House) -> None:
         before = house.ended()
         with ThreadPoolExecutor(4) as pool:
             runs = list(
-                pool.map(lambda n: house.run(f'sleep 0.3\ncall f {{"n": {n}}}'), range(RUNS))
+                pool.map(lambda n: house.run(f'sleep 2\ncall f {{"n": {n}}}', n % 2), range(RUNS))
             )
             answering = threading.Event()
             answers = pool.submit(_answer_calls, house, answering)

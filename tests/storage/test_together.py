@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from runbell.errors import StorageUnavailable
-from runbell.storage import endpoints, events, threads
+from runbell.storage import closing, endpoints, events, threads
 from runbell.storage.connections import Connections
 from runbell.storage.postgresql import PostgresqlTransaction
 from runbell.storage.records import Thread
@@ -63,6 +63,20 @@ def test_what_reads_a_written_table_is_asked_behind_it() -> None:
         await events.append(tx, event(1))
         await events.newest(tx, "p")
         assert [asked.partition(" ")[0] for asked in connection.asked] == ["INSERT", "SELECT"]
+
+    asyncio.run(story())
+
+
+def test_what_follows_the_end_of_a_run_is_one_request_with_it() -> None:
+    """Who listens, and whose turn comes."""
+
+    async def story() -> None:
+        connection, tx = recorded(("7", 1, *[None] * 4, *[None] * 29))
+        await events.append(tx, event(1))
+        assert await closing.look(tx, "p", "t1", 1) == closing.Closing([], None)
+        (asked,) = connection.asked
+        assert [asked.count(f" AS {name} ON true") for name in ("r0", "r1")] == [1, 1]
+        assert f"${asked.count('$')}" in asked
 
     asyncio.run(story())
 

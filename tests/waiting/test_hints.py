@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,24 @@ async def test_a_start_learns_from_the_runs_that_are_stored(service: EmbeddedSer
     known = service.ctx.hints.poll_after_ms(record)
     assert known != Hints(service.clock).poll_after_ms(record)
     assert again.poll_after_ms(record) == known
+
+
+@on_a_service()
+async def test_a_start_passes_over_a_run_that_cannot_be_read(service: EmbeddedService) -> None:
+    """One damaged row of thousands is no reason not to serve the others."""
+    for _ in range(3):
+        await live_through(service, 1.0)
+    run_id, _ = await begin(service)
+    await service.advance(1.0)
+    service.backend.turn.say("hi")
+    await service.settle()
+    with contextlib.closing(sqlite3.connect(service.store.inner.path)) as database:  # type: ignore[attr-defined]
+        database.execute("UPDATE runs SET config = '{\"broken' WHERE id = ?", (run_id,))
+        database.commit()
+    again = Hints(service.clock)
+    await again.learn(service.store)
+    (kind,) = again._known.dump()["kinds"]
+    assert len(kind["ran"]) == 3
 
 
 @on_a_service()

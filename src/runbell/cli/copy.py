@@ -32,7 +32,12 @@ def copy(
     Settings.load({"database": target})
     from runbell.service.copying import move
 
-    _show(asyncio.run(move(settings, target)), location(target))
+    try:
+        copied = asyncio.run(move(settings, target))
+    except KeyboardInterrupt:
+        typer.echo("interrupted: nothing was copied", err=True)
+        raise typer.Exit(130) from None
+    _show(copied, location(target))
 
 
 def _show(copied: Copied, target: str) -> None:

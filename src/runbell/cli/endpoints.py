@@ -31,8 +31,12 @@ def create(
     url: Annotated[str, typer.Argument(help="Where webhooks are POSTed: https.")],
     name: Annotated[str, typer.Option(help="What you call it.")] = "cli",
     types: Annotated[
-        str, typer.Option(metavar="TYPE,…", help="Which events are pushed.")
-    ] = "thread.run.*",
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE,…",
+            help="Which events are pushed; may be given again. By default thread.run.*, all.",
+        ),
+    ] = None,
     rate_limit: Annotated[int, typer.Option(help="Attempts a second; 0 is no limit.")] = 0,
     assistant: Annotated[
         list[str] | None,
@@ -53,7 +57,12 @@ def create(
     body = {
         "url": url,
         "name": name,
-        "event_types": [each.strip() for each in types.split(",") if each.strip()],
+        "event_types": [
+            each.strip()
+            for given in types or ["thread.run.*"]
+            for each in given.split(",")
+            if each.strip()
+        ],
         "rate_limit": rate_limit,
         "filters": {
             "assistant_ids": assistant or [],

@@ -12,9 +12,8 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
-from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -29,7 +28,7 @@ from runbell.storage.listening import Listener
 from runbell.storage.migrate_postgresql import bring_forward, revision
 from runbell.storage.postgresql import PostgresqlStore, connect, unavailable
 from runbell.storage.store import Store
-from runbell.storage.urls import without_password
+from runbell.storage.urls import check_readable, readable, without_password
 
 __all__ = ["CHANNEL", "PostgresqlPlace"]
 
@@ -61,11 +60,6 @@ commit, and a transaction that is kept waiting is ended by the database after 10
 WATCHERS: Final = 2
 """Connections of a process that only watches, beside the one that listens."""
 
-UNREADABLE: Final = (
-    "the inbox's URL cannot be read: write postgresql://USER:PASSWORD@HOST:5432/DATABASE, with "
-    "%40 for a @, %3A for a : and %2F for a / in the password"
-)
-
 _decode = msgspec.json.Decoder(list[str]).decode
 
 
@@ -77,9 +71,7 @@ class PostgresqlPlace:
     """
 
     def __init__(self, url: str) -> None:
-        with _readable():
-            # Looked at here, since the driver's errors quote what they can't read.
-            _ = urlsplit(url).port
+        check_readable(url, "inbox")
         self._url = url
         self.name = without_password(url)
 
@@ -87,7 +79,7 @@ class PostgresqlPlace:
     async def open(self) -> AsyncIterator[OpenInbox]:
         """See `runbell.receiver.ports.Place`."""
         await _prepare(self._url)
-        with _readable():
+        with readable("inbox"):
             store = await PostgresqlStore.open(self._url)
         teller = Teller(store)
         try:
@@ -354,17 +346,8 @@ async def _prepare(url: str) -> None:
 
 
 async def _connected(url: str) -> asyncpg.Connection:
-    with _readable():
+    with readable("inbox"):
         return await connect(url)
-
-
-@contextlib.contextmanager
-def _readable() -> Iterator[None]:
-    """Say of a URL that can't be read that it can't, and nothing of what is in it."""
-    try:
-        yield
-    except (ValueError, asyncpg.ClientConfigurationError):
-        raise ConfigurationError(UNREADABLE) from None
 
 
 def _fail(stored: asyncio.Future[Stored], error: Exception) -> None:

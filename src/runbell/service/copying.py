@@ -63,7 +63,7 @@ async def _opened_source(url: str) -> AsyncIterator[Source]:
         with _locked_file(sqlite_path(url)) as connection:
             yield SqliteRows(connection)
         return
-    async with _session(url) as connection:
+    async with _session(url, changes=False) as connection:
         from runbell.storage.copying_postgresql import PostgresqlRows
         from runbell.storage.postgresql import others
 
@@ -79,6 +79,8 @@ async def _opened_source(url: str) -> AsyncIterator[Source]:
 @contextlib.contextmanager
 def _locked_file(path: Path) -> Iterator[sqlite3.Connection]:
     """A SQLite file that nobody serves meanwhile, at one moment."""
+    if not path.exists():
+        raise ConfigurationError(f"there is no file {path}")
     require_current(path)
     lock = InstallationLock(path)
     with lock.held() as held:
@@ -125,7 +127,7 @@ async def _into_sqlite(source: Source, path: Path) -> dict[str, Content]:
 
 
 async def _into_postgresql(source: Source, url: str, settings: Settings) -> Copied:
-    async with _session(url) as connection:
+    async with _session(url, changes=True) as connection:
         from runbell.service.jobs.putting import put_missing
         from runbell.storage.copying_postgresql import PostgresqlRows, lock_empty
         from runbell.storage.postgresql import PostgresqlTransaction, now_ms
@@ -144,13 +146,17 @@ async def _into_postgresql(source: Source, url: str, settings: Settings) -> Copi
 
 
 @contextlib.asynccontextmanager
-async def _session(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to a database with today's schema, on which no service starts meanwhile."""
+async def _session(url: str, *, changes: bool) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a database with today's schema, on which no service starts meanwhile.
+
+    Args:
+        changes: make or change the schema where it is not today's.
+    """
     with named_server(url) as (server, _):
-        from runbell.service.postgresql import migrating
+        from runbell.service.postgresql import as_it_is, migrating
         from runbell.storage.postgresql import unavailable
 
-        async with migrating(server) as connection:
+        async with (migrating if changes else as_it_is)(server) as connection:
             with unavailable():
                 # The other database may take its time.
                 await connection.execute("SET idle_in_transaction_session_timeout = 0")

@@ -22,9 +22,11 @@ from runbell.service.settings import EMBEDDED, Settings, location
 from runbell.service.shared_clock import SharedClock
 from runbell.service.shared_limits import SharedLimits
 from runbell.storage.listening import Listener
-from runbell.storage.migrate_postgresql import LOCK, upgrade_postgresql
+from runbell.storage.migrate import SERVICE
+from runbell.storage.migrate_postgresql import LOCK, revision, upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore, connect, unavailable
 from runbell.storage.private_postgresql import PrivatePostgresql
+from runbell.storage.urls import without_password
 
 if TYPE_CHECKING:
     import asyncpg
@@ -161,6 +163,33 @@ async def _upgrade(connection: asyncpg.Connection) -> None:
             logger.warning("the schema is changed when a table is free; is a backup under way?")
         await asyncio.sleep(LOCK_SECONDS)
     await connection.execute("RESET lock_timeout")
+
+
+@contextlib.asynccontextmanager
+async def as_it_is(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to an installation's database, of which nothing is changed; while it is open, no
+    service starts.
+
+    Raises:
+        ConfigurationError: it has no installation, or one of another version's.
+        StorageUnavailable: it can't be used now.
+    """
+    connection = await connect(url)
+    try:
+        with unavailable():
+            await connection.execute("SELECT pg_advisory_lock($1)", LOCK + 1)
+            found = await revision(connection, SERVICE)
+            name = without_password(url)
+            if found is None:
+                raise ConfigurationError(f"there is no installation of Runbell in {name}")
+            if found != SERVICE.head:
+                raise ConfigurationError(
+                    f"{name} has schema {found}, this version of Runbell has {SERVICE.head}: "
+                    + ("runbell migrate" if found < SERVICE.head else "upgrade Runbell")
+                )
+        yield connection
+    finally:
+        connection.terminate()
 
 
 @contextlib.contextmanager

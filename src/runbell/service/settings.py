@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from runbell.errors import InvalidSetting
 from runbell.service.upstreams import UpstreamSettings, read_upstreams
 from runbell.service.variables import FILE, variable
-from runbell.storage.urls import without_password
+from runbell.storage.urls import check_readable, without_password
 
 __all__ = [
     "EMBEDDED",
@@ -233,6 +233,7 @@ def location(database: str) -> str:
 def _check_database(url: str) -> None:
     scheme, separator, rest = url.partition("://")
     if scheme in ("postgresql", "postgres") and separator and rest:
+        check_readable(url)
         return
     if scheme == EMBEDDED and (not separator or (len(rest) > 1 and rest.startswith("/"))):
         return

@@ -29,6 +29,7 @@ __all__ = [
     "ids_behind",
     "insert",
     "listening",
+    "listening_of",
     "mark_failing",
     "mark_succeeding",
     "page",
@@ -245,7 +246,12 @@ async def count(tx: Transaction, project: str) -> int:
 async def listening(tx: Transaction, project: str, now_ms: int) -> list[Listening]:
     """The project's endpoints to which events are owed, as this transaction sees them."""
     rows = await tx.fetch_all(LISTENING, {"project": project, "now_ms": now_ms})
-    return [Listening(row[0], _wanted(row[1]), bool(row[2])) for row in rows]
+    return [listening_of(row) for row in rows]
+
+
+def listening_of(row: Row) -> Listening:
+    """What a row of `LISTENING` says."""
+    return Listening(row[0], _wanted(row[1]), bool(row[2]))
 
 
 async def update(tx: Transaction, endpoint: Endpoint) -> None:

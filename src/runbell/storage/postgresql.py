@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import asyncpg
 
 from runbell import faults
-from runbell.errors import OutcomeUnknown, StorageUnavailable
+from runbell.errors import OutcomeUnknown, Overtaken, StorageUnavailable
 from runbell.storage.connections import Connections
 from runbell.storage.postgresql_work import (
     Connection,
@@ -25,6 +25,7 @@ from runbell.storage.postgresql_work import (
     storable,
 )
 from runbell.storage.store import Row, Work
+from runbell.storage.urls import readable
 
 __all__ = [
     "PostgresqlStore",
@@ -51,7 +52,7 @@ MAX_WAITING = 10_000
 """Units that may wait for a connection before further ones are turned away."""
 
 TRIES = 5
-"""How often a unit is executed that the database itself has ended in favour of another."""
+"""How often a unit is executed that had to end in favour of another."""
 
 STATEMENTS = 1_000
 """Statements that a connection keeps prepared: more than there are."""
@@ -197,7 +198,7 @@ class PostgresqlStore:
     async def _write(self, work: Work[T]) -> T:
         with unavailable():
             for _ in range(TRIES - 1):
-                with contextlib.suppress(*_ENDED):
+                with contextlib.suppress(Overtaken, *_ENDED):
                     return await self._try(work)
             return await self._try(work)
 
@@ -269,9 +270,10 @@ async def connect(url: str, purpose: str = "", **settings: str) -> asyncpg.Conne
         settings: more of its session's.
 
     Raises:
+        ConfigurationError: the URL can't be read.
         StorageUnavailable: the database can't be reached.
     """
-    with unavailable():
+    with unavailable(), readable():
         name = f"{SESSION['application_name']} {purpose}".rstrip()
         return await asyncpg.connect(
             url,

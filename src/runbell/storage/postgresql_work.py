@@ -18,6 +18,9 @@ from runbell.storage.store import Row
 
 __all__ = ["Connection", "PostgresqlTransaction", "PostgresqlView", "storable"]
 
+Read = tuple[Statement, Mapping[str, Any]]
+"""What is asked, and with which values."""
+
 Connection = Any
 """A connection of asyncpg; a transaction has none before its unit is executed."""
 
@@ -94,18 +97,13 @@ class PostgresqlView:
     def _text(self, this: PostgresqlText) -> str:
         return this.text
 
-    async def fetch_first(self, *reads: tuple[Statement, Mapping[str, Any]]) -> list[Row | None]:
-        statements = tuple(statement for statement, _ in reads)
-        args = [params[name] for statement, params in reads for name in statement.postgresql.names]
-        text = together.firsts(statements, self._writes)
-        row = cast(Row, await self.connection.fetchrow(text, *args))
-        found: list[Row | None] = []
-        begin = 0
-        for statement in statements:
-            end = begin + 1 + statement.width
-            found.append(row[begin + 1 : end] if row[begin] else None)
-            begin = end
-        return found
+    async def fetch_first(self, *reads: Read) -> list[Row | None]:
+        text = together.firsts(tuple(statement for statement, _ in reads), self._writes)
+        row = cast(Row, await self.connection.fetchrow(text, *_args(reads)))
+        return _apart(reads, row)
+
+    async def fetch_both(self, several: Read, first: Read) -> tuple[list[Row], Row | None]:
+        return await self.fetch_all(*several), await self.fetch_one(*first)
 
     async def execute(self, statement: Statement, params: Mapping[str, Any]) -> int:
         raise StorageUnavailable(f"{statement.name}: this unit of work only reads")
@@ -152,8 +150,8 @@ class PostgresqlTransaction(PostgresqlView):
     async def fetch_one(self, statement: Statement, params: Mapping[str, Any]) -> Row | None:
         if self._waiting:
             if statement.apart:
-                rows = await self._fetch_apart(statement, params)
-                return rows[0] if rows else None
+                _, rows = await self._send((statement, params))
+                return rows[0][0]
             await self.flush()
         return await super().fetch_one(statement, params)
 
@@ -162,13 +160,20 @@ class PostgresqlTransaction(PostgresqlView):
     ) -> list[Row]:
         if self._waiting:
             if statement.apart and max_bytes is None:
-                return await self._fetch_apart(statement, params)
+                _, rows = await self._send((statement, params))
+                return [row for (row,) in rows if row is not None]
             await self.flush()
         return await super().fetch_all(statement, params, max_bytes)
 
-    async def fetch_first(self, *reads: tuple[Statement, Mapping[str, Any]]) -> list[Row | None]:
+    async def fetch_first(self, *reads: Read) -> list[Row | None]:
         await self.flush()
         return await super().fetch_first(*reads)
+
+    async def fetch_both(self, several: Read, first: Read) -> tuple[list[Row], Row | None]:
+        if not self._waiting:
+            return await super().fetch_both(several, first)
+        _, rows = await self._send(several, first)
+        return [row for row, _ in rows if row is not None], rows[0][1]
 
     async def fetch(self, text: str, *args: Any) -> list[Row]:
         await self.flush()
@@ -182,7 +187,7 @@ class PostgresqlTransaction(PostgresqlView):
             count = await self._refusable(statement.name, this, args)
         else:
             await self._wait_with(statement, params, None)
-            count = (await self._send(None, ()))[0][-1]
+            count = (await self._send())[0][-1]
         if this.inserts and not count:
             raise Conflict(f"{statement.name}: a unique key is taken")
         return count
@@ -220,36 +225,34 @@ class PostgresqlTransaction(PostgresqlView):
     async def flush(self) -> None:
         """Execute the writes that wait."""
         if self._waiting:
-            await self._send(None, ())
+            await self._send()
 
-    async def _fetch_apart(self, statement: Statement, params: Mapping[str, Any]) -> list[Row]:
-        args = [params[name] for name in statement.postgresql.names]
-        counts, rows = await self._send(statement, args)
-        there = len(counts) + 1
-        return [row[there + 1 :] for row in rows if row[there]]
-
-    async def _send(
-        self, read: Statement | None, more: Sequence[Any]
-    ) -> tuple[list[int], list[Row]]:
-        """Execute the writes that wait, and a read with them: how many rows each has touched, and
-        the rows of all, as `together.written` says."""
+    async def _send(self, *reads: Read) -> tuple[list[int], list[list[Row | None]]]:
+        """Execute the writes that wait, and reads with them: how many rows each write has touched,
+        and what each row has of each read. There is one row at the least."""
         waiting, self._waiting = self._waiting, []
         args = [arg for each in waiting for arg in each.args]
-        if read is None and len(waiting) == 1:
+        found: list[list[Row | None]] = []
+        if not reads and len(waiting) == 1:
             this = waiting[0].statement.postgresql
             written = cast(list[Row], await self.connection.fetch(this.text, *args))
-            counts, rows = [self._count(this, written)], []
+            counts = [self._count(this, written)]
         else:
-            text = together.written(tuple(each.statement for each in waiting), read)
-            rows = cast(list[Row], await self.connection.fetch(text, *args, *more))
+            text = together.written(
+                tuple(each.statement for each in waiting),
+                tuple(statement for statement, _ in reads),
+            )
+            rows = cast(list[Row], await self.connection.fetch(text, *args, *_args(reads)))
             self.id = rows[0][0]
-            counts = list(rows[0][1 : len(waiting) + 1])
+            behind = len(waiting) + 1
+            counts = list(rows[0][1:behind])
+            found = [_apart(reads, row[behind:]) for row in rows]
         for each, count in zip(waiting, counts, strict=True):
             if each.missed is not None and count != 1:
                 raise each.missed
             if each.skipped is not None and not count:
                 each.skipped()
-        return counts, rows
+        return counts, found
 
     async def _refusable(self, name: str, this: PostgresqlText, args: list[Any]) -> int:
         # Few statements are of this kind: an insert needs no savepoint.
@@ -277,6 +280,21 @@ class PostgresqlTransaction(PostgresqlView):
 
     def _text(self, this: PostgresqlText) -> str:
         return this.writing
+
+
+def _args(reads: Sequence[Read]) -> list[Any]:
+    return [params[name] for statement, params in reads for name in statement.postgresql.names]
+
+
+def _apart(reads: Sequence[Read], row: Row) -> list[Row | None]:
+    """What one row has of each of several reads, as `together` joins them."""
+    found: list[Row | None] = []
+    begin = 0
+    for statement, _ in reads:
+        end = begin + 1 + statement.width
+        found.append(row[begin + 1 : end] if row[begin] else None)
+        begin = end
+    return found
 
 
 def _up_to(max_bytes: int, rows: list[Row]) -> list[Row]:

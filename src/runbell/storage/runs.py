@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import bindparam, func, literal_column, select, text
 from sqlalchemy.sql.elements import ColumnElement
 
-from runbell.errors import StaleWrite
+from runbell.errors import Overtaken, StaleWrite
 from runbell.runs import LastError, Run, RunStatus, ToolCall, Usage
 from runbell.storage import schema
 from runbell.storage.codec import JsonColumn, to_json
@@ -41,11 +43,14 @@ __all__ = [
     "page",
     "page_of_project",
     "pending_messages",
+    "record_of",
     "set_metadata",
     "statuses",
     "take_turn",
     "waiting",
 ]
+
+logger = logging.getLogger(__name__)
 
 _r = schema.runs.c
 _in_thread = (_r.project_id == bindparam("project"), _r.thread_id == bindparam("thread"))
@@ -228,9 +233,11 @@ async def insert(tx: Transaction, record: RunRecord, pending: tuple[Message, ...
         pending: messages that it adds to its thread when its turn comes.
 
     Raises:
-        Conflict: the thread has an active run, and this one would be another.
+        Conflict: the thread has an active run, and this one would be another; where that has begun
+            since the unit looked, as `Overtaken`, here or at a later step.
     """
-    await tx.execute(INSERT, _inserted(record, pending))
+    taken = Overtaken(f"another run has begun on {record.run.thread_id} meanwhile")
+    await tx.later(INSERT, _inserted(record, pending), taken)
 
 
 def _inserted(record: RunRecord, pending: tuple[Message, ...]) -> dict[str, Any]:
@@ -252,13 +259,13 @@ def _inserted(record: RunRecord, pending: tuple[Message, ...]) -> dict[str, Any]
 async def get(tx: Transaction, project: str, thread_id: str, run_id: str) -> RunRecord | None:
     """One run of a thread."""
     row = await tx.fetch_one(GET, {"project": project, "thread": thread_id, "key": run_id})
-    return _record(row) if row is not None else None
+    return record_of(row) if row is not None else None
 
 
 async def find(tx: Transaction, run_id: str) -> RunRecord | None:
     """A run by its id alone, whosever it is: for a request, the caller looks at its project."""
     row = await tx.fetch_one(FIND, {"key": run_id})
-    return _record(row) if row is not None else None
+    return record_of(row) if row is not None else None
 
 
 async def change(tx: Transaction, before: Run, after: Run) -> None:
@@ -300,7 +307,7 @@ async def active(tx: Transaction, thread_id: str) -> str | None:
 async def next_waiting(tx: Transaction, thread_id: str) -> RunRecord | None:
     """The run whose turn it is when the thread becomes free."""
     row = await tx.fetch_one(NEXT_WAITING, {"thread": thread_id})
-    return _record(row) if row is not None else None
+    return record_of(row) if row is not None else None
 
 
 async def pending_messages(tx: Transaction, run_id: str) -> tuple[Message, ...]:
@@ -326,7 +333,7 @@ async def take_turn(tx: Transaction, run_id: str) -> None:
 
 async def live(tx: Transaction, thread_id: str) -> list[RunRecord]:
     """A thread's runs that have not ended, the waiting ones first."""
-    return [_record(row) for row in await tx.fetch_all(LIVE_OF_THREAD, {"thread": thread_id})]
+    return [record_of(row) for row in await tx.fetch_all(LIVE_OF_THREAD, {"thread": thread_id})]
 
 
 async def page(
@@ -334,7 +341,7 @@ async def page(
 ) -> tuple[list[RunRecord], bool]:
     """A page of a thread's runs, and whether there are more."""
     rows, more = await PAGES.fetch(tx, page, {"project": project, "thread": thread_id})
-    return [_record(row[:-1]) for row in rows], more
+    return [record_of(row[:-1]) for row in rows], more
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,15 +364,24 @@ async def many(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunRec
     found: dict[str, RunRecord] = {}
     for params in _slots(ids):
         for row in await tx.fetch_all(MANY, params):
-            record = _record(row)
+            record = record_of(row)
             if record.run.project_id == project:
                 found[record.run.id] = record
     return [found[run_id] for run_id in dict.fromkeys(ids) if run_id in found]
 
 
 async def latest(tx: Transaction, limit: int) -> list[RunRecord]:
-    """The runs that were created last, of all projects, latest first."""
-    return [_record(row) for row in await tx.fetch_all(LATEST, {"limit": limit})]
+    """The runs that were created last, of all projects, latest first.
+
+    One that can't be read is left out: nobody has asked for that one.
+    """
+    found: list[RunRecord] = []
+    for row in await tx.fetch_all(LATEST, {"limit": limit}):
+        try:
+            found.append(record_of(row))
+        except (msgspec.MsgspecError, ValueError) as error:
+            logger.warning("the row of run %s cannot be read: %s", row[2], error)
+    return found
 
 
 async def statuses(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunStatus]:
@@ -399,7 +415,7 @@ async def page_of_project(
     live_alone = not any(status.is_terminal for status in statuses)
     pages = LIVE_PROJECT_PAGES if live_alone else PROJECT_PAGES
     rows, more = await pages.fetch(tx, page, owner)
-    return [_record(row[:-1]) for row in rows], more
+    return [record_of(row[:-1]) for row in rows], more
 
 
 _ALWAYS_MS = 2**62
@@ -447,7 +463,8 @@ def _changing(run: Run) -> dict[str, Any]:
     }
 
 
-def _record(row: Row) -> RunRecord:
+def record_of(row: Row) -> RunRecord:
+    """What a row of a run says."""
     (
         project_id,
         thread_id,

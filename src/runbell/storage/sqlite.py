@@ -312,6 +312,13 @@ class _View:
     async def fetch_first(self, *reads: tuple[Statement, Mapping[str, Any]]) -> list[Row | None]:
         return [await self.fetch_one(statement, params) for statement, params in reads]
 
+    async def fetch_both(
+        self,
+        several: tuple[Statement, Mapping[str, Any]],
+        first: tuple[Statement, Mapping[str, Any]],
+    ) -> tuple[list[Row], Row | None]:
+        return await self.fetch_all(*several), await self.fetch_one(*first)
+
     def after_commit(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
 

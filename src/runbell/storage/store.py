@@ -64,12 +64,24 @@ class Transaction(Protocol):
             missed: what to raise where not one row was touched.
 
         Raises:
-            Conflict: here or at a later step, a unique key is taken; or `missed`. The unit fails.
+            Conflict: here or at a later step, a unique key is taken; or `missed`. The unit fails;
+                where it is `Overtaken`, it is executed again first.
         """
         ...
 
     async def fetch_first(self, *reads: tuple[Statement, Mapping[str, Any]]) -> list[Row | None]:
         """The row of each of several statements that find one at the most, or None."""
+        ...
+
+    async def fetch_both(
+        self,
+        several: tuple[Statement, Mapping[str, Any]],
+        first: tuple[Statement, Mapping[str, Any]],
+    ) -> tuple[list[Row], Row | None]:
+        """All rows of one statement, and the row of another that finds one at the most.
+
+        Neither reads what the unit has written by `later`: they may be told together with it.
+        """
         ...
 
     def after_commit(self, callback: Callable[[], None]) -> None:

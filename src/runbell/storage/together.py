@@ -27,11 +27,12 @@ def apart(writes: Iterable[Statement], write: Statement) -> bool:
 
 
 @cache
-def written(writes: Sequence[Statement], read: Statement | None) -> str:
-    """Writes, and a statement that reads apart from them, as one.
+def written(writes: Sequence[Statement], reads: Sequence[Statement]) -> str:
+    """Writes, and statements that read apart from them, as one; of these all but the first find
+    one row at the most.
 
     Its rows begin with the transaction, and the number of rows that each of the writes has touched.
-    Then, with a read, comes whether there is a row of it (there is one row without any), and that.
+    Then, for each read, comes whether there is a row of it, and that; there is one row at least.
     """
     number, parts = 0, []
     for index, write in enumerate(writes):
@@ -40,23 +41,24 @@ def written(writes: Sequence[Statement], read: Statement | None) -> str:
     # Only our own statements and names are put together.
     counts = ", ".join(f"(SELECT count(*) FROM w{index})" for index in range(len(writes)))  # noqa: S608
     text = f"WITH {', '.join(parts)} SELECT {TRANSACTION}, {counts}"
-    if read is None:
-        return text
-    found = _shifted(read.postgresql.writing, number)
-    return f"{text}, found.* FROM (SELECT) AS one LEFT JOIN ({_marked(found)}) AS found ON true"
+    return f"{text}, {_joined(reads, True, number)}" if reads else text
 
 
 @cache
 def firsts(reads: Sequence[Statement], writing: bool) -> str:
     """Reads that find one row at the most, as one: of each, whether there is a row, and that."""
-    number, joins = 0, []
+    return f"SELECT {_joined(reads, writing, 0)}"
+
+
+def _joined(reads: Sequence[Statement], writing: bool, number: int) -> str:
+    joins = []
     for index, read in enumerate(reads):
         this = read.postgresql
         text = _shifted(this.writing if writing else this.text, number)
         joins.append(f" LEFT JOIN ({_marked(text)}) AS r{index} ON true")
         number += len(this.names)
     found = ", ".join(f"r{index}.*" for index in range(len(reads)))
-    return f"SELECT {found} FROM (SELECT) AS one{''.join(joins)}"  # noqa: S608 - as above
+    return f"{found} FROM (SELECT) AS one{''.join(joins)}"
 
 
 def _marked(text: str) -> str:

@@ -24,7 +24,14 @@ from runbell.storage.migrate_postgresql import upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.private_postgresql import PrivatePostgresql
 
-__all__ = ["FORGETFUL", "database", "emptied", "opened_postgresql", "server"]
+__all__ = [
+    "FORGETFUL",
+    "database",
+    "emptied",
+    "opened_postgresql",
+    "server",
+    "without_tables",
+]
 
 FORGETFUL = {
     "fsync": "off",
@@ -63,6 +70,13 @@ async def database() -> str:
         await _execute("postgres", f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         _free.append(server().url(name))
     return _free.pop()
+
+
+async def without_tables() -> str:
+    """The URL of a database that has nothing at all."""
+    name = f"bare_{os.getpid()}_{next(_numbers)}"
+    await _execute("postgres", f"CREATE DATABASE {name}")
+    return server().url(name)
 
 
 async def emptied(url: str) -> None:

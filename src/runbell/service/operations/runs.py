@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import msgspec
 
-from runbell.errors import Conflict, TransitionNotAllowed, UnknownCursor
+from runbell.errors import TransitionNotAllowed, UnknownCursor
 from runbell.runs import Run, RunStatus, lifecycle
 from runbell.service.live import Follower
 from runbell.service.operations import refusals, turns
@@ -95,19 +95,15 @@ async def create(
         run = _new_run(ctx, project, thread_id, request)
         _join(ctx, tx, run, follower)
         active = found.active
-        while True:
-            if active is not None and request.on_active_run != "enqueue":
-                raise refusals.thread_busy(thread_id, active)
-            if active is not None and await runs.waiting(tx, thread_id) >= MAX_WAITING:
-                raise refusals.too_many_waiting(thread_id, MAX_WAITING)
-            record = RunRecord(replace(run, waits_turn=active is not None), config)
-            try:
-                await _store(ctx, tx, record, request.additional_messages or ())
-            except Conflict:
-                # Another run has begun just now, or has ended and let one start.
-                active = await runs.active(tx, thread_id)
-                continue
-            return record
+        if active is not None and request.on_active_run != "enqueue":
+            raise refusals.thread_busy(thread_id, active)
+        if active is not None and await runs.waiting(tx, thread_id) >= MAX_WAITING:
+            raise refusals.too_many_waiting(thread_id, MAX_WAITING)
+        record = RunRecord(replace(run, waits_turn=active is not None), config)
+        # Where another run has begun just now, or has ended and let one start, the store lets all
+        # of this look again.
+        await _store(ctx, tx, record, request.additional_messages or ())
+        return record
 
     return await ctx.store.write(work)
 

@@ -16,7 +16,8 @@ from runbell.service.jobs import Job, JobKind
 from runbell.service.operations.context import Context
 from runbell.service.operations.subscriptions import wants
 from runbell.service.wire.objects import run_object, step_object
-from runbell.storage import deliveries, endpoints, events, messages, runs, steps
+from runbell.storage import closing, deliveries, endpoints, events, messages, runs, steps
+from runbell.storage.endpoints import Listening
 from runbell.storage.records import Message, RunStep
 from runbell.storage.runs import RunRecord
 from runbell.storage.store import Transaction
@@ -39,7 +40,8 @@ async def create(
         fresh: its thread is made in the same transaction.
 
     Raises:
-        Conflict: the run does not wait its turn, and its thread has an active run.
+        Conflict: the run does not wait its turn, and its thread has an active run; here or at a
+            later step.
     """
     run = record.run
     if fresh:
@@ -49,10 +51,10 @@ async def create(
     if not run.waits_turn:
         for message in additional:
             await messages.insert(tx, message)
-    await _announce(ctx, tx, record)
     await ctx.jobs.enqueue(tx, Job(JobKind.EXPIRE, run.id, due_ms=run.expires_at_ms))
     if not run.waits_turn:
         await ctx.jobs.enqueue(tx, _turn(record))
+    await _tell(ctx, tx, record)
 
 
 async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change) -> RunRecord:
@@ -67,28 +69,52 @@ async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change)
     """
     run = record.run
     moved = apply(run, change, now_ms=ctx.clock.now_ms())
-    await runs.change(tx, run, moved)
-    if moved.status.is_terminal:
-        await ctx.jobs.forget(tx, Job(JobKind.EXPIRE, run.id))
-        await _end_steps(ctx, tx, moved)
     after = RunRecord(moved, record.config)
-    await _announce(ctx, tx, after)
+    await runs.change(tx, run, moved)
     if moved.status is RunStatus.QUEUED:
         await ctx.jobs.enqueue(tx, _turn(after))
     elif moved.status is RunStatus.CANCELLING:
         due_ms = moved.updated_at_ms + round(ctx.settings.cancel_grace * 1000)
         job = Job(JobKind.FINISH_CANCEL, moved.id, due_ms=due_ms, turn=moved.sequence)
         await ctx.jobs.enqueue(tx, job)
-    elif moved.status.is_terminal and not run.waits_turn:
-        await _pass_turn(ctx, tx, moved.thread_id)
+    elif moved.status.is_terminal:
+        await ctx.jobs.forget(tx, Job(JobKind.EXPIRE, run.id))
+        await _end_steps(ctx, tx, moved)
+    if moved.status.is_terminal and not run.waits_turn:
+        event = await _append(ctx, tx, moved)
+        next_ = await closing.look(tx, moved.project_id, moved.thread_id, ctx.clock.now_ms())
+        await _announce(ctx, tx, after, event, next_.listening)
+        if next_.waiting is not None:
+            await _pass_turn(ctx, tx, next_.waiting)
+    else:
+        await _tell(ctx, tx, after)
     return after
 
 
-async def _announce(ctx: Context, tx: Transaction, record: RunRecord) -> None:
-    run = record.run
+async def _tell(ctx: Context, tx: Transaction, record: RunRecord) -> None:
+    """Tell of a run that leaves its thread as it is."""
+    event = await _append(ctx, tx, record.run)
+    listening = await endpoints.listening(tx, record.run.project_id, ctx.clock.now_ms())
+    await _announce(ctx, tx, record, event, listening)
+
+
+async def _append(ctx: Context, tx: Transaction, run: Run) -> Event:
     event = event_of(run, ctx.new_id("evt"))
     await events.append(tx, event)
-    await _owe(ctx, tx, run, event)
+    return event
+
+
+async def _announce(
+    ctx: Context, tx: Transaction, record: RunRecord, event: Event, listening: list[Listening]
+) -> None:
+    """Tell those who are listening, here and elsewhere.
+
+    Args:
+        listening: endpoints, as the tables say now: a cache would have to know of an endpoint
+            before the transaction that registers it has been committed.
+    """
+    run = record.run
+    await _owe(ctx, tx, run, event, listening)
     ctx.changes.announce(tx, run)
     tx.after_commit(lambda: _record(ctx, record))
     tx.after_commit(
@@ -96,10 +122,11 @@ async def _announce(ctx: Context, tx: Transaction, record: RunRecord) -> None:
     )
 
 
-async def _owe(ctx: Context, tx: Transaction, run: Run, event: Event) -> None:
-    """Owe an event to each endpoint that wants it, as the tables say now: a cache would have to
-    know of an endpoint before the transaction that registers it has been committed."""
-    for endpoint in await endpoints.listening(tx, run.project_id, ctx.clock.now_ms()):
+async def _owe(
+    ctx: Context, tx: Transaction, run: Run, event: Event, listening: list[Listening]
+) -> None:
+    """Owe an event to each of these endpoints that wants it."""
+    for endpoint in listening:
         if not wants(endpoint.subscription, run, event.type):
             continue
         await deliveries.owe(tx, endpoint.id, event)
@@ -148,16 +175,15 @@ _STEP_ENDS: dict[RunStatus, Literal["cancelled", "expired", "failed"]] = {
 }
 
 
-async def _pass_turn(ctx: Context, tx: Transaction, thread_id: str) -> None:
-    """The thread is free: the run that waits longest may start."""
+async def _pass_turn(ctx: Context, tx: Transaction, longest: RunRecord) -> None:
+    """The thread is free: the run that waits longest may start, if its time is not over."""
     now_ms = ctx.clock.now_ms()
-    while True:
-        waiting = await runs.next_waiting(tx, thread_id)
-        if waiting is None:
-            return
-        if waiting.run.expires_at_ms > now_ms:
-            break
+    waiting: RunRecord | None = longest
+    while waiting is not None and waiting.run.expires_at_ms <= now_ms:
         await move(ctx, tx, waiting, expired(waiting.run))
+        waiting = await runs.next_waiting(tx, waiting.run.thread_id)
+    if waiting is None:
+        return
     for message in await runs.pending_messages(tx, waiting.run.id):
         await messages.insert(
             tx, msgspec.structs.replace(message, created_at_ms=now_ms, completed_at_ms=now_ms)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Callable
 
 import pytest
 
 from runbell.errors import Conflict, StorageUnavailable
-from runbell.storage import threads
+from runbell.storage import runs, threads
 from runbell.storage.records import Thread
 from runbell.storage.store import Store, Transaction, Work
+from runbell.testing.storage_contract.runs import insert_runs, new_run
 from runbell.testing.storage_contract.stories import PROJECT, on_a_store
 
 __all__ = ["TransactionContract"]
@@ -111,6 +113,25 @@ class TransactionContract:
 
         assert await store.read(look) == ["t2", None, "t1"]
         assert await store.write(look) == ["t2", None, "t1"]
+
+    @on_a_store
+    async def test_several_rows_and_one_are_found_at_once(self, store: Store) -> None:
+        """Also together with what the unit has written; each may find none."""
+        await insert_runs(store, *(new_run(f"run_{n}", "t1", waits_turn=n > 0) for n in range(2)))
+
+        async def look(tx: Transaction, of: str, behind: str) -> tuple[list[str], str | None]:
+            await threads.begin(tx, thread(f"{of} {behind}"))
+            live, waiting = await tx.fetch_both(
+                (runs.LIVE_OF_THREAD, {"thread": of}), (runs.NEXT_WAITING, {"thread": behind})
+            )
+            ids = [runs.record_of(row).run.id for row in live]
+            return ids, runs.record_of(waiting).run.id if waiting is not None else None
+
+        for of, behind in itertools.product(("t1", "t0"), repeat=2):
+            live, waiting = await store.write(lambda tx: look(tx, of, behind))  # noqa: B023
+            assert live == (["run_1", "run_0"] if of == "t1" else [])
+            assert waiting == ("run_1" if behind == "t1" else None)
+        assert await there(store, "t1 t1", "t0 t0") == [True, True]
 
     @on_a_store
     async def test_a_unit_that_fails_leaves_nothing(self, store: Store) -> None:
