@@ -46,9 +46,13 @@ DELETE = Statement(
 PRUNE = Statement(
     "idempotency_keys.prune",
     "Forget those of the first few rows that are too old. Rows come in the order of their time, so "
-    "that this needs no index. What somebody else is about to forget is left to him: nobody waits "
-    "for another, who may have been stopped in the middle.",
+    "that this needs no index. Of several writers each leaves to the others what they are about to "
+    "forget: nobody waits for another, who may have been stopped in the middle.",
     delete(schema.idempotency_keys).where(
+        _k.position.in_(limited(select(_first.position).order_by(_first.position))),
+        _k.created_at_ms < bindparam("before_ms"),
+    ),
+    postgresql=delete(schema.idempotency_keys).where(
         _k.position.in_(
             select(_old.position)
             .where(
