@@ -49,7 +49,7 @@ PRUNE = Statement(
     "that this needs no index. Of several writers each leaves to the others what they are about to "
     "forget: nobody waits for another, who may have been stopped in the middle.",
     delete(schema.idempotency_keys).where(
-        _k.position.in_(limited(select(_first.position).order_by(_first.position))),
+        _k.position.in_(limited(select(_k.position).order_by(_k.position))),
         _k.created_at_ms < bindparam("before_ms"),
     ),
     postgresql=delete(schema.idempotency_keys).where(
