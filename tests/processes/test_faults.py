@@ -42,31 +42,44 @@ def _path(run: Any) -> str:
 
 
 def test_a_listener_that_was_cut_misses_nothing(house: House) -> None:
-    """A wait and a stream are held while nobody can be told anything: what the other process
-    changes meanwhile is found when somebody listens again."""
+    """A wait, a feed and a run's own stream are held while nobody can be told anything: what the
+    other process changes meanwhile is found when somebody listens again."""
     run = house.run("call f {}")
     seen = house.api.get(_path(run), headers={"Prefer": "wait=20"})
     assert seen.ok()["status"] == "requires_action"
     heard: list[str] = []
     told = [f"thread.run.{each}" for each in ("created", "in_progress", "requires_action")]
     over = threading.Event()
-    with ThreadPoolExecutor(2) as pool:
+    line = f"SELECT id FROM runs WHERE thread_id = '{run['thread_id']}' AND waits_turn"
+    with ThreadPoolExecutor(3) as pool:
         headers = {"Prefer": "wait=60", "If-None-Match": seen.headers["etag"]}
         waiting = pool.submit(house.api.get, _path(run), headers=headers)
         streaming = pool.submit(_follow, house, run["id"], "thread.run.cancelled", heard, over)
+        queued = {"assistant_id": house.assistant, "stream": True, "on_active_run": "enqueue"}
+        path = f"/v1/threads/{run['thread_id']}/runs"
+        behind = pool.submit(house.api.post, path, queued)
         try:
-            eventually(lambda: house.holds("waits") and heard == told, "both are held")
+            eventually(
+                lambda: house.holds("waits") and heard == told and bool(house.rows(line)),
+                "all are held",
+            )
+            ((second,),) = house.rows(line)
             house.rows(ALLOW.format("false"))
             house.rows(f"SELECT pg_terminate_backend(pid) FROM ({LISTENERS}) AS listeners")
             eventually(lambda: not house.rows(LISTENERS), "nobody listens")
+            house.served[1].api().post(f"{path}/{second}/cancel").ok()
             house.served[1].api().post(f"{_path(run)}/cancel").ok()
             assert not waiting.done()
+            assert not behind.done()
             assert heard == told
         finally:
             house.rows(ALLOW.format("true"))
             # Also where something has failed: else nothing here would end.
             house.api.post(f"{_path(run)}/cancel")
         try:
+            lines = behind.result(20).body.decode().splitlines()
+            kinds = [each.removeprefix("event: ") for each in lines if each.startswith("event: ")]
+            assert kinds[1:] == ["thread.run.queued", "thread.run.cancelled", "done"]
             assert waiting.result(20).ok()["status"] == "cancelled"
             eventually(streaming.done, "the stream has told of it")
         finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import sys
 from collections.abc import AsyncIterator
 from urllib.parse import parse_qs, urlsplit
 
@@ -183,6 +185,38 @@ def test_where_nobody_can_be_asked_nothing_is_claimed(
             with pytest.raises(OutcomeUnknown, match="happened or not"):
                 await add(store, [])
             assert await there(url) == (0 if before else 1)
+
+    asyncio.run(story())
+
+
+def test_a_number_that_the_server_has_not_given_yet_says_nothing() -> None:
+    """It has taken over from the one that gave it; asked later, it would speak of another's."""
+
+    async def story() -> None:
+        url = await database()
+        store = await PostgresqlStore.open(url)
+        began = store._loop.time()
+        with pytest.raises(OutcomeUnknown, match="happened or not"):
+            await store._was_committed("99999999999")
+        assert store._loop.time() - began < postgresql.WAIT_SECONDS
+        await store.close()
+        await emptied(url)
+
+    asyncio.run(story())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system has other options")
+def test_a_host_that_is_gone_without_a_word_is_noticed() -> None:
+    """In seconds, by the system, also where an answer is waited for."""
+
+    async def story() -> None:
+        async with cut(before=False) as (store, _):
+            await add(store, [])
+            transport = store._connections._free[0]._transport  # type: ignore[attr-defined]
+            line = transport.get_extra_info("socket")
+            assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+            assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 10
 
     asyncio.run(story())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 import asyncpg
@@ -150,8 +151,60 @@ def test_who_waits_too_long_is_turned_away() -> None:
     asyncio.run(story())
 
 
+def test_what_comes_in_the_moment_in_which_patience_ends_is_not_lost() -> None:
+    """Whoever waited has it; else nobody would, ever again."""
+
+    async def story() -> None:
+        lines = Lines(1, patience=0.002)
+        held = await lines.shared._borrow()
+        waiting = asyncio.create_task(lines.shared._borrow())
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.001, lines.shared._give_back, held)
+        # Now both happen in one turn of the event loop, in this order.
+        time.sleep(0.01)  # noqa: ASYNC251 - that is what a busy event loop does
+        assert await waiting is held
+
+    asyncio.run(story())
+
+
+def test_who_leaves_in_the_moment_of_their_turn_passes_it_on() -> None:
+    """And who has left before is passed over."""
+
+    async def story() -> None:
+        lines = Lines(1)
+        held = await lines.shared._borrow()
+        leaving = [asyncio.create_task(lines.shared._borrow()) for _ in range(2)]
+        staying = asyncio.create_task(lines.shared._borrow())
+        await asyncio.sleep(0)
+        leaving[0].cancel()
+        await asyncio.sleep(0)
+        lines.shared._give_back(held)
+        leaving[1].cancel()
+        assert await staying is held
+        assert all(task.cancelled() for task in leaving)
+
+    asyncio.run(story())
+
+
+def test_connections_that_lead_nowhere_are_dropped() -> None:
+    """Those in use too; then there is room for others."""
+
+    async def story() -> None:
+        lines = Lines(2)
+        async with lines.shared.one():
+            async with lines.shared.one():
+                pass
+            lines.shared.drop()
+            assert [line.closed for line in lines.made] == [True, True]
+        async with lines.shared.one(), lines.shared.one():
+            assert len(lines.made) == 4
+
+    asyncio.run(story())
+
+
 def test_a_connection_that_is_of_no_use_is_replaced() -> None:
-    """It was lost, is still in a transaction, or was left in the middle of a statement."""
+    """It was lost, is still in a transaction, was left in the middle of a statement, or its server
+    only reads now."""
 
     async def story() -> None:
         lines = Lines(1)
@@ -164,8 +217,12 @@ def test_a_connection_that_is_of_no_use_is_replaced() -> None:
             async with lines.shared.one():
                 raise asyncio.CancelledError
         assert lines.made[2].closed
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            async with lines.shared.one():
+                raise asyncpg.ReadOnlySQLTransactionError
+        assert lines.made[3].closed
         async with lines.shared.one():
-            assert len(lines.made) == 4
+            assert len(lines.made) == 5
 
     asyncio.run(story())
 

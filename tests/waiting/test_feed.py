@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from runbell.service import feeds
-from runbell.service.operations import access
+from runbell.service.changes import Changes
+from runbell.service.operations import access, runs
 from runbell.service.routes.events import HEARTBEAT_SECONDS, LIVE_PAGE
+from runbell.service.wire.requests import CreateRun
 from runbell.storage import events
 from runbell.storage.sqlite import MAX_WAITING_SCANS
 from runbell.testing.databases import writer_held
@@ -220,6 +223,28 @@ async def test_heartbeats(service: EmbeddedService) -> None:
     assert exchange.chunks.count(HEARTBEAT) == 1
     await service.advance(1)
     assert exchange.chunks.count(HEARTBEAT) == 2
+
+
+@on_a_service()
+async def test_what_nobody_told_of_comes_with_the_heartbeat(service: EmbeddedService) -> None:
+    """As of a process that was killed behind its commit. One look is enough for all who follow."""
+    web, thread = Web(service), await service.thread("Hello")
+    await service.run(thread)
+    await service.settle()
+    following = []
+    for _ in range(3):
+        following.append(follow(web))
+        await service.advance(1)
+    unheard = dataclasses.replace(service.ctx, changes=Changes())
+    run = CreateRun(assistant_id=service.assistant, on_active_run="enqueue")
+    await runs.create(unheard, service.project, thread, run)
+    await service.settle()
+    assert [ids(each) for each in following] == [[], [], []]
+    read = service.ctx.feeds.reads(service.project)
+    await service.advance(HEARTBEAT_SECONDS)
+    await service.advance(HEARTBEAT_SECONDS)
+    assert [ids(each) for each in following] == [(await feed(service))[-1:]] * 3
+    assert service.ctx.feeds.reads(service.project) - read <= 2
 
 
 @on_a_service()

@@ -300,6 +300,8 @@ class App:
             return "the service is stopping"
         if not self._ctx.jobs.alive:
             return "jobs are not handed out"
+        if self._ctx.changes.deaf:
+            return "what other processes change is not heard of"
         now = self._ctx.clock.monotonic()
         if now >= self._probe_again:
             # Kept for a moment: whoever asks, with no key, must not keep the writer busy.

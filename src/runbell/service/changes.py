@@ -105,6 +105,11 @@ class Changes:
                 watch.wake()
 
     @property
+    def deaf(self) -> bool:
+        """What other processes change has not been heard of for too long."""
+        return False
+
+    @property
     def closed(self) -> bool:
         """The process stops: there is nothing to wait for any more."""
         return self._closed

@@ -69,6 +69,10 @@ class Feeds:
         """Somebody follows this project's feed."""
         return project in self._tails
 
+    def reads(self, project: str) -> int:
+        """How often this project's newest events were read since somebody began to follow."""
+        return self._tails[project].reads
+
     def look_again(self, project: str | None = None) -> None:
         """There may be events that were not read yet: of a project, or of any."""
         for key in self._tails if project is None else (project,):
@@ -85,11 +89,13 @@ class _Tail:
 
     Attributes:
         stale: there may be events that were not read yet.
+        reads: how often they were read.
     """
 
     def __init__(self, store: Store, project: str) -> None:
         self.followers = 0
         self.stale = True
+        self.reads = 0
         self._store = store
         self._project = project
         self._held: deque[tuple[int, FeedRow]] = deque()
@@ -147,6 +153,7 @@ class _Tail:
             # Here, and not by a callback: whoever looked in between would wait for what is over,
             # again and again, and let nobody else have a turn.
             self._reading = None
+        self.reads += 1
         self.stale = self.stale or more
         for position, row in rows:
             self._held.append((position, row))

@@ -13,9 +13,11 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from runbell.runs import RunStatus
+from runbell.service.changes import Moved
 from runbell.storage.store import Transaction
 
-__all__ = ["Delta", "Follower", "Live", "Told"]
+__all__ = ["Delta", "Follower", "Latest", "Live", "Told"]
 
 MAX_BEHIND = 64
 """Pieces that a follower may be behind before further text is merged into what it has not read."""
@@ -42,10 +44,33 @@ class Told:
     data: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The latest event of a run that its followers were told of, or that they know of.
+
+    Attributes:
+        sequence: its number.
+        status: the run's, by it; None where that is not known.
+        at_ms: when it happened, in milliseconds since the epoch.
+    """
+
+    sequence: int
+    status: RunStatus | None
+    at_ms: int
+
+
+_NOTHING = Latest(0, None, 0)
+
+
 class Follower:
-    """Follows a run: iterate over it. Joined by `Live.join` or `Live.follow`, ended by `close`."""
+    """Follows a run: iterate over it. Joined by `Live.join` or `Live.follow`, ended by `close`.
+
+    Attributes:
+        gone: it was ended because the run is not there any more.
+    """
 
     def __init__(self) -> None:
+        self.gone = False
         self._left: Callable[[], None] | None = None
         self._untold: deque[Told] = deque()
         self._growing: dict[tuple[object, ...], Delta] = {}
@@ -98,6 +123,7 @@ class Live:
 
     def __init__(self) -> None:
         self._followers: dict[str, list[Follower]] = {}
+        self._latest: dict[str, Latest] = {}
         self._closed = False
         self._on_join: Callable[[str, int], None] = _nothing
 
@@ -130,6 +156,8 @@ class Live:
 
         def joined() -> None:
             self._add(run_id, follower)
+            if behind > self.latest(run_id).sequence:
+                self._latest[run_id] = Latest(behind, None, 0)
             self._on_join(run_id, behind)
 
         tx.after_commit(joined)
@@ -144,6 +172,31 @@ class Live:
         """Somebody follows this run."""
         return run_id in self._followers
 
+    @property
+    def runs(self) -> list[str]:
+        """The runs that somebody follows, by their ids."""
+        return list(self._followers)
+
+    def latest(self, run_id: str) -> Latest:
+        """Of a run that somebody follows, the latest event that was told."""
+        return self._latest.get(run_id, _NOTHING)
+
+    def move(self, run: Moved, data: Callable[[], Any]) -> None:
+        """Tell that a run has changed, as `tell`."""
+        if run.id in self._followers:
+            if run.sequence > self.latest(run.id).sequence:
+                self._latest[run.id] = Latest(run.sequence, run.status, run.updated_at_ms)
+            self.tell(run.id, f"thread.run.{run.status}", data)
+
+    def end(self, run_id: str) -> None:
+        """End everybody's following of a run that is not there any more. Who was told that it has
+        settled finds the end without that."""
+        status = self.latest(run_id).status
+        if status is None or not status.is_settled:
+            for follower in list(self._followers.get(run_id, ())):
+                follower.gone = True
+                follower.close()
+
     def tell(self, run_id: str, event: str, data: Callable[[], Any]) -> None:
         """Tell what happened; `data` is called only where somebody follows, once for each."""
         for follower in self._followers.get(run_id, ()):
@@ -155,6 +208,7 @@ class Live:
             followers.remove(follower)
             if not followers:
                 del self._followers[run_id]
+                self._latest.pop(run_id, None)
 
     def close(self) -> None:
         """End everybody's following, also of those who come later: the process stops."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -21,13 +20,12 @@ from runbell.errors import StorageUnavailable
 from runbell.runs import RunStatus
 from runbell.service.changes import Changes, Moved
 from runbell.service.feeds import Feeds
+from runbell.storage.lasting import lasting
 from runbell.storage.listening import Listener
 from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.store import Transaction
 
 __all__ = ["CHANNEL", "Neighbours", "SharedChanges", "ToldRun"]
-
-logger = logging.getLogger(__name__)
 
 CHANNEL = "runbell_changes"
 
@@ -42,9 +40,6 @@ MOST_UNTOLD = 10_000
 
 TOGETHER_SECONDS = 0.008
 """From one message to the next, under load: what happens meanwhile is told together."""
-
-AGAIN_SECONDS = 0.2
-"""From one try to tell them to the next."""
 
 TELL = """
 SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, message)
@@ -96,17 +91,23 @@ class SharedChanges(Changes):
     process could not tell any more, since it was killed, is found by whoever looks again.
     """
 
-    def __init__(self, store: PostgresqlStore) -> None:
+    def __init__(self, store: PostgresqlStore, listener: Listener) -> None:
         super().__init__()
         self.sender = secrets.token_hex(4)
         self._store = store
+        self._listener = listener
         self._untold = _Message(self.sender)
         self._news = asyncio.Event()
         self._telling: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to tell others."""
-        self._telling = asyncio.create_task(self._tell_all(), name="neighbours-telling")
+        telling = lasting("telling other processes", self._tell_next)
+        self._telling = asyncio.create_task(telling, name="neighbours-telling")
+
+    @property
+    def deaf(self) -> bool:
+        return self._listener.deaf
 
     def announce(self, tx: Transaction, run: Moved) -> None:
         super().announce(tx, run)
@@ -124,16 +125,10 @@ class SharedChanges(Changes):
             untold.append(what)
             self._news.set()
 
-    async def _tell_all(self) -> None:
-        while True:
-            await self._news.wait()
-            try:
-                await self._tell()
-            except StorageUnavailable:
-                # Whoever has lost the database too looks again by itself.
-                await asyncio.sleep(AGAIN_SECONDS)
-            else:
-                await asyncio.sleep(TOGETHER_SECONDS)
+    async def _tell_next(self) -> None:
+        await self._news.wait()
+        await self._tell()
+        await asyncio.sleep(TOGETHER_SECONDS)
 
     async def _tell(self) -> None:
         """Tell what there is to tell."""
@@ -150,7 +145,9 @@ class SharedChanges(Changes):
             ]
             try:
                 await self._store.fetch(TELL, CHANNEL, parts)
-            except StorageUnavailable:
+            except (StorageUnavailable, asyncio.CancelledError):
+                # What can't be told for another reason never can be, and must not stand in the way
+                # of everything else: it is found by whoever looks again.
                 self._untold.runs[:0] = untold.runs
                 self._untold.wakes[:0] = wakes
                 self._news.set()
@@ -190,8 +187,10 @@ class Neighbours:
         self._working: list[Callable[[], None]] = []
         self._fresh: set[str] = set()
         self._behind: dict[str, int] = {}
-        self._settling: asyncio.Task[None] | None = None
-        self._looking: set[asyncio.Task[Any]] = set()
+        self._gaps: list[Callable[[], None]] = []
+        self._unsettled, self._unseen = asyncio.Event(), asyncio.Event()
+        self._pause = FIRST_SECONDS
+        self._tasks: list[asyncio.Task[None]] = []
         listener.subscribe(CHANNEL, self._hear)
         listener.on_gap(self._miss)
 
@@ -202,6 +201,20 @@ class Neighbours:
     def on_work(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when another process may have put jobs that are due."""
         self._working.append(callback)
+
+    def on_gap(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when a change in another process may have been missed."""
+        self._gaps.append(callback)
+
+    def start(self) -> None:
+        """Begin to look at what was told."""
+        self._tasks = [
+            asyncio.create_task(lasting(what, step), name=name)
+            for what, step, name in (
+                ("looking for the feed's end", self._settle_next, "feeds-settling"),
+                ("looking for what was missed", self._look, "neighbours-missed"),
+            )
+        ]
 
     def _hear(self, payload: str) -> None:
         message = _decode(payload)
@@ -225,46 +238,48 @@ class Neighbours:
         That is when all have ended that were begun before it, about which nobody tells anything.
         """
         self._fresh.add(project)
-        if self._settling is None or self._settling.done():
-            self._settling = asyncio.create_task(self._settle_all(), name="feeds-settling")
+        self._unsettled.set()
 
-    async def _settle_all(self) -> None:
-        pause = FIRST_SECONDS
-        while self._fresh or self._behind:
-            fresh, self._fresh = self._fresh, set()
-            try:
-                horizon, latest = (await self._store.fetch(HORIZON))[0]
-            except StorageUnavailable:
-                # The gap that comes with it has everybody look.
-                self._behind.clear()
-                return
-            for project in fresh:
-                self._behind[project] = latest
-            for project, until in list(self._behind.items()):
-                if until <= horizon:
-                    del self._behind[project]
-                    self._feeds.look_again(project)
-                    self._changes.wake(project)
-            if self._behind:
-                await self._clock.sleep(pause)
-                pause = min(LAST_SECONDS, pause * 1.5)
+    async def _settle_next(self) -> None:
+        if not (self._fresh or self._behind):
+            self._pause = FIRST_SECONDS
+            self._unsettled.clear()
+            await self._unsettled.wait()
+        fresh, self._fresh = self._fresh, set()
+        try:
+            horizon, latest = (await self._store.fetch(HORIZON))[0]
+        except BaseException:
+            self._fresh |= fresh
+            raise
+        for project in fresh:
+            self._behind[project] = latest
+        for project, until in list(self._behind.items()):
+            if until <= horizon:
+                del self._behind[project]
+                self._feeds.look_again(project)
+                self._changes.wake(project)
+        if self._behind:
+            await self._clock.sleep(self._pause)
+            self._pause = min(LAST_SECONDS, self._pause * 1.5)
 
     def _miss(self) -> None:
         self._feeds.look_again()
         self._changes.wake_all()
-        task = asyncio.create_task(self._look(), name="neighbours-missed")
-        self._looking.add(task)
-        task.add_done_callback(self._looking.discard)
+        for callback in self._gaps:
+            callback()
+        self._unseen.set()
 
     async def _look(self) -> None:
+        await self._unseen.wait()
+        self._unseen.clear()
         try:
             await self._missed()
-        except StorageUnavailable as error:
-            logger.warning("what was missed is not known: %s", error)
+        except BaseException:
+            self._unseen.set()
+            raise
 
     async def close(self) -> None:
         """Look no more."""
-        tasks = [*self._looking, *([self._settling] if self._settling is not None else [])]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)

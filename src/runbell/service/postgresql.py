@@ -55,8 +55,9 @@ class PostgresqlDatabase(Database):
         self._neighbours: Neighbours | None = None
         self._retelling: Retelling | None = None
         self._jobs: PgQueuerJobs | None = None
-        self.shared_changes = self.changes = SharedChanges(store)
+        self.shared_changes = self.changes = SharedChanges(store, listener)
         self.shared_clock = self.clock = SharedClock(store)
+        listener.on_silence(store.drop)
 
     def jobs(self, clock: Clock, lanes: Lanes, settings: Settings) -> Jobs:
         self._jobs = PgQueuerJobs(
@@ -79,6 +80,8 @@ class PostgresqlDatabase(Database):
         if self._jobs is not None:
             neighbours.on_work(self._jobs.look)
         self._retelling = Retelling(ctx, neighbours)
+        self._retelling.start()
+        neighbours.start()
         self.shared_changes.start()
         self.shared_clock.start()
         await self._listener.start(CHANNEL, engine.CHANNEL)

@@ -7,11 +7,10 @@ says when a job is due. So there is one clock, and that of a machine may be wron
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 
-from runbell.errors import StorageUnavailable
+from runbell.storage.lasting import lasting
 from runbell.storage.postgresql import PostgresqlStore
 
 __all__ = ["SharedClock"]
@@ -68,13 +67,13 @@ class SharedClock:
 
     def start(self) -> None:
         """Keep it right, until it is stopped."""
-        self._keeping = asyncio.create_task(self._keep(), name="shared-clock")
+        self._keeping = asyncio.create_task(
+            lasting("asking for the time", self._keep), name="shared-clock"
+        )
 
     async def _keep(self) -> None:
-        while True:
-            await asyncio.sleep(SET_SECONDS)
-            with contextlib.suppress(StorageUnavailable):
-                await self.set()
+        await asyncio.sleep(SET_SECONDS)
+        await self.set()
 
     async def stop(self) -> None:
         """Ask no more."""

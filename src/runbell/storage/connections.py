@@ -10,12 +10,10 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING
+
+import asyncpg
 
 from runbell.errors import StorageUnavailable
-
-if TYPE_CHECKING:
-    import asyncpg
 
 __all__ = ["Connections"]
 
@@ -44,7 +42,8 @@ class Connections:
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[asyncpg.Connection]:
         """A connection for a block. One that is left in the middle of a statement, or of a
-        transaction, is not lent again.
+        transaction, is not lent again, and neither is one to a server that only reads now: another
+        has taken over from it.
 
         Raises:
             StorageUnavailable: all are in use, for too long.
@@ -53,12 +52,18 @@ class Connections:
         connection = await self._borrow()
         try:
             yield connection
-        except asyncio.CancelledError:
-            # Its statement may still be under way.
+        except (asyncio.CancelledError, asyncpg.ReadOnlySQLTransactionError):
+            # Where it was cancelled, its statement may still be under way.
             connection.terminate()
             raise
         finally:
             self._give_back(connection)
+
+    def drop(self) -> None:
+        """Let go of all connections: who uses one hears that it was lost. New ones are made."""
+        dropped, self._free = [*self._free, *self._lent], []
+        for connection in dropped:
+            connection.terminate()
 
     async def close(self) -> None:
         """Close them all, those in use too."""
@@ -104,20 +109,24 @@ class Connections:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            return await asyncio.wait_for(turn, self._patience)
-        except TimeoutError:
-            # Its place in the line goes when it is reached.
-            raise StorageUnavailable(
-                f"none of {self._most} connections became free within {self._patience:g} s"
-            ) from None
+            # Not `wait_for`, which can say that the time is over and keep what came just then.
+            await asyncio.wait((turn,), timeout=self._patience)
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if turn.done():
                 connection = turn.result()
                 if connection is None:
                     self._pass_on(None)
                 else:
                     self._give_back(connection)
             raise
+        finally:
+            # Its place in the line goes when it is reached.
+            turn.cancel()
+        if turn.cancelled():
+            raise StorageUnavailable(
+                f"none of {self._most} connections became free within {self._patience:g} s"
+            )
+        return turn.result()
 
     def _give_back(self, connection: asyncpg.Connection) -> None:
         self._lent.discard(connection)

@@ -13,9 +13,8 @@ from collections.abc import Callable
 
 import asyncpg
 
-from runbell.errors import StorageUnavailable
-from runbell.pacing import RetryBackoff
-from runbell.storage.postgresql import connect
+from runbell.storage.lasting import lasting
+from runbell.storage.postgresql import connect, unavailable
 
 __all__ = ["Listener"]
 
@@ -23,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 5.0
 """How often the connection is tried: a network may lose it without a word."""
+
+DEAF_SECONDS = 15.0
+"""After how long without a connection a process does not know enough to be asked."""
 
 
 class Listener:
@@ -35,9 +37,11 @@ class Listener:
     def __init__(self, url: str, rng: random.Random | None = None) -> None:
         self._url = url
         self._rng = rng or random.Random()
-        self._backoff = RetryBackoff(start=0.05, cap=1.0)
         self._channels: dict[str, list[Callable[[str], None]]] = {}
         self._gaps: list[Callable[[], None]] = []
+        self._silences: list[Callable[[], None]] = []
+        self._lost = asyncio.Event()
+        self._lost_at: float | None = None
         self._connection: asyncpg.Connection | None = None
         self._keeping: asyncio.Task[None] | None = None
 
@@ -48,6 +52,18 @@ class Listener:
     def on_gap(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when it listens again, and may have missed something."""
         self._gaps.append(callback)
+
+    def on_silence(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when its connection gives no answer any more, though nobody has
+        ended it: others to the same server may lead nowhere too."""
+        self._silences.append(callback)
+
+    @property
+    def deaf(self) -> bool:
+        """Nobody has listened for so long that something is wrong."""
+        if self._lost_at is None:
+            return False
+        return asyncio.get_running_loop().time() - self._lost_at > DEAF_SECONDS
 
     @property
     def listens(self) -> bool:
@@ -62,8 +78,9 @@ class Listener:
         """
         for channel in channels:
             self._channels.setdefault(channel, [])
-        lost = await self._listen()
-        self._keeping = asyncio.create_task(self._keep(lost), name="listener")
+        await self._listen()
+        keeping = lasting("listening to the database", self._keep, self._rng)
+        self._keeping = asyncio.create_task(keeping, name="listener")
 
     async def close(self) -> None:
         """Listen no more."""
@@ -75,44 +92,63 @@ class Listener:
             self._connection.terminate()
             self._connection = None
 
-    async def _listen(self) -> asyncio.Event:
-        """Connect; an event that is set when the connection is lost."""
+    async def _listen(self) -> None:
+        """Connect, and listen.
+
+        Raises:
+            StorageUnavailable: the database can't be reached.
+        """
         connection = await connect(self._url, "listener")
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _: lost.set())
-        for channel in self._channels:
-            await connection.add_listener(channel, self._hear)
-        self._connection = connection
-        return lost
+        try:
+            with unavailable():
+                async with asyncio.timeout(CHECK_SECONDS):
+                    for channel in self._channels:
+                        await connection.add_listener(channel, self._hear)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection, self._lost, self._lost_at = connection, lost, None
 
-    async def _keep(self, lost: asyncio.Event) -> None:
-        while True:
-            await self._until_lost(lost)
+    async def _keep(self) -> None:
+        """Wait until the connection is lost, and make another."""
+        if self._lost_at is None:
+            await self._until_lost()
+            self._lost_at = asyncio.get_running_loop().time()
             logger.warning("the connection that listens was lost")
-            failures = 0
-            while True:
-                try:
-                    lost = await self._listen()
-                    break
-                except (StorageUnavailable, asyncpg.PostgresError) as error:
-                    failures += 1
-                    logger.warning("cannot listen: %s", error)
-                    await asyncio.sleep(self._backoff.delay(failures, self._rng))
-            for callback in self._gaps:
-                callback()
+        await self._listen()
+        _call(self._gaps)
 
-    async def _until_lost(self, lost: asyncio.Event) -> None:
+    async def _until_lost(self) -> None:
         assert self._connection is not None
-        while not lost.is_set():
+        while not self._lost.is_set():
             try:
-                await asyncio.wait_for(lost.wait(), CHECK_SECONDS)
+                await asyncio.wait_for(self._lost.wait(), CHECK_SECONDS)
             except TimeoutError:
-                try:
-                    await self._connection.fetchval("SELECT 1", timeout=CHECK_SECONDS)
-                except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                if not await self._answers(self._connection):
                     self._connection.terminate()
                     return
+
+    async def _answers(self, connection: asyncpg.Connection) -> bool:
+        try:
+            await connection.fetchval("SELECT 1", timeout=CHECK_SECONDS)
+        except TimeoutError:
+            _call(self._silences)
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever it is, this one is of no use
+            logger.info("the connection that listens does not work: %s", error)
+            return False
+        return True
 
     def _hear(self, connection: object, pid: int, channel: str, payload: object) -> None:
         for hear in tuple(self._channels.get(channel, ())):
             hear(str(payload))
+
+
+def _call(callbacks: list[Callable[[], None]]) -> None:
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception:
+            logger.exception("what follows a lost connection failed")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -48,6 +49,12 @@ CONNECTIONS = 10
 WAIT_SECONDS = 5.0
 """How long a unit waits for a connection, or for a row, before it is turned away."""
 
+SILENT_SECONDS = 10
+"""How long the other end of a connection may be away before the connection is given up."""
+
+KEEPALIVE_SECONDS = 5
+"""How often an idle one is asked whether it is there."""
+
 MAX_WAITING = 10_000
 """Units that may wait for a connection before further ones are turned away."""
 
@@ -62,6 +69,11 @@ AGAIN_SECONDS = 0.05
 OUTCOME = "SELECT pg_xact_status($1::text::xid8)"
 """`committed`, `aborted`, `in progress`. A server that has taken over from another answers for
 itself: of what it was not sent in time it does not know, and may use the number again."""
+
+ELSEWHERE = "in the future"
+"""Of a number that such a server has not given to anybody yet."""
+
+NOT_KNOWN = "the database was lost during a commit, which may have happened or not"
 
 SESSION = {
     "application_name": "runbell",
@@ -168,6 +180,11 @@ class PostgresqlStore:
             async with self._engines.one() as connection:
                 return cast(list[Row], await connection.fetch(text, *args))
 
+    def drop(self) -> None:
+        """Let go of all connections, which were found to lead nowhere."""
+        self._connections.drop()
+        self._engines.drop()
+
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
@@ -250,16 +267,23 @@ class PostgresqlStore:
         deadline = self._loop.time() + WAIT_SECONDS
         while True:
             with contextlib.suppress(StorageUnavailable, *_UNAVAILABLE):
-                async with self._connections.one() as connection:
-                    status = await connection.fetchval(OUTCOME, transaction_id)
+                status = await self._outcome(transaction_id)
                 if status in ("committed", "aborted"):
-                    return bool(status == "committed")
+                    return status == "committed"
+                if status == ELSEWHERE:
+                    # Asked again, it may speak of another that was given the same number.
+                    deadline = 0.0
                 # The server may not have noticed yet that nobody waits for its answer.
             if self._loop.time() >= deadline:
-                raise OutcomeUnknown(
-                    "the database was lost during a commit, which may have happened or not"
-                )
+                raise OutcomeUnknown(NOT_KNOWN)
             await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _outcome(self, transaction_id: str) -> str | None:
+        async with self._connections.one() as connection:
+            try:
+                return cast(str | None, await connection.fetchval(OUTCOME, transaction_id))
+            except asyncpg.InvalidParameterValueError:
+                return ELSEWHERE
 
 
 async def connect(url: str, purpose: str = "", **settings: str) -> asyncpg.Connection:
@@ -275,12 +299,35 @@ async def connect(url: str, purpose: str = "", **settings: str) -> asyncpg.Conne
     """
     with unavailable(), readable():
         name = f"{SESSION['application_name']} {purpose}".rstrip()
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             url,
             server_settings={**SESSION, "application_name": name, **settings},
             statement_cache_size=STATEMENTS,
             timeout=WAIT_SECONDS,
         )
+    _notice_silence(connection)
+    return connection
+
+
+def _notice_silence(connection: asyncpg.Connection) -> None:
+    """Have the system end a connection whose other end is gone without a word: else a statement
+    waits for a quarter of an hour, and an idle connection for two hours."""
+    # asyncpg has no name of its own for it.
+    transport: asyncio.Transport | None = getattr(connection, "_transport", None)
+    line = None if transport is None else transport.get_extra_info("socket")
+    if line is None or line.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    for level, option, value in (
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", KEEPALIVE_SECONDS),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", KEEPALIVE_SECONDS),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", SILENT_SECONDS // KEEPALIVE_SECONDS),
+        # Linux's own: of what was sent and is not acknowledged, in milliseconds.
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", SILENT_SECONDS * 1000),
+    ):
+        if hasattr(socket, option):
+            with contextlib.suppress(OSError):
+                line.setsockopt(level, getattr(socket, option), value)
 
 
 async def now_ms(connection: asyncpg.Connection) -> int:

@@ -29,6 +29,7 @@ from runbell.storage.store import Row, Transaction
 __all__ = [
     "RunFilter",
     "RunRecord",
+    "Standing",
     "active",
     "begin",
     "cancelling_since",
@@ -45,6 +46,7 @@ __all__ = [
     "pending_messages",
     "record_of",
     "set_metadata",
+    "standing",
     "statuses",
     "take_turn",
     "waiting",
@@ -190,6 +192,13 @@ STATUSES = Statement(
         _r.id.in_([bindparam(f"id{slot}") for slot in range(_SLOTS)])
     ),
 )
+STANDING = Statement(
+    "runs.standing",
+    "The latest changes of runs, by their ids.",
+    select(_r.id, _r.project_id, _r.status, _r.attempt, _r.sequence, _r.updated_at_ms).where(
+        _r.id.in_([bindparam(f"id{slot}") for slot in range(_SLOTS)])
+    ),
+)
 _matching = (
     _r.status.in_([bindparam(f"status{slot}") for slot in range(len(RunStatus))]),
     _r.created_at_ms >= bindparam("created_from"),
@@ -219,6 +228,23 @@ class RunRecord:
 
     run: Run
     config: RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The latest change of a run.
+
+    Attributes:
+        sequence: the number of its event.
+        updated_at_ms: when, in milliseconds since the epoch.
+    """
+
+    id: str
+    project_id: str
+    status: RunStatus
+    attempt: int
+    sequence: int
+    updated_at_ms: int
 
 
 async def begin(tx: Transaction, record: RunRecord) -> None:
@@ -391,6 +417,15 @@ async def statuses(tx: Transaction, project: str, ids: Sequence[str]) -> list[Ru
         for params in _slots(ids)
         for owner, status in await tx.fetch_all(STATUSES, params)
         if owner == project
+    ]
+
+
+async def standing(tx: Transaction, ids: Sequence[str]) -> list[Standing]:
+    """How the runs among these ids stand, of all projects and in no order."""
+    return [
+        Standing(run_id, project, RunStatus(status), *numbers)
+        for params in _slots(ids)
+        for run_id, project, status, *numbers in await tx.fetch_all(STANDING, params)
     ]
 
 

@@ -117,9 +117,7 @@ async def _announce(
     await _owe(ctx, tx, run, event, listening)
     ctx.changes.announce(tx, run)
     tx.after_commit(lambda: _record(ctx, record))
-    tx.after_commit(
-        lambda: ctx.live.tell(run.id, f"thread.run.{run.status}", lambda: run_object(record))
-    )
+    tx.after_commit(lambda: ctx.live.move(run, lambda: run_object(record)))
 
 
 async def _owe(

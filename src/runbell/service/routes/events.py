@@ -104,10 +104,15 @@ async def _frames(
             if more:
                 continue
             # Events of other types wake this feed too, and don't count: nothing is sent for them.
+            reads = ctx.feeds.reads(call.project)
             left = quiet_since + HEARTBEAT_SECONDS - ctx.clock.monotonic()
             if left <= 0 or not await watch.changed(ctx.clock, left):
                 yield b": heartbeat\n\n"
                 quiet_since = ctx.clock.monotonic()
+                if ctx.feeds.reads(call.project) == reads:
+                    # A process that was killed has told nobody of its last commit. One of all
+                    # followers looks, and the others find what it has read.
+                    ctx.feeds.look_again(call.project)
 
 
 ROUTES = (

@@ -24,6 +24,8 @@ __all__ = ["replay_run", "retold", "stream_run"]
 _LAST = frozenset(f"thread.run.{status}" for status in RunStatus if status.is_settled)
 """Events behind which nothing comes, until somebody submits tool outputs."""
 
+UNREADABLE = "The run can't be read now, or is not there any more."
+
 
 def stream_run(follower: Follower, run: Run, first: Iterable[tuple[str, Any]] = ()) -> EventStream:
     """Stream a run, beginning with `first`; ends when the run has settled.
@@ -45,7 +47,7 @@ async def _frames(follower: Follower, first: list[tuple[str, Any]]) -> AsyncGene
                     return
         # The client that has left does not read this any more; every other one has to know that
         # this was not the run's end.
-        yield broken_off()
+        yield _broken_off(follower)
     finally:
         follower.close()
 
@@ -75,7 +77,7 @@ async def _replayed(
             yield _stands(record)
             settled = await _settled(ctx, follower, record.run)
             if settled is None:
-                yield broken_off()
+                yield _broken_off(follower)
                 return
             record = settled
         for step, message in await runs.steps_with_messages(ctx, record.run):
@@ -84,7 +86,7 @@ async def _replayed(
         yield _stands(record)
         yield DONE
     except (RequestRefused, StorageUnavailable):
-        yield broken_off("The run can't be read now, or is not there any more.")
+        yield broken_off(UNREADABLE)
     finally:
         follower.close()
 
@@ -101,6 +103,10 @@ async def _settled(ctx: Context, follower: Follower, run: Run) -> RunRecord | No
                 if record.run.status.is_settled:
                     return record
     return None
+
+
+def _broken_off(follower: Follower) -> bytes:
+    return broken_off(UNREADABLE) if follower.gone else broken_off()
 
 
 def _stands(record: RunRecord) -> bytes:
