@@ -137,6 +137,9 @@ def test_a_prediction_holds_within_its_limits() -> None:
     assert not held(9.4, 1.0)
     assert not held(10.0, 1.16)
     assert not held(10.0, 0.84)
+    # A millisecond and a half, which no stamp tells for certain; three are told.
+    assert planning.Compared("x", 1.0, 1.0, 0.005, 0.0065).held
+    assert not planning.Compared("x", 1.0, 1.0, 0.005, 0.0080).held
 
 
 def test_what_waiting_by_webhook_costs_is_measured() -> None:
