@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -232,7 +231,7 @@ def _answer_calls(house: House, over: threading.Event) -> None:
             given = [{"tool_call_id": call["id"], "output": f"out {call['id']}"} for call in calls]
             path = f"/v1/threads/{run['thread_id']}/runs/{run['id']}/submit_tool_outputs"
             house.api.post(path, {"tool_outputs": given})
-        time.sleep(0.2)
+        over.wait(0.2)
 
 
 PICKED = "SELECT id, queue_manager_id::text FROM pgqueuer WHERE status = 'picked'"
