@@ -41,14 +41,12 @@ class Client:
 
     Attributes:
         answers: how many there were.
-        refusals: how many of them were a 503.
     """
 
     def __init__(self, served: Served) -> None:
         self._served = served
         self.assistant = ""
         self.answers = 0
-        self.refusals = 0
 
     def ask(self, method: str, path: str, json: Any = None) -> Answer:
         """One request, for as long as it takes to get an answer to it.
@@ -65,7 +63,6 @@ class Client:
             self.answers += 1
             if answer.status != 503 or time.monotonic() > deadline:
                 return answer
-            self.refusals += 1
             assert answer.headers["retry-after"] == "1"
             time.sleep(0.1)
 
