@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 
 from runbell import AsyncWaiter
-from runbell.client.records import Polled
+from runbell.client.records import Polled, Told
 from runbell.receiver import Inbox, Receiver
 from tests.receiver.databases import new_inbox
 from tests.served import Served
@@ -77,10 +77,9 @@ def test_a_wait_by_webhook_from_beginning_to_end(tmp_path: Path) -> None:
                     )
                     ended = await asyncio.wait_for(waiter.wait_all(runs, hold=False), 20)
                 assert [run.status for run in ended] == ["completed"] * 5
-                looks = [each for each in polls if isinstance(each, Polled)]
-                asked = [each for each in looks if not each.pushed]
+                asked = [each for each in polls if isinstance(each, Polled)]
                 assert len(asked) < len(runs) / 2, asked
-                assert any(each.pushed for each in looks)
+                assert any(isinstance(each, Told) for each in polls)
                 async with asyncio.timeout(20):
                     while not {run.id for run in runs} <= set(handled):
                         await asyncio.sleep(0.01)

@@ -14,6 +14,7 @@ import runbell
 from runbell.client import threads
 from runbell.client.fleet import Landed
 from runbell.client.learning import Learning
+from runbell.client.records import Polled, Told
 from runbell.client.simulation import Scripted, SimulatedRun, SimulatedRuns, Simulation
 from runbell.client.waiter import _Waiter
 from runbell.clock import VirtualClock
@@ -215,11 +216,21 @@ def test_an_event_ends_a_wait_without_a_call(stage):
         bell.ring(run, status="in_progress")
         bell.ring(settled(stage, run, "completed"))
 
-    with runbell.Waiter(stage.client, events=bell) as waiter, meanwhile(ring):
+    records = []
+    hooks = [records.append]
+    with runbell.Waiter(stage.client, events=bell, hooks=hooks) as waiter, meanwhile(ring):
         ended = waiter.wait(run, timeout=20)
     assert (ended.status, ended.usage.completion_tokens) == ("completed", 1)
     assert not stage.front.seen
     assert not bell.subscribed
+    # Nobody was asked, and hooks are not told that somebody was.
+    assert not any(isinstance(each, Polled) for each in records)
+    told = [each for each in records if isinstance(each, Told)]
+    assert [(each.status, each.previous) for each in told] == [
+        ("in_progress", None),
+        ("completed", "in_progress"),
+    ]
+    assert (told[-1].run_id, records[-1].polls) == (run.id, 0)
 
 
 def test_tools_start_from_an_event(stage):

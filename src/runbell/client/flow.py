@@ -152,16 +152,13 @@ def _saw(wait: Wait, answer: Answer) -> View:
         saw = getattr(wait.policy, "saw", None)
         if saw is not None:
             saw(view, answer.hint)
-    log.debug("%s is %s (look %d)", view.name, view.status, wait.polls)
-    wait.tell(
-        records.Polled,
-        run_id=view.id,
-        status=view.status,
-        previous=previous,
-        polls=wait.polls,
-        run=answer.item,
-        pushed=answer.pushed,
-    )
+    found = {"run_id": view.id, "status": view.status, "previous": previous, "run": answer.item}
+    if answer.pushed:
+        log.debug("%s is %s (told)", view.name, view.status)
+        wait.tell(records.Told, **found)
+    else:
+        log.debug("%s is %s (look %d)", view.name, view.status, wait.polls)
+        wait.tell(records.Polled, polls=wait.polls, **found)
     return view
 
 

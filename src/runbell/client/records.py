@@ -17,6 +17,7 @@ __all__ = [
     "Restarted",
     "Retried",
     "Submitted",
+    "Told",
     "ToolCalled",
     "tell",
 ]
@@ -39,21 +40,34 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Polled(Record):
-    """The server, or an event, said how the run stands.
+    """The server was asked, and said how the run stands.
 
     Attributes:
         status: as the server calls it.
         previous: the status before; None for the first.
         polls: looks of this wait so far, this one included.
         run: the SDK's object.
-        pushed: an event said so: it cost no call.
     """
 
     status: str
     previous: str | None
     polls: int
     run: Any
-    pushed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Told(Record):
+    """An event said how the run stands: nobody was asked, and it cost no call.
+
+    Attributes:
+        status: as the server calls it.
+        previous: the status before; None for the first.
+        run: the SDK's object.
+    """
+
+    status: str
+    previous: str | None
+    run: Any
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from runbell.client.hands import Hands
 from runbell.client.journal import Journal
 from runbell.client.learning import Learning
 from runbell.client.providers import Provider, provider_of
-from runbell.client.records import Hook, Polled, Record
+from runbell.client.records import Hook, Polled, Record, Told
 from runbell.client.server import Server
 from runbell.client.tools import Tool, Tools, check, toolbox
 from runbell.client.wait import Done, Terms, Wait
@@ -460,7 +460,7 @@ class _Updates:
         self._told: str | None = None
 
     def hook(self, record: Record) -> None:
-        if isinstance(record, Polled) and record.status != record.previous:
+        if isinstance(record, Polled | Told) and record.status != record.previous:
             self._tell(record.status, record.elapsed, record.run)
 
     def done(self, wait: Wait, run: Any, error: BaseException | None) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 import re
+import sys
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from runbell.client.journal import read_history
 from runbell.errors import InvalidSetting, MissingExtra
 from runbell.planner.traces import OTHERS, SECONDS_A_MONTH, Trace, Unit
+from runbell.storage.urls import EMBEDDED, embedded_folder, sqlite_file, without_password
 
 __all__ = ["Progress", "from_csv", "from_database", "from_journal", "parse"]
 
@@ -35,6 +39,15 @@ taken together."""
 
 DISTRIBUTION = "lognormal:median=6,p95=25"
 
+URL = r"[A-Za-z][A-Za-z0-9+.-]+:/|(sqlite|postgres(ql)?|postgresql-embedded):"
+"""What is meant as a URL, also where it is written wrong. A drive has a single letter."""
+
+POSTGRESQL = r"postgres(ql)?://.|postgresql-embedded:///."
+
+NO_TEXT = (
+    "can't be read: it is no text in UTF-8. Save it as UTF-8 (in a spreadsheet: as CSV, UTF-8)"
+)
+
 HINT = (
     "Columns are separated by commas (not by ; or tabs), decimals by a point (1.5, not 1,5), and "
     "numbers have no unit (1.5, not 1.5s)."
@@ -42,35 +55,41 @@ HINT = (
 
 
 def parse(text: str, unit: Unit | None = None, progress: Progress = lambda share: None) -> Trace:
-    """What `--durations` says: `lognormal:median=6,p95=25`, or the name of a CSV.
+    """What `--durations` says: `lognormal:median=6,p95=25`, the name of a CSV, or `-` for one that
+    comes by standard input.
 
     Raises:
         InvalidSetting: it makes no sense.
     """
     if not text.strip():
         raise InvalidSetting(f"--durations is empty: name a CSV, or write {DISTRIBUTION}")
-    if not text.startswith("lognormal:"):
+    if text == "-":
+        return _from_csv("standard input", "standard input", sys.stdin.buffer, unit, lambda: None)
+    family, separator, parameters = text.partition(":")
+    if family.strip() != "lognormal" or not separator:
         if _names_a_distribution(text):
             raise InvalidSetting(
                 f"--durations {text!r} is no file and no distribution that is known: the one that "
                 f"is known is {DISTRIBUTION}, in seconds"
             )
         return from_csv(Path(text), unit, progress)
-    words = re.fullmatch(r"lognormal:\s*median=([^,]+),\s*p95=([^,]+)", text)
-    try:
-        values = [float(word) for word in words.groups()] if words else []
-    except ValueError:
-        values = []
-    if len(values) != 2:
+    pairs = [pair.partition("=")[::2] for pair in parameters.split(",")]
+    values = {name.strip(): value for name, value in pairs if _is_float(value)}
+    if len(pairs) != 2 or values.keys() != {"median", "p95"}:
+        if re.search(r"\d,\d", parameters):
+            raise InvalidSetting(
+                f"--durations {text!r} is no distribution: decimals have a point, as in "
+                "lognormal:median=6.5,p95=25, in seconds"
+            )
         raise InvalidSetting(
             f"--durations {text!r} is no distribution: write {DISTRIBUTION}, in seconds"
         )
-    return Trace.lognormal(values[0], values[1], unit=unit)
+    return Trace.lognormal(float(values["median"]), float(values["p95"]), unit=unit)
 
 
 def _names_a_distribution(text: str) -> bool:
     """As in `LogNormal:…` or `weibull:…`, where there is no such file."""
-    meant = re.match(r"[A-Za-z_]\w+:", text) is not None or "median=" in text
+    meant = re.match(r"\s*[A-Za-z_]\w+\s*:", text) is not None or "median=" in text
     return meant and not Path(text).exists()
 
 
@@ -117,26 +136,44 @@ def from_csv(
     Raises:
         InvalidSetting: there is no such file, or a row is no duration, or these are not seconds.
     """
-    kinds = _Gathered()
     try:
-        # A BOM is what spreadsheets put in front.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file)
-            first = next(rows, [])
-            columns = _columns(path, first, unit)
-            if not columns.named and first:
-                kinds[columns.kind_of(first)].append(_seconds(path, 1, first, columns))
-            for kind, seconds in _read(path, rows, columns, _told(path, file, progress)):
-                kinds[kind].append(seconds)
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        with path.open("rb") as file:
+            tell = _told(path, file, progress)
+            trace = _from_csv(str(path), path.name, file, unit, tell)
+    except (OSError, ValueError) as error:
         raise InvalidSetting(f"--durations {path} can't be read: {error}") from error
+    progress(1.0)
+    return trace
+
+
+def _from_csv(
+    name: str, source: str, file: BinaryIO, unit: Unit | None, tell: Callable[[], None]
+) -> Trace:
+    """See `from_csv`; `name` and `source`: what the file is called in errors, and in the plan."""
+    kinds = _Gathered()
+    # A BOM is what spreadsheets put in front.
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    try:
+        rows = csv.reader(text)
+        first = next(rows, [])
+        if any("\0" in cell for cell in first):
+            raise InvalidSetting(f"--durations {name} {NO_TEXT}")
+        columns = _columns(name, first, unit)
+        if not columns.named and first:
+            kinds[columns.kind_of(first)].append(_seconds(name, 1, first, columns))
+        for kind, seconds in _read(name, rows, columns, tell):
+            kinds[kind].append(seconds)
+    except UnicodeDecodeError as error:
+        raise InvalidSetting(f"--durations {name} {NO_TEXT}") from error
+    except (OSError, csv.Error) as error:
+        raise InvalidSetting(f"--durations {name} can't be read: {error}") from error
+    finally:
+        text.detach()  # whoever has opened the file closes it
     scale = 0.001 if unit == "ms" else 1.0
     found = kinds.found()
     if scale != 1.0:
         found = {kind: values * scale for kind, values in found.items()}
-    trace = Trace(found, str(path.name), sure=unit is not None, remarks=kinds.remarks)
-    progress(1.0)
-    return trace
+    return Trace(found, source, sure=unit is not None, remarks=kinds.remarks)
 
 
 class _Columns(NamedTuple):
@@ -151,34 +188,34 @@ class _Columns(NamedTuple):
         return "runs" if self.kind is None else row[self.kind]
 
 
-def _columns(path: Path, first: list[str], unit: Unit | None) -> _Columns:
+def _columns(name: str, first: list[str], unit: Unit | None) -> _Columns:
     names = [cell.strip().lower() for cell in first]
     if not first or _is_number(first[-1]):
         if len(first) > 2 or (len(first) == 2 and _is_number(first[0])):
             raise InvalidSetting(
-                f"{path}, line 1: {len(first)} columns without names, of which the first is "
+                f"{name}, line 1: {len(first)} columns without names, of which the first is "
                 f"{first[0]!r}: put a heading above them, key,duration_s. {HINT}"
             )
         return _Columns(len(first) - 1, 0 if len(first) > 1 else None, False, len(first))
-    in_ms = next((name for name in names if name in MILLISECONDS), None)
+    in_ms = next((each for each in names if each in MILLISECONDS), None)
     if in_ms and unit is None:
         raise InvalidSetting(
-            f"{path}: the column {in_ms} holds milliseconds, by its name: say --unit ms"
+            f"{name}: the column {in_ms} holds milliseconds, by its name: say --unit ms"
         )
-    known = [place for place, name in enumerate(names) if name in (*SECONDS, *MILLISECONDS)]
+    known = [place for place, each in enumerate(names) if each in (*SECONDS, *MILLISECONDS)]
     if len(names) == 1 and not known and re.search(r"[;\t|]", first[0]):
-        raise InvalidSetting(f"{path}: the heading {first[0]!r} is one column. {HINT}")
+        raise InvalidSetting(f"{name}: the heading {first[0]!r} is one column. {HINT}")
     if not known and len(names) > 1:
         raise InvalidSetting(
-            f"{path}: none of the columns {', '.join(names)} holds durations by its name: "
+            f"{name}: none of the columns {', '.join(names)} holds durations by its name: "
             "call it duration_s"
         )
-    kind = next((place for place, name in enumerate(names) if name in KINDS), None)
+    kind = next((place for place, each in enumerate(names) if each in KINDS), None)
     return _Columns(known[0] if known else 0, kind, True, len(names))
 
 
 def _read(
-    path: Path, rows: Iterator[list[str]], columns: _Columns, tell: Callable[[], None]
+    name: str, rows: Iterator[list[str]], columns: _Columns, tell: Callable[[], None]
 ) -> Iterator[tuple[str, float]]:
     duration, kind, count = columns.duration, columns.kind, columns.width
     left = ROWS_A_STEP
@@ -187,23 +224,23 @@ def _read(
             continue
         if len(row) > count:
             raise InvalidSetting(
-                f"{path}, line {line}: {len(row)} columns, and the first line has {count}. {HINT}"
+                f"{name}, line {line}: {len(row)} columns, and the first line has {count}. {HINT}"
             )
         try:  # written out: a call less for each of a million rows
             seconds = float(row[duration])
-            name = "runs" if kind is None else row[kind]
+            key = "runs" if kind is None else row[kind]
         except (ValueError, IndexError):
-            seconds, name = _seconds(path, line, row, columns), columns.kind_of(row)
+            seconds, key = _seconds(name, line, row, columns), columns.kind_of(row)
         if not seconds >= 0:
-            seconds = _seconds(path, line, row, columns)
-        yield name, seconds
+            seconds = _seconds(name, line, row, columns)
+        yield key, seconds
         left -= 1
         if not left:
             left = ROWS_A_STEP
             tell()
 
 
-def _seconds(path: Path, line: int, row: list[str], columns: _Columns) -> float:
+def _seconds(name: str, line: int, row: list[str], columns: _Columns) -> float:
     """The duration in a row.
 
     Raises:
@@ -212,56 +249,67 @@ def _seconds(path: Path, line: int, row: list[str], columns: _Columns) -> float:
     places = max(columns.duration, columns.kind or 0)
     if len(row) <= places:
         raise InvalidSetting(
-            f"{path}, line {line}: {len(row)} columns, {places + 1} are needed. {HINT}"
+            f"{name}, line {line}: {len(row)} columns, {places + 1} are needed. {HINT}"
         )
     text = row[columns.duration].strip()
     if not _is_number(text):
-        raise InvalidSetting(f"{path}, line {line}: {text!r} is no number of seconds. {HINT}")
+        raise InvalidSetting(f"{name}, line {line}: {text!r} is no number of seconds. {HINT}")
     if not float(text) >= 0:
-        raise InvalidSetting(f"{path}, line {line}: {text} is no duration: it is below 0")
+        raise InvalidSetting(f"{name}, line {line}: {text} is no duration: it is below 0")
     return float(text)
 
 
 def _is_number(text: str) -> bool:
+    return _is_float(text) and not math.isnan(float(text))
+
+
+def _is_float(text: str) -> bool:
     try:
-        return float(text) == float(text)
+        float(text)
     except ValueError:
         return False
+    return True
 
 
-def _told(path: Path, file: object, progress: Progress) -> Callable[[], None]:
+def _told(path: Path, file: BinaryIO, progress: Progress) -> Callable[[], None]:
     size = max(path.stat().st_size, 1) if path.is_file() else 0
-    binary = getattr(file, "buffer", None)
 
     def tell() -> None:
-        if size and binary is not None:
-            progress(min(binary.tell() / size, 1.0))
+        if size:
+            progress(min(file.tell() / size, 1.0))
 
     return tell
 
 
-def from_database(path: Path, progress: Progress = lambda share: None) -> Trace:
+def from_database(where: str | Path, progress: Progress = lambda share: None) -> Trace:
     """The history of a run service: every run that ended by itself, by its assistant
-    and its model.
+    and its model. It is only read, and may be in use.
+
+    Args:
+        where: a file, or a URL: `sqlite:///…`, `postgresql://…`, `postgresql-embedded`.
 
     Raises:
-        MissingExtra: the packages of the service are not installed.
+        MissingExtra: the packages of the service, or of PostgreSQL, are not installed.
         ConfigurationError: this is no database of a run service.
-        InvalidSetting: no run has ended in it.
+        StorageUnavailable: it can't be reached.
+        InvalidSetting: no run has ended in it; or it can't be read for this.
     """
+    option = "--from-database"
     try:
-        from runbell.storage import history
-        from runbell.storage.migrate import SERVICE, require_current
-        from runbell.storage.sqlite import read_only
+        from runbell.storage import history, reading
+        from runbell.storage.migrate import SERVICE
     except ModuleNotFoundError as error:
-        raise MissingExtra("--from-database", "serve") from error
-    _require_file("--from-database", path)
-    require_current(path, replace(SERVICE, option="--from-database"))
+        raise MissingExtra(option, "serve") from error
+    place = _place(option, where, databases=True)
+    if isinstance(place, Path):
+        _require_file(option, place)
     kinds = _Gathered()
-    found = read_only(path, lambda tx: history.read(tx, kinds, progress))
+    found = reading.look_back(
+        place, lambda tx: history.read(tx, kinds, progress), replace(SERVICE, option=option)
+    )
     return Trace(
         kinds.found(),
-        f"{path.name}, {found.ended:,} runs",
+        f"{_name(place)}, {found.ended:,} runs",
         left_out=found.left_out,
         runs_per_month=_a_month(found.ended + found.left_out, found.first_ms, found.last_ms),
         sure=True,
@@ -269,15 +317,20 @@ def from_database(path: Path, progress: Progress = lambda share: None) -> Trace:
     )
 
 
-def from_journal(path: Path) -> Trace:
+def from_journal(where: str | Path) -> Trace:
     """What a waiter has written down: how long the runs took that it waited for, by their kind.
 
     The time that a run's tools took is not in it: nobody asks for the run meanwhile.
+
+    Args:
+        where: a file, or `sqlite:///…`.
 
     Raises:
         ConfigurationError: this is no journal, or it can't be read.
         InvalidSetting: no durations are in it.
     """
+    path = _place("--from-journal", where, databases=False)
+    assert isinstance(path, Path)
     _require_file("--from-journal", path)
     found = read_history(path)
     known = sum(map(len, found.kinds.values()))
@@ -288,6 +341,43 @@ def from_journal(path: Path) -> Trace:
         runs_per_month=_a_month(found.runs, found.first_ms, found.last_ms),
         sure=True,
     )
+
+
+def _place(option: str, where: str | Path, *, databases: bool) -> Path | str:
+    """The file that is named, or the URL of a PostgreSQL database.
+
+    Raises:
+        InvalidSetting: it is neither.
+    """
+    if isinstance(where, Path):
+        return where
+    if where == EMBEDDED and databases:
+        return where
+    if re.match(URL, where) is None:
+        return Path(where)
+    try:
+        file = sqlite_file(where)
+    except ValueError as error:
+        raise InvalidSetting(f"{option} {where}: {error}") from None
+    if file is not None:
+        return file
+    if databases and re.match(POSTGRESQL, where) is not None:
+        return where
+    more = f", postgresql://USER@HOST/DATABASE or {EMBEDDED}" if databases else ""
+    raise InvalidSetting(
+        f"{option} {without_password(where)} can't be read: name a file, as runbell.db, "
+        f"sqlite:///runbell.db or sqlite:////var/lib/runbell.db{more}"
+    )
+
+
+def _name(place: Path | str) -> str:
+    """What a database is called where its history is shown."""
+    if isinstance(place, Path):
+        return place.name
+    if place.startswith(EMBEDDED):
+        return embedded_folder(place).name
+    address = without_password(place).partition("?")[0]
+    return address.rpartition("/")[2] or address
 
 
 def _require_file(option: str, path: Path) -> None:

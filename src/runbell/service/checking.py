@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from runbell.errors import ConfigurationError
 from runbell.service.jobs.held import held_jobs
 from runbell.service.settings import location
 from runbell.storage.check import check
-from runbell.storage.migrate import HEAD
-from runbell.storage.migrate_postgresql import revision
+from runbell.storage.migrate_postgresql import require_current_revision
 from runbell.storage.postgresql import PostgresqlView, connect, now_ms, others, unavailable
 from runbell.storage.report import Report
 
@@ -24,12 +22,7 @@ async def check_postgresql(url: str) -> Report:
     connection = await connect(url)
     try:
         with unavailable():
-            current = await revision(connection)
-            if current != HEAD:
-                raise ConfigurationError(
-                    f"{location(url)} has schema {current or 'none'}, this version of Runbell has "
-                    f"{HEAD}: name another with --database, or see runbell migrate"
-                )
+            await require_current_revision(connection, location(url))
             moment_ms = await now_ms(connection) if await others(connection) else None
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 view = PostgresqlView(connection)

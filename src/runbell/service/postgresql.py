@@ -8,7 +8,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from runbell.clock import Clock
 from runbell.errors import ConfigurationError
@@ -18,7 +17,7 @@ from runbell.service.jobs.pgqueuer import PgQueuerJobs
 from runbell.service.neighbours import CHANNEL, Neighbours, SharedChanges
 from runbell.service.operations.context import Context
 from runbell.service.retelling import Retelling
-from runbell.service.settings import EMBEDDED, Settings, location
+from runbell.service.settings import Settings, location
 from runbell.service.shared_clock import SharedClock
 from runbell.service.shared_limits import SharedLimits
 from runbell.storage.listening import Listener
@@ -26,7 +25,7 @@ from runbell.storage.migrate import SERVICE
 from runbell.storage.migrate_postgresql import LOCK, revision, upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore, connect, unavailable
 from runbell.storage.private_postgresql import PrivatePostgresql
-from runbell.storage.urls import without_password
+from runbell.storage.urls import embedded_folder, without_password
 
 if TYPE_CHECKING:
     import asyncpg
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["PostgresqlDatabase", "migrate", "migrating", "open_postgresql", "private_server"]
 
 logger = logging.getLogger(__name__)
-
-PRIVATE_FOLDER = "runbell.postgresql"
-"""Where the data of a private server is, unless the URL says so."""
 
 LOCK_SECONDS = 2
 """How long a change of the schema waits for a table, and others behind it, before it lets them."""
@@ -198,8 +194,7 @@ async def as_it_is(url: str) -> AsyncIterator[asyncpg.Connection]:
 @contextlib.contextmanager
 def private_server(url: str) -> Iterator[tuple[str, Path]]:
     """A server of this process's own: the URL of its database, and where its data is."""
-    path = unquote(url.removeprefix(EMBEDDED).removeprefix("://").removeprefix("/"))
-    folder = Path(path or PRIVATE_FOLDER).resolve()
+    folder = embedded_folder(url)
     server = PrivatePostgresql(folder)
     server.start()
     try:

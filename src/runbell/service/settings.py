@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 from runbell.errors import InvalidSetting
 from runbell.service.upstreams import UpstreamSettings, read_upstreams
 from runbell.service.variables import FILE, variable
-from runbell.storage.urls import check_readable, without_password
+from runbell.storage.urls import EMBEDDED, check_readable, sqlite_file, without_password
 
 __all__ = [
     "EMBEDDED",
@@ -27,9 +26,6 @@ __all__ = [
 ]
 
 N = TypeVar("N", int, float)
-
-EMBEDDED = "postgresql-embedded"
-"""Names a database on a PostgreSQL server that the service starts for itself."""
 
 SIMILAR = 0.9
 """How much of its letters an unknown variable shares with a setting's to be one misspelt."""
@@ -246,25 +242,18 @@ def sqlite_path(url: str) -> Path:
     Raises:
         InvalidSetting: the URL is not one that this version can use.
     """
-    scheme, separator, path = url.partition("://")
-    if not separator or scheme != "sqlite" or not path.startswith("/"):
+    try:
+        path = sqlite_file(url)
+    except ValueError as error:
+        raise _wrong("database", url, str(error)) from None
+    if path is None:
         raise _wrong(
             "database",
             without_password(url),
             "use sqlite:///runbell.db, beside you, or sqlite:////var/lib/runbell.db, from the "
             f"root; to serve, postgresql://USER@HOST/DATABASE or {EMBEDDED} too",
         )
-    if "?" in path or "#" in path:
-        raise _wrong(
-            "database",
-            url,
-            "options behind the file's name are not supported; write a '?' in a name as %3F, a "
-            "'#' as %23",
-        )
-    name = unquote(path[1:])
-    if not name or name == ":memory:" or name.endswith("/"):
-        raise _wrong("database", url, "it has to be a file, so that runs survive a restart")
-    return Path(name)
+    return path
 
 
 def _checked(item: dataclasses.Field[Any], value: Any) -> Any:

@@ -17,7 +17,8 @@ from runbell.storage.store import Transaction
 
 __all__ = ["History", "read"]
 
-PAGE = 5000
+PAGE = 1000
+"""Rows that are read at once, each with all that its run was told to do."""
 
 _r = schema.runs.c
 

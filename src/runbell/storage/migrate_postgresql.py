@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LOCK",
     "bring_forward",
+    "require_current_revision",
     "revision",
     "statements",
     "stay_ahead",
@@ -175,6 +176,25 @@ async def revision(connection: asyncpg.Connection, lineage: Lineage = SERVICE) -
         f"SELECT version_num FROM {lineage.version_table}"  # noqa: S608 - a constant
     )
     return found
+
+
+async def require_current_revision(
+    connection: asyncpg.Connection, name: str, lineage: Lineage = SERVICE
+) -> None:
+    """Make sure that a database is one of this version; it is not changed.
+
+    Args:
+        name: what it is called in messages; without a password.
+
+    Raises:
+        ConfigurationError: it is none of ours, or of another version.
+    """
+    current = await revision(connection, lineage)
+    if current != lineage.head:
+        raise ConfigurationError(
+            f"{name} has schema {current or 'none'}, this version of Runbell has {lineage.head}: "
+            f"name another with {lineage.option}, or see runbell migrate"
+        )
 
 
 def statements(current: str | None, target: str = "head", *, lineage: Lineage = SERVICE) -> str:

@@ -65,13 +65,26 @@ class PrivatePostgresql:
     def url(self, database: str = "postgres") -> str:
         """Where a database of this server is, for `asyncpg` and others."""
         assert self._sockets is not None, "the server is not started"
-        return f"postgresql://runbell@/{database}?host={quote(str(self._sockets))}"
+        return _url(str(self._sockets), database)
 
     @property
     def pid(self) -> int:
         """The server's first process."""
         assert self._process is not None, "the server is not started"
         return self._process.pid
+
+    @property
+    def has_data(self) -> bool:
+        """A server was started on this folder before."""
+        return (self._data / "PG_VERSION").exists()
+
+    def url_of_running(self, database: str = "postgres") -> str | None:
+        """Where a database is of the server that another process runs on this data; None where
+        none takes connections."""
+        if self._running() is None:
+            return None
+        lines = self._status()
+        return _url(lines[4], database) if _says_ready(lines) else None
 
     def start(self) -> None:
         """Start the server; returns when it takes connections."""
@@ -82,7 +95,7 @@ class PrivatePostgresql:
         self._sockets = Path(tempfile.mkdtemp(prefix="runbell-pg-"))
         self._own(self._sockets, account)
         try:
-            if not (self._data / "PG_VERSION").exists():
+            if not self.has_data:
                 self._make(binaries, account)
             self._await_the_end_of_another()
             self._launch(binaries, account)
@@ -156,7 +169,7 @@ class PrivatePostgresql:
     def _running(self) -> int | None:
         """The server that runs on this data."""
         try:
-            pid = int((self._data / "postmaster.pid").read_text().split("\n")[0])
+            pid = int(self._status()[0])
             os.kill(pid, 0)
         except (OSError, ValueError):
             return None
@@ -192,11 +205,24 @@ class PrivatePostgresql:
 
     def _ready(self) -> bool:
         assert self._process is not None
+        lines = self._status()
+        return lines[0] == str(self._process.pid) and _says_ready(lines)
+
+    def _status(self) -> list[str]:
+        """The lines that a server keeps about itself: its process, …, the folder of its socket,
+        …, and in the eighth whether it is ready (PostgreSQL, `miscadmin.h`)."""
         try:
-            lines = (self._data / "postmaster.pid").read_text().split("\n")
+            return (self._data / "postmaster.pid").read_text().split("\n")
         except OSError:
-            return False
-        return lines[0] == str(self._process.pid) and len(lines) > 7 and lines[7].strip() == "ready"
+            return [""]
+
+
+def _url(sockets: str, database: str) -> str:
+    return f"postgresql://runbell@/{database}?host={quote(sockets)}"
+
+
+def _says_ready(lines: list[str]) -> bool:
+    return len(lines) > 7 and lines[7].strip() == "ready"
 
 
 def _binaries() -> Path:

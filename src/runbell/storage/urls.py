@@ -1,15 +1,55 @@
-"""What of a database's URL may be shown, and whether it can be read."""
+"""What a database's URL names, what of it may be shown, and whether it can be read."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from runbell.errors import ConfigurationError
 
-__all__ = ["check_readable", "readable", "without_password"]
+__all__ = [
+    "EMBEDDED",
+    "check_readable",
+    "embedded_folder",
+    "readable",
+    "sqlite_file",
+    "without_password",
+]
+
+EMBEDDED = "postgresql-embedded"
+"""Names a database on a PostgreSQL server that the service starts for itself."""
+
+PRIVATE_FOLDER = "runbell.postgresql"
+"""Where the data of such a server is, unless the URL says so."""
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file that `sqlite:///…` names; None where the URL is another.
+
+    Raises:
+        ValueError: it names none; says what to write.
+    """
+    scheme, separator, path = url.partition("://")
+    if not separator or scheme != "sqlite" or not path.startswith("/"):
+        return None
+    if "?" in path or "#" in path:
+        raise ValueError(
+            "options behind the file's name are not supported; write a '?' in a name as %3F, a "
+            "'#' as %23"
+        )
+    name = unquote(path[1:])
+    if not name or name == ":memory:" or name.endswith("/"):
+        raise ValueError("it has to be a file, so that runs survive a restart")
+    return Path(name)
+
+
+def embedded_folder(url: str) -> Path:
+    """Where the data is of the server that `postgresql-embedded` names."""
+    path = unquote(url.removeprefix(EMBEDDED).removeprefix("://").removeprefix("/"))
+    return Path(path or PRIVATE_FOLDER).resolve()
 
 
 def without_password(url: str) -> str:
