@@ -1,6 +1,7 @@
 """The report: it needs nothing else, and its charts can be read."""
 
 import re
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -115,6 +116,41 @@ def test_the_line_of_the_waiter_stays_below_the_quota():
         days = [line for line in axes.lines if len(line.get_xdata()) > 10]
         over = [max(line.get_ydata()) > 1 for line in days]
         assert over == [True, True, False, False, False]  # tight loop and SDK; the waiter thrice
+
+
+def covered(axes, marks, reach) -> list[str]:
+    """Names that lie on a mark: of which each takes so many points around its place."""
+    dot = axes.figure.dpi / 72
+    return [
+        each.get_text()
+        for each in axes.texts
+        for x, y in axes.transData.transform(marks)
+        if each.get_window_extent().padded(reach * dot).contains(x, y)
+    ]
+
+
+def marks_of(axes):
+    lines = [each for each in axes.lines if each.get_marker() not in ("None", None)]
+    return [each.get_xydata()[0] for each in lines], lines[0].get_markersize() / 2
+
+
+def test_no_name_lies_on_a_mark(found):
+    with styled():
+        axes = alone(CHARTS[0], found).axes[0]
+        assert covered(axes, *marks_of(axes)) == []
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_no_name_lies_on_a_mark_however_they_crowd(billed, seed):
+    """Policies that are all about as good as each other, as many lie beside Foresight."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for row in billed.rows:
+        calls, mean = np.exp(rng.uniform(-1, 1, 2)) * (5, 1)
+        rows.append(replace(row, calls=calls, delay=replace(row.delay, mean=mean)))
+    with styled():
+        axes = alone(CHARTS[0], replace(billed, rows=tuple(rows))).axes[0]
+        assert covered(axes, *marks_of(axes)) == []
 
 
 def test_no_thin_line_ends_at_the_mark_of_another(found):

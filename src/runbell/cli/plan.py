@@ -23,10 +23,11 @@ Progress = Callable[[float], None]
 
 def plan(
     runs_per_month: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             metavar="NUMBER",
-            help="How many runs there are. Default: as many as the history has.",
+            help="How many runs there are, as 100000, 100,000 or 100k. Default: as many as the "
+            "history has.",
             show_default=False,
         ),
     ] = None,
@@ -35,16 +36,21 @@ def plan(
         typer.Option(
             metavar="CSV|lognormal:…",
             help="How long runs take, in seconds: a CSV with a column duration_s (and perhaps key: "
-            "the kind of run), or lognormal:median=6,p95=25.",
+            "the kind of run), - for one that comes by standard input, or "
+            "lognormal:median=6,p95=25.",
             show_default=False,
         ),
     ] = None,
     from_database: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="How long they took: the database of a run service."),
+        str | None,
+        typer.Option(
+            metavar="FILE|URL",
+            help="How long they took: the database of a run service, as runbell.db, "
+            "sqlite:///runbell.db or postgresql://USER@HOST/DATABASE.",
+        ),
     ] = None,
     from_journal: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="How long they took: the journal of a waiter."),
     ] = None,
     unit: Annotated[
@@ -52,14 +58,14 @@ def plan(
         typer.Option(help="Of the durations: seconds, or milliseconds.", show_default=False),
     ] = None,
     rpm: Annotated[
-        float, typer.Option(metavar="NUMBER", help="Calls a minute that are allowed; 0: any.")
-    ] = 500.0,
+        str, typer.Option(metavar="NUMBER", help="Calls a minute that are allowed; 0: any.")
+    ] = "500",
     price_per_call: Annotated[
         float, typer.Option(metavar="DOLLARS", help="Status calls are rarely billed.")
     ] = 0.0,
     webhook_monthly: Annotated[
-        float, typer.Option(metavar="DOLLARS", help="What a public endpoint costs a month.")
-    ] = 35.0,
+        str, typer.Option(metavar="DOLLARS", help="What a public endpoint costs a month.")
+    ] = "35",
     latency: Annotated[
         float, typer.Option(metavar="SECONDS", help="From a request to its answer.")
     ] = 0.15,
@@ -86,16 +92,19 @@ def plan(
     """
     from runbell.planner import Workload
     from runbell.planner import plan as planned
+    from runbell.planner.words import amount
 
     _require_names(report, png)
+    runs = None if runs_per_month is None else amount("--runs-per-month", runs_per_month)
+    calls, monthly = amount("--rpm", rpm), amount("--webhook-monthly", webhook_monthly)
     with _progress() as step:
         trace = _trace(durations, from_database, from_journal, unit, step("reading"))
         load = Workload(
             trace,
-            runs_per_month=runs_per_month,
-            rpm=rpm or None,
+            runs_per_month=runs,
+            rpm=calls or None,
             price_per_call=price_per_call,
-            webhook_monthly=webhook_monthly,
+            webhook_monthly=monthly,
             latency=latency,
             webhook_loss=webhook_loss,
             peak=peak,
@@ -122,8 +131,8 @@ def _require_names(report: Path | None, png: Path | None) -> None:
 
 def _trace(
     durations: str | None,
-    database: Path | None,
-    journal: Path | None,
+    database: str | None,
+    journal: str | None,
     unit: Literal["s", "ms"] | None,
     progress: Progress,
 ) -> Trace:

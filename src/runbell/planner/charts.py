@@ -145,12 +145,12 @@ def draw_frontier(axes: Axes, plan: Plan) -> None:
     ]
     # Those that lines are drawn of in other charts get the best places.
     names.sort(key=lambda each: (each[2] not in WHO, -each[0]))
-    name_points(axes, names, [*zip(calls, delays, strict=True)], FONT)
     axes.annotate(
         "best possible polling", (calls[-3], delays[-3]),
-        xytext=(-12, 0), textcoords="offset points", ha="right", va="center", color="#555555",
+        xytext=(-14, 0), textcoords="offset points", ha="right", va="center", color="#555555",
         style="italic",
     )  # fmt: skip
+    name_points(axes, names, [*zip(calls, delays, strict=True)])
 
 
 def draw_cost(axes: Axes, plan: Plan) -> None:

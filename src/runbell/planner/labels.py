@@ -8,20 +8,22 @@ from itertools import pairwise, product
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
 
 __all__ = ["folded", "name_ends", "name_points"]
 
 Point = tuple[float, float]
 
-FAR = (12, 22, 34, 48, 64, 84)
+FAR = (12, 22, 34, 48, 64, 84, 108, 136)
 """How far from its point a name may stand, in points of the print: the nearer the better."""
 
 AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 
-LETTER = 0.56
-LINE = 1.15
-"""How wide a letter and how high a line is, of the size of the font."""
+MARK, GAP = 7, 2
+"""Points: half of what a mark takes, and what is left free around names, since letters are a little
+wider in one format than in another."""
 
 
 class _Box(NamedTuple):
@@ -31,6 +33,11 @@ class _Box(NamedTuple):
     low: float
     right: float
     high: float
+
+    @classmethod
+    def of(cls, drawn: Artist) -> _Box:
+        extent = drawn.get_window_extent()
+        return cls(extent.x0, extent.y0, extent.x1, extent.y1)
 
     @classmethod
     def around(cls, at: Point, reach: float) -> _Box:
@@ -44,6 +51,14 @@ class _Box(NamedTuple):
             and other.low < self.high
         )
 
+    def holds(self, other: _Box) -> bool:
+        return (
+            self.left <= other.left
+            and other.right <= self.right
+            and self.low <= other.low
+            and other.high <= self.high
+        )
+
     def nearest(self, at: Point) -> Point:
         """Its point that is nearest to another."""
         x, y = at
@@ -52,7 +67,7 @@ class _Box(NamedTuple):
 
 def folded(name: str) -> str:
     """A long name on two lines."""
-    return name.replace(" with ", "\nwith ")
+    return name.replace(" with ", "\nwith ").replace(" ≈ ", "\n≈ ", 1)
 
 
 def name_ends(axes: Axes, x: float, ends: Iterable[tuple[str, float, str]], font: float) -> None:
@@ -69,11 +84,13 @@ def name_ends(axes: Axes, x: float, ends: Iterable[tuple[str, float, str]], font
 
 
 def name_points(
-    axes: Axes, names: Sequence[tuple[float, float, str]], line: Sequence[Point], font: float
+    axes: Axes, names: Sequence[tuple[float, float, str]], line: Sequence[Point]
 ) -> None:
-    """Names beside points, where they cover neither points, nor a line, nor each other.
+    """Names beside points, where they cover neither points, nor a line, nor each other, nor what
+    is written there already.
 
-    A name that does not stand right beside its point gets a thin line to it.
+    A name that does not stand right beside its point gets a thin line to it. Where there is no free
+    place, it stands where it covers least, and no point as long as that is possible.
 
     Args:
         names: points and their names; the first get the best places.
@@ -81,31 +98,74 @@ def name_points(
     """
     dot, to_data = axes.figure.dpi / 72, axes.transData.inverted()
     places = [tuple(each) for each in axes.transData.transform([(x, y) for x, y, _ in names])]
-    marks = [_Box.around((x, y), 7 * dot) for x, y in places]
-    taken = list(marks)
-    taken += [_Box.around((x, y), 3 * dot) for x, y in axes.transData.transform([*_dense(line)])]
-    frame = axes.get_window_extent()
-    for (x, y, text), at in zip(names, places, strict=True):
-        width, height = LETTER * font * dot * len(text), LINE * font * dot
-        found, beside = None, False
-        for far, (dx, dy) in product(FAR, AROUND):
-            box = _beside(at, far * dot, dx, dy, width, height)
-            inside = frame.x0 <= box.left and box.right <= frame.x1
-            others = [mark for mark in marks if not mark.covers(_Box.around(at, dot))]
-            if (
-                inside
-                and not any(box.covers(other) for other in taken)
-                and not any(_crosses(at, box.nearest(at), mark) for mark in others)
-            ):
-                found, beside = box, far == FAR[0] and dy == 0
-                break
-        box = found or _within(_beside(at, FAR[0] * dot, 1, 0, width, height), frame.x1)
-        taken.append(box)
-        left, middle = to_data.transform((box.left, (box.low + box.high) / 2))
-        axes.text(left, middle, text, va="center", ha="left")
-        if not beside:
-            tip = to_data.transform(box.nearest(at))
+    paper = _Paper(_Box.of(axes), [_Box.around(each, MARK * dot) for each in places])
+    paper.taken += [_Box.of(each) for each in axes.texts]
+    dense = axes.transData.transform([*_dense(line)])
+    paper.taken += [_Box.around((x, y), 3 * dot) for x, y in dense]
+    for (x, y, name), at in zip(names, places, strict=True):
+        text = axes.text(x, y, name, va="center", ha="left")
+        best = paper.place(_ways(text, name, at, dot), at)
+        text.set_text(best.text)
+        paper.taken.append(best.box)
+        text.set_position(to_data.transform((best.box.left, (best.box.low + best.box.high) / 2)))
+        if not best.beside:
+            end = best.box.nearest(at)
+            paper.taken += [_Box.around(each, dot) for each in _along(at, end)]
+            tip = to_data.transform(end)
             axes.plot([x, tip[0]], [y, tip[1]], color="#555555", linewidth=1.2, zorder=2)
+
+
+class _Way(NamedTuple):
+    """How a name may stand: on one line or two, where, and whether its point is at once beside."""
+
+    text: str
+    box: _Box
+    beside: bool
+
+
+def _ways(text: Text, name: str, at: Point, dot: float) -> Iterator[_Way]:
+    """All of them, the best first: on one line, near its point."""
+    for form in dict.fromkeys((name, folded(name))):
+        text.set_text(form)
+        box = _Box.of(text)
+        width, height = box.right - box.left + GAP * dot, box.high - box.low + GAP * dot
+        for far, (dx, dy) in product(FAR, AROUND):
+            beside = far == FAR[0] and dy == 0
+            yield _Way(form, _beside(at, far * dot, dx, dy, width, height), beside)
+
+
+class _Paper:
+    """What is free of a chart.
+
+    Args:
+        frame: where names may stand.
+        marks: of all points.
+    """
+
+    def __init__(self, frame: _Box, marks: Sequence[_Box]) -> None:
+        self._frame = frame
+        self._marks = marks
+        self.taken: list[_Box] = []
+
+    def place(self, ways: Iterable[_Way], at: Point) -> _Way:
+        """The first way that covers nothing, else the one that covers least."""
+        inside = [each for each in ways if self._frame.holds(each.box)]
+        others = [mark for mark in self._marks if not mark.holds(_Box.around(at, 0.0))]
+        best, least = None, math.inf
+        for way in inside:
+            covered = self._covered(way, at, others)
+            if covered < least:
+                best, least = way, covered
+            if not covered:
+                break
+        assert best is not None, "a chart has room for every name at some distance"
+        return best
+
+    def _covered(self, way: _Way, at: Point, others: Sequence[_Box]) -> float:
+        """How bad it is: of marks, and of a line that would end at another's, worst."""
+        marks = sum(map(way.box.covers, self._marks))
+        marks += sum(_crosses(at, way.box.nearest(at), mark) for mark in others)
+        return 1000.0 * marks + sum(map(way.box.covers, self.taken))
 
 
 def _beside(at: Point, far: float, dx: int, dy: int, width: float, height: float) -> _Box:
@@ -115,20 +175,15 @@ def _beside(at: Point, far: float, dx: int, dy: int, width: float, height: float
     return _Box(left, low, left + width, low + height)
 
 
-def _within(box: _Box, right: float) -> _Box:
-    """A box moved to the left until it ends at the edge."""
-    over = max(box.right - right, 0.0)
-    return box._replace(left=box.left - over, right=box.right - over)
-
-
 def _crosses(start: Point, end: Point, box: _Box) -> bool:
     """Whether a line goes through a box: it would end at the wrong mark."""
-    for step in range(21):
-        share = step / 20
-        at = tuple(a + share * (b - a) for a, b in zip(start, end, strict=True))
-        if box.left < at[0] < box.right and box.low < at[1] < box.high:
-            return True
-    return False
+    return any(box.left < x < box.right and box.low < y < box.high for x, y in _along(start, end))
+
+
+def _along(start: Point, end: Point) -> list[Point]:
+    """Points of a line in the picture."""
+    (x0, y0), (x1, y1) = start, end
+    return [(x0 + step / 20 * (x1 - x0), y0 + step / 20 * (y1 - y0)) for step in range(21)]
 
 
 def _dense(line: Sequence[Point]) -> Iterator[Point]:

@@ -1,10 +1,13 @@
-"""How numbers are written."""
+"""How numbers are written, and read."""
 
 from __future__ import annotations
 
 import math
+import re
 
-__all__ = ["about", "dollars", "number", "percent", "price", "share_of"]
+from runbell.errors import InvalidSetting
+
+__all__ = ["about", "amount", "dollars", "number", "percent", "price", "share_of"]
 
 
 def number(value: float) -> str:
@@ -46,3 +49,37 @@ def price(value: float) -> str:
         return "$0"
     digits = max(2, 1 - math.floor(math.log10(value)))
     return f"${value:,.{digits}f}" if value < 1 else f"${value:,.2f}"
+
+
+GROUPED = r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?|[1-9]\d{0,2}(?:_\d{3})+(?:\.\d*)?"
+"""Thousands, as the tables of a plan have them, or as in a program."""
+
+EITHER = r"[1-9]\d{0,2}\.\d{3}|\d{1,3}(?:\.\d{3}){2,}|\d[\d.]*,\d*"
+"""What is one number to who writes decimals with a point, and another to who writes a comma."""
+
+TIMES = {"": 1.0, "k": 1e3, "m": 1e6}
+
+
+def amount(name: str, text: str) -> float:
+    """A number of runs, calls or dollars that somebody wrote: `100000`, `100,000`, `100_000`,
+    `100k`, `2M`, `1e5`.
+
+    Args:
+        name: what it is for, for the message.
+
+    Raises:
+        InvalidSetting: it is none, or may be either of two.
+    """
+    digits, factor = re.fullmatch(r"\s*(.*?)\s*([kKM]?)\s*", text, re.DOTALL).groups()  # type: ignore[union-attr] # matches all
+    plain = re.sub("[,_]", "", digits) if re.fullmatch(GROUPED, digits) else digits
+    if plain == digits and re.fullmatch(EITHER, digits):
+        raise InvalidSetting(
+            f"{name} is {text!r}, which may be either of two numbers: write thousands without a "
+            "separator or with a comma (1500 or 1,500), and decimals with a point (1.5)"
+        )
+    try:
+        return float(plain) * TIMES[factor.lower()]
+    except ValueError:
+        raise InvalidSetting(
+            f"{name} is {text!r}: a number is needed, as 100000, 100,000, 100k or 2M"
+        ) from None
