@@ -5,9 +5,11 @@ import json
 import pytest
 
 from runbell.client.journal import Journal, Stretch
+from runbell.errors import InvalidSetting
 from runbell.planner import frontier as frontiers
 from runbell.planner import playing
 from runbell.planner import report as reporting
+from runbell.planner.words import amount
 from tests.cli.test_main import WITHOUT, python
 
 TRACE = "key,duration_s\n" + "".join(f"a,{1 + n % 7}.5\nb,{10 + n % 11}\n" for n in range(60))
@@ -73,6 +75,26 @@ def test_a_waiters_journal_says_how_many_runs_there_are(runbell, tmp_path):
     assert found["workload"]["durations"] == "waits.db, 31 runs"
 
 
+@pytest.mark.parametrize("thousand", ["1000", "1,000", "1_000", "1k", "1 K", "0.001M", "1e3"])
+def test_numbers_are_read_as_people_write_them(thousand):
+    assert amount("--runs-per-month", thousand) == 1000
+
+
+@pytest.mark.parametrize("either", ["1.000", "1,5", "0,150", "1.000.000", "1.234,5", "1,5M"])
+def test_a_number_that_may_be_either_of_two_is_refused(either):
+    with pytest.raises(InvalidSetting, match="may be either of two numbers: write thousands"):
+        amount("--runs-per-month", either)
+
+
+def test_durations_come_by_standard_input(runbell):
+    options = ("--runs-per-month", "100,000", "--rpm", "1k", "--webhook-monthly", "1,000.50")
+    done = runbell("plan", "--durations", "-", *options, "--json", stdin=TRACE.encode("utf-8-sig"))
+    assert (done.code, done.err) == (0, "")
+    found = json.loads(done.out)["workload"]
+    given = {"runs_per_month": 100_000, "rpm": 1000, "webhook_monthly": 1000.5}
+    assert found.items() >= {**given, "durations": "standard input", "durations_count": 120}.items()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -87,6 +109,9 @@ def test_a_waiters_journal_says_how_many_runs_there_are(runbell, tmp_path):
         (["--durations", "x.csv", "--report", "x.png"], "--report x.png: a page is written"),
         (["--from-journal", "no/such.db"], "--from-journal no/such.db: there is no such file"),
         (["--from-journal", "x", "--unit", "ms"], "--unit is for --durations"),
+        (["--runs-per-month", "1.000"], "--runs-per-month is '1.000', which may be either"),
+        (["--rpm", "many"], "--rpm is 'many': a number is needed, as 100000, 100,000, 100k"),
+        (["--from-database", "mysql://x@h/x"], "--from-database mysql://***@h/x can't be read"),
         (["--from-database", "no/such.db"], "--from-database no/such.db: there is no such file"),
         (
             ["--durations", "lognormal:median=6,p95=25", "--runs-per-month", "-5"],

@@ -202,8 +202,16 @@ def test_progress_is_told_to_the_end():
         ({"rpm": "500"}, "rpm is '500': a number is needed"),
         ({"latency": None}, "latency is None: a number is needed"),
         ({"durations": [1500.0, 2000.0]}, "are these milliseconds"),
+        ({"durations": 5}, "durations have to be numbers, in seconds: 'int' object"),
+        ({"durations": "123"}, "durations have to be numbers, in seconds: str is no list"),
+        ({"holds": "no"}, "holds is 'no': it has to be True or False"),
     ],
 )
 def test_what_makes_no_sense_is_said(options, complaint):
     with pytest.raises(InvalidSetting, match=complaint):
         Workload(**{"durations": [1.0, 2.0], "runs_per_month": 10.0, **options})
+
+
+def test_numbers_of_numpy_are_numbers():
+    load = Workload([1.0, 2.0], np.int64(10), latency=np.float32(0.5))
+    assert json.dumps([load.runs, load.latency]) == "[10, 0.5]"

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from runbell.client.journal import Journal, Stretch
-from runbell.errors import ConfigurationError, InvalidSetting, MissingExtra
+from runbell.errors import ConfigurationError, InvalidSetting, MissingExtra, StorageUnavailable
 from runbell.planner import sources
 from runbell.planner.sources import from_csv, from_database, from_journal, parse
 from runbell.runs.run import RunStatus as S
@@ -80,11 +80,29 @@ def test_the_unit_can_be_said(csv):
     assert list(from_csv(csv("duration_s\n3600\n"), "s").kinds["runs"]) == [3600]
 
 
-def test_what_is_no_text_or_no_file_is_refused(tmp_path):
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x81")
-    for name in ("binary", "missing", "."):
+def test_what_is_no_file_is_refused(tmp_path):
+    for name in ("missing", "."):
         with pytest.raises(InvalidSetting, match="can't be read"):
             from_csv(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00\x81",
+        "duration_s\n1.5\n".encode("utf-16"),
+        "duration_s\n1.5\n".encode("utf-16-le"),
+        "key,duration_s\nMünchen,1.5\n".encode("latin-1"),
+    ],
+)
+def test_what_is_no_text_in_utf_8_is_told_how_to_save_it(tmp_path, content):
+    path = tmp_path / "runs.csv"
+    path.write_bytes(content)
+    with pytest.raises(
+        InvalidSetting, match=r"runs\.csv can't be read: .* Save it as UTF-8"
+    ) as told:
+        from_csv(path)
+    assert "codec" not in str(told.value)
 
 
 def test_reading_tells_its_progress(csv, monkeypatch):
@@ -100,6 +118,8 @@ def test_reading_tells_its_progress(csv, monkeypatch):
 def test_a_distribution_is_parsed():
     assert parse("lognormal:median=6,p95=25").median() == pytest.approx(6, rel=1e-3)
     assert parse("lognormal:median=6000,p95=25000", "ms").median() == pytest.approx(6, rel=1e-3)
+    for text in ("lognormal:p95=25,median=6", " lognormal: median = 6 , p95 = 25 "):
+        assert parse(text).source == "lognormal, median 6 s, p95 25 s"
 
 
 @pytest.mark.parametrize(
@@ -108,6 +128,9 @@ def test_a_distribution_is_parsed():
         ("lognormal:", "write lognormal:median=6,p95=25"),
         ("lognormal:median=6", "write lognormal"),
         ("lognormal:median=x,p95=2", "write lognormal"),
+        ("lognormal:median=6,5,p95=25", "decimals have a point"),
+        ("lognormal:median=6,median=7", "write lognormal"),
+        ("lognormal:median=6,p95=25,p99=40", "write lognormal"),
         ("lognormal:median=25,p95=6", "0 < median < p95"),
         ("lognormal:median=-1,p95=6", "0 < median < p95"),
         ("lognormal:median=nan,p95=6", "0 < median < p95"),
@@ -300,3 +323,42 @@ def test_without_the_packages_of_the_service_they_are_named(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "runbell.storage.migrate", None)
     with pytest.raises(MissingExtra, match=r"pip install 'runbell\[serve\]'"):
         from_database(tmp_path / "runbell.db")
+
+
+def test_a_database_and_a_journal_are_named_as_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = new_run("1", status=S.COMPLETED, completed_at_ms=3_500)
+    database(tmp_path / "run bell.db", [ended])
+    written(tmp_path / "waits.db", [stretch(run, run) for run in range(3)])
+    for where in ("run bell.db", "sqlite:///run%20bell.db", f"sqlite:///{tmp_path}/run bell.db"):
+        assert from_database(where).source == "run bell.db, 1 runs"
+    for where in ("waits.db", "sqlite:///waits.db", f"sqlite:///{tmp_path}/waits.db"):
+        assert from_journal(where).source == "waits.db, 3 runs"
+
+
+@pytest.mark.parametrize(
+    ("read", "where", "error", "complaint"),
+    [
+        (from_database, "sqlite:///no.db", InvalidSetting, "--from-database no.db: there is no"),
+        (from_database, "mysql://u:s3cret@h/d", InvalidSetting, r"mysql://\*\*\*@h/d can"),
+        (from_database, "sqlite:/runbell.db", InvalidSetting, "or sqlite:////var/lib/runbell.db"),
+        (from_database, "sqlite:///x.db?mode=ro", InvalidSetting, "options behind the file"),
+        (from_database, "postgresql:", InvalidSetting, "postgresql://USER@HOST/DATABASE or"),
+        (from_database, "postgresql://u:s3cret@h:x/d", ConfigurationError, "URL cannot be read"),
+        (from_database, "postgresql://u:s3/cret@h/d", ConfigurationError, "URL cannot be read"),
+        (from_database, "postgresql://u:s3cret@127.0.0.1:1/d", StorageUnavailable, "cannot be"),
+        (from_journal, "postgresql://u:s3cret@h/d", InvalidSetting, r"\*\*\*@h/d can't be read"),
+    ],
+)  # fmt: skip
+def test_other_places_are_refused_without_a_password(read, where, error, complaint):
+    with pytest.raises(error, match=complaint) as told:
+        read(where)
+    assert "s3" not in str(told.value)
+
+
+def test_without_the_driver_of_postgresql_it_is_named(monkeypatch):
+    for name in [each for each in sys.modules if each.startswith("runbell.storage.postgresql")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'runbell\[postgresql\]'"):
+        from_database("postgresql://x@127.0.0.1:1/x")

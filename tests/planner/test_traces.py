@@ -97,6 +97,27 @@ def test_rare_kinds_are_taken_together_and_it_is_said():
     assert "taken together" in " ".join(trace.remarks)
 
 
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: Trace.lognormal("a", 6), "median is 'a': a number of seconds is needed"),
+        (lambda: Trace.lognormal(6, None), "p95 is None: a number of seconds is needed"),
+        (lambda: Trace.lognormal(6, 25, unit="min"), 'unit is \'min\': it has to be "s" or "ms"'),
+        (lambda: Trace.of([1.5], unit="h"), "unit is 'h'"),
+        (lambda: Trace.of(None), "durations have to be numbers, in seconds: 'NoneType'"),
+        (lambda: Trace.of([1.5, "x"]), "have to be numbers, in seconds: could not convert"),
+        (lambda: Trace.of(np.array(["1"])), "have to be numbers, in seconds: Cannot cast"),
+        (lambda: Trace.of([1.5], seen=["x"]), "have to be numbers, in seconds"),
+        (lambda: Trace.of([1.5], seen=[-1.0]), "-1 is no duration"),
+        (lambda: Trace([1.5], "mine"), r"mine: kinds and .* not list; Trace\.of takes durations"),
+        (lambda: Trace({"a": "12"}, "mine"), "str is no list of numbers"),
+    ],
+)
+def test_what_are_no_durations_is_said(make, complaint):
+    with pytest.raises(InvalidSetting, match=complaint):
+        make()
+
+
 def test_what_is_made_of_few_durations_and_of_none_is_said():
     said = " ".join(Trace.of([0.0, 1.234]).remarks)
     assert "1 of 2 durations are 0" in said

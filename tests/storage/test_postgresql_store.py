@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -69,14 +70,14 @@ def test_a_plan_reads_the_history_and_changes_nothing(monkeypatch: pytest.Monkey
     assert told == [0.5, 1.0]
 
 
-def test_a_plan_makes_no_tables(tmp_path) -> None:
+def test_a_plan_makes_no_tables(tmp_path: Path) -> None:
     bare = asyncio.run(without_tables())
     # Also of a server that another process has started, as that of a service would be.
     embedded = f"postgresql-embedded:///{server()._data.parent}"
     for url in (bare, embedded):
-        with pytest.raises(ConfigurationError, match="has schema none.*with --from-database"):
+        with pytest.raises(ConfigurationError, match=r"has schema none.*with --from-database"):
             from_database(url)
-    with pytest.raises(ConfigurationError, match="no PostgreSQL of Runbell's in .*none"):
+    with pytest.raises(ConfigurationError, match=r"no PostgreSQL of Runbell's in .*none"):
         from_database(f"postgresql-embedded:///{tmp_path}/none")
     assert not (tmp_path / "none").exists()
 

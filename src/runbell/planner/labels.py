@@ -107,7 +107,8 @@ def name_points(
         best = paper.place(_ways(text, name, at, dot), at)
         text.set_text(best.text)
         paper.taken.append(best.box)
-        text.set_position(to_data.transform((best.box.left, (best.box.low + best.box.high) / 2)))
+        left, middle = to_data.transform((best.box.left, (best.box.low + best.box.high) / 2))
+        text.set_position((left, middle))
         if not best.beside:
             end = best.box.nearest(at)
             paper.taken += [_Box.around(each, dot) for each in _along(at, end)]

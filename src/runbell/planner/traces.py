@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from runbell.errors import InvalidSetting
 
-__all__ = ["OTHERS", "SECONDS_A_MONTH", "Floats", "Lesson", "Sample", "Trace", "Unit", "lasting"]
+__all__ = [
+    "OTHERS",
+    "SECONDS_A_MONTH",
+    "Floats",
+    "Lesson",
+    "Sample",
+    "Trace",
+    "Unit",
+    "is_number",
+    "lasting",
+]
 
 Floats = NDArray[np.float64]
 
@@ -111,16 +121,13 @@ class Trace:
     remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not sum(map(len, self.kinds.values())):
+        given, nothing = self._read(self.kinds), 0
+        if not sum(map(len, given.values())):
             raise InvalidSetting(f"{self.source} holds no durations")
-        kinds, nothing = {}, 0
-        for kind, raw in self.kinds.items():
-            values = np.asarray(raw, dtype=np.float64)
-            wrong = values[~(values >= 0) | (values > LONGEST)]
-            if len(wrong):
-                raise InvalidSetting(
-                    f"{self.source}: {wrong[0]:g} is no duration: 0 to {LONGEST:g} s make sense"
-                )
+        if self.seen is not None:
+            object.__setattr__(self, "seen", self._read(self.seen))
+        kinds = {}
+        for kind, values in given.items():
             nothing += int(np.count_nonzero(values == 0))
             kinds[kind] = np.maximum(values, SHORTEST)
         if nothing == sum(map(len, kinds.values())):
@@ -129,6 +136,26 @@ class Trace:
         object.__setattr__(self, "kinds", _most_frequent(kinds))
         if not self.sure:
             self._require_seconds()
+
+    def _read(self, kinds: Mapping[str, Floats]) -> dict[str, Floats]:
+        """The durations of each kind.
+
+        Raises:
+            InvalidSetting: these are none.
+        """
+        if not isinstance(kinds, Mapping):
+            raise InvalidSetting(
+                f"{self.source}: kinds and their durations are needed, as "
+                f'{{"report": [1.5, 2.0]}}, not {type(kinds).__name__}; Trace.of takes durations'
+            )
+        found = {kind: _seconds(raw) for kind, raw in kinds.items()}
+        for values in found.values():
+            wrong = values[~(values >= 0) | (values > LONGEST)]
+            if len(wrong):
+                raise InvalidSetting(
+                    f"{self.source}: {wrong[0]:g} is no duration: 0 to {LONGEST:g} s make sense"
+                )
+        return found
 
     def _remarked(self, kinds: Mapping[str, Floats], nothing: int) -> list[str]:
         count, found = sum(map(len, kinds.values())), []
@@ -163,9 +190,9 @@ class Trace:
             InvalidSetting: there are none, or one is negative, no number or longer than a week, or
                 they look like milliseconds.
         """
-        scale = 0.001 if unit == "ms" else 1.0
-        values = scale * np.fromiter(durations, dtype=np.float64)
-        learned = None if seen is None else {"runs": scale * np.fromiter(seen, dtype=np.float64)}
+        scale = _scale(unit)
+        values = scale * _seconds(durations)
+        learned = None if seen is None else {"runs": scale * _seconds(seen)}
         source = f"{len(values):,} durations"
         return cls({"runs": values}, source, exact, sure=unit is not None, seen=learned)
 
@@ -179,7 +206,10 @@ class Trace:
         Raises:
             InvalidSetting: they are not 0 < median < p95 <= a day, or look like milliseconds.
         """
-        scale = 0.001 if unit == "ms" else 1.0
+        scale = _scale(unit)
+        for name, value in {"median": median, "p95": p95}.items():
+            if not is_number(value):
+                raise InvalidSetting(f"{name} is {value!r}: a number of seconds is needed")
         median, p95 = scale * median, scale * p95
         name = f"lognormal:median={median:g},p95={p95:g}"
         if not (SHORTEST <= median < p95 <= LONGEST_P95):
@@ -273,6 +303,39 @@ class Trace:
             if judged.any():
                 draws[kind] = drawn[kind][judged].ravel()
         return Lesson(self.seen or seen, draws)
+
+
+def is_number(value: object) -> bool:
+    """Python's or NumPy's."""
+    kinds = int | float | np.integer | np.floating
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _scale(unit: Unit | None) -> float:
+    """Seconds that one of the unit is.
+
+    Raises:
+        InvalidSetting: there is no such unit.
+    """
+    if unit not in (None, "s", "ms"):
+        raise InvalidSetting(f'unit is {unit!r}: it has to be "s" or "ms"')
+    return 0.001 if unit == "ms" else 1.0
+
+
+def _seconds(durations: Iterable[float]) -> Floats:
+    """An array of them.
+
+    Raises:
+        InvalidSetting: these are no numbers.
+    """
+    try:
+        if isinstance(durations, str | bytes | Mapping):
+            raise TypeError(f"{type(durations).__name__} is no list of numbers")
+        if isinstance(durations, np.ndarray):
+            return durations.astype(np.float64, casting="safe", copy=False).reshape(-1)
+        return np.fromiter(durations, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidSetting(f"durations have to be numbers, in seconds: {error}") from error
 
 
 def lasting(draws: Mapping[str, Floats], count: int) -> Floats:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from runbell.errors import InvalidSetting
-from runbell.planner.traces import SECONDS_A_MONTH, Trace
+from runbell.planner.traces import SECONDS_A_MONTH, Trace, is_number
 
 __all__ = ["MINUTES_A_MONTH", "Workload"]
 
@@ -68,12 +70,17 @@ class Workload:
                 "runs_per_month (--runs-per-month) is needed: how many runs there are; only a "
                 "history of a day or more tells it by itself"
             )
+        if not isinstance(self.holds, bool):
+            raise InvalidSetting(f"holds is {self.holds!r}: it has to be True or False")
         for name, (low, high, needed) in BOUNDS.items():
             value = getattr(self, name)
             if value is None and name == "rpm":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if not is_number(value):
                 raise InvalidSetting(f"{name} is {value!r}: a number is needed, {needed}")
+            if isinstance(value, np.generic):
+                value = value.item()  # for JSON
+                object.__setattr__(self, name, value)
             if not low <= value <= high:
                 option = "" if name == "delay_price" else f" (--{name.replace('_', '-')})"
                 raise InvalidSetting(f"{name} is {value:g}: it has to be {needed}{option}")
