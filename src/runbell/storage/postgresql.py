@@ -26,7 +26,7 @@ from runbell.storage.postgresql_work import (
     storable,
 )
 from runbell.storage.store import Row, Work
-from runbell.storage.urls import readable
+from runbell.storage.urls import place, readable
 
 __all__ = [
     "PostgresqlStore",
@@ -297,7 +297,10 @@ async def connect(url: str, purpose: str = "", **settings: str) -> asyncpg.Conne
         ConfigurationError: the URL can't be read.
         StorageUnavailable: the database can't be reached.
     """
-    with unavailable(), readable():
+    with readable():
+        there = place(url)
+    # Whatever the server says, it takes no connection.
+    with unavailable(there, asyncpg.PostgresError), readable():
         name = f"{SESSION['application_name']} {purpose}".rstrip()
         connection = await asyncpg.connect(
             url,
@@ -344,17 +347,25 @@ async def others(connection: asyncpg.Connection) -> int:
 
 
 @contextlib.contextmanager
-def unavailable() -> Iterator[None]:
-    """Turn what is said of a database that can't be used now into our own error."""
+def unavailable(where: str = "", *also: type[Exception]) -> Iterator[None]:
+    """Turn what is said of a database that can't be used now into our own error.
+
+    Args:
+        where: the database, as `place` names it.
+        also: more errors that say so.
+    """
     try:
         yield
-    except _UNAVAILABLE as error:
+    except _UNAVAILABLE + also as error:
         if isinstance(error, ValueError):
             # A value that no column could hold: a defect of ours.
             raise
-        raise StorageUnavailable(
-            f"the database cannot be used now: {str(error) or type(error).__name__}"
-        ) from error
+        name = f"the database {where}".rstrip()
+        said = str(error)
+        if not said:
+            no_answer = isinstance(error, TimeoutError)
+            said = "no answer in time" if no_answer else type(error).__name__
+        raise StorageUnavailable(f"{name} cannot be used now: {said}") from error
 
 
 def _unobserved(units: int, seconds: float) -> None:
