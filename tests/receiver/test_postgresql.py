@@ -18,7 +18,7 @@ from runbell.errors import ConfigurationError, MissingExtra, StorageUnavailable
 from runbell.receiver import Inbox, InProgress, Once, Receiver, arrivals, desk, rows
 from runbell.receiver.events import read
 from runbell.receiver.places import place_of
-from runbell.receiver.postgresql import Follower, _messages
+from runbell.receiver.postgresql import Follower, Teller, _messages
 from runbell.receiver.schema import INBOX, metadata
 from runbell.storage.migrate_postgresql import bring_forward, statements, upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore
@@ -403,6 +403,66 @@ def test_what_nobody_was_told_of_is_found_all_the_same(monkeypatch: pytest.Monke
 
 LISTENS = f"SELECT count(*) {HERE} AND query ILIKE 'LISTEN %'"
 CUT = f"SELECT pg_terminate_backend(pid) {HERE} AND query ILIKE 'LISTEN %'"
+
+
+def test_an_error_does_not_end_the_telling() -> None:
+    """Whatever it is: what was to be told then is told later."""
+
+    class Store:
+        told: list[str] = []  # noqa: RUF012 - of one test
+        calls = 0
+
+        async def fetch(self, text: str, channel: str, messages: list[str]) -> None:
+            self.calls += 1
+            if self.calls == 1:
+                raise RuntimeError("a defect")
+            self.told += messages
+
+    async def story() -> None:
+        store = Store()
+        teller = Teller(store)  # type: ignore[arg-type]
+        teller.tell("run_1")
+        await eventually(lambda: store.told == ['["run_1"]'])
+        teller.tell("run_2")
+        await eventually(lambda: store.told == ['["run_1"]', '["run_2"]'])
+        await teller.stop()
+
+    asyncio.run(story())
+
+
+def test_rows_that_churn_are_vacuumed_in_time() -> None:
+    """Unless somebody has said how; and who may not say it uses the inbox all the same."""
+    tended = {"inbox_events", "inbox_runs", "inbox_once"}
+
+    async def story() -> None:
+        async with empty() as (connection, url):
+
+            async def opened_as(user: str) -> set[str]:
+                async with place_of(url.replace("runbell@", f"{user}@")).open() as inbox:
+                    assert await inbox.store.read(desk.newest) == 0
+                return {row[0] for row in await connection.fetch(TENDED)}
+
+            assert await opened_as("runbell") == tended
+            await connection.execute(GUEST)
+            assert await opened_as("reader") == tended - {"inbox_once", "inbox_runs"}
+            assert await opened_as("runbell") == tended - {"inbox_runs"}
+            await connection.execute("DROP OWNED BY reader; DROP ROLE reader")
+
+    asyncio.run(story())
+
+
+TENDED = """
+SELECT relname FROM pg_class
+WHERE relkind = 'r' AND array_to_string(reloptions, ' ') LIKE '%vacuum_scale_factor=0.02%'
+"""
+GUEST = """
+ALTER TABLE inbox_once RESET (autovacuum_vacuum_threshold, autovacuum_vacuum_scale_factor,
+                              autovacuum_analyze_scale_factor);
+ALTER TABLE inbox_runs SET (autovacuum_vacuum_scale_factor = 0.5,
+                            autovacuum_analyze_scale_factor = 0.5);
+CREATE ROLE reader LOGIN;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO reader
+"""
 
 
 def test_messages_are_as_short_as_they_have_to_be() -> None:
