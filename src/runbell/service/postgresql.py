@@ -46,8 +46,9 @@ logger = logging.getLogger(__name__)
 PRIVATE_FOLDER = "runbell.postgresql"
 """Where the data of a private server is, unless the URL says so."""
 
-LOCK_SECONDS = 2
-"""How long a change of the schema waits for a table, and others behind it, before it lets them."""
+LOCK_SECONDS = 1
+"""How long a change of the schema waits for a table, and others behind it, before it lets them:
+shorter than a request waits."""
 
 FEW = 2
 """Connections of a command."""
