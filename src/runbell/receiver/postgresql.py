@@ -28,6 +28,7 @@ from runbell.storage.lasting import lasting
 from runbell.storage.listening import Listener
 from runbell.storage.migrate_postgresql import CHANGING, bring_forward, revision, tend
 from runbell.storage.postgresql import PostgresqlStore, connect, unavailable
+from runbell.storage.shared_clock import SharedClock
 from runbell.storage.store import Store
 from runbell.storage.urls import check_readable, readable, without_password
 
@@ -83,10 +84,13 @@ class PostgresqlPlace:
         await _prepare(self._url)
         with readable("inbox"):
             store = await PostgresqlStore.open(self._url)
-        teller = Teller(store)
+        teller, clock = Teller(store), SharedClock(store)
         try:
-            yield OpenInbox(store, Intake(store).take, teller.tell)
+            await clock.set()
+            clock.start()
+            yield OpenInbox(store, Intake(store).take, teller.tell, clock)
         finally:
+            await clock.stop()
             await teller.stop()
             await store.close()
 

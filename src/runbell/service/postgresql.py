@@ -19,13 +19,13 @@ from runbell.service.neighbours import CHANNEL, Neighbours, SharedChanges
 from runbell.service.operations.context import Context
 from runbell.service.retelling import Retelling
 from runbell.service.settings import EMBEDDED, Settings, location
-from runbell.service.shared_clock import SharedClock
 from runbell.service.shared_limits import SharedLimits
 from runbell.storage.listening import Listener
 from runbell.storage.migrate import SERVICE
 from runbell.storage.migrate_postgresql import LOCK, revision, upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore, connect, unavailable
 from runbell.storage.private_postgresql import PrivatePostgresql
+from runbell.storage.shared_clock import SharedClock
 from runbell.storage.urls import without_password
 
 if TYPE_CHECKING:
