@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from runbell.clock import SystemClock, VirtualClock
@@ -155,6 +156,41 @@ def test_of_two_events_of_a_run_that_are_due_together_one_is_handed_out() -> Non
     asyncio.run(story())
     due = "SELECT id, due_at_ms FROM inbox_events ORDER BY position"
     assert asked(url, due) == [("e1", 30_010), ("e2", 30_010), ("other", 30_010)]
+
+
+def test_what_is_asked_does_not_grow_with_what_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request to PostgreSQL costs CPU on both sides: a look at many runs has as many as one at
+    two, and an event ends with five of them."""
+    asked_: list[str] = []
+    for name in ("execute", "fetch", "fetchrow"):
+        real = getattr(asyncpg.Connection, name)
+
+        async def noted(self: Any, text: str, *args: Any, real: Any = real, **more: Any) -> Any:
+            asked_.append(text)
+            return await real(self, text, *args, **more)
+
+        monkeypatch.setattr(asyncpg.Connection, name, noted)
+
+    async def look(store: PostgresqlStore, runs: int) -> tuple[int, list[rows.Claimed]]:
+        for run in range(runs):
+            for n in (1, 2):
+                event = run_event("in_progress", n, f"of{runs}run{run}")
+                await store.write(storing(f"of{runs}r{run}e{n}", event))
+        asked_.clear()
+        claims = await store.write(claiming("one", limit=99))
+        assert ids(claims) == [f"of{runs}r{run}e1" for run in range(runs)]
+        return len(asked_), list(claims.taken)
+
+    async def story() -> None:
+        async with opened() as store:
+            few, _ = await look(store, 2)
+            many, taken = await look(store, 20)
+            assert few == many
+            asked_.clear()
+            assert await store.write(lambda tx: rows.finish(tx, taken[0], "one", 10))
+            assert len(asked_) == 5
+
+    asyncio.run(story())
 
 
 def test_nobody_decides_on_a_run_on_which_somebody_else_decides() -> None:
