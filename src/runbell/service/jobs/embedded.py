@@ -25,7 +25,7 @@ from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
 from runbell.service.jobs.owed import OwedEndpoints
 from runbell.service.logs import having
-from runbell.storage import runs, workable
+from runbell.storage import deadlines, workable
 from runbell.storage.store import Store, Transaction
 from runbell.storage.workable import Workable
 
@@ -316,8 +316,8 @@ class EmbeddedJobs:
         self._deferred_wake.clear()
         now_ms = self._clock.now_ms()
         limit = BATCH + len(self._held_back)
-        expiring = await self._store.read(lambda tx: runs.expiring(tx, limit))
-        cancelling = await self._store.read(lambda tx: runs.cancelling_since(tx, limit))
+        expiring = await self._store.read(lambda tx: deadlines.expiring(tx, limit))
+        cancelling = await self._store.read(lambda tx: deadlines.cancelling_since(tx, limit))
         every = [
             *((JobKind.EXPIRE, run_id, at_ms) for run_id, at_ms in expiring),
             *(

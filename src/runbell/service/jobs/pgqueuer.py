@@ -31,7 +31,7 @@ from runbell.service.jobs.engine import FORGET, PUT, Manager, NotYet, Place, Poo
 from runbell.service.jobs.held import count_held, forget_earlier
 from runbell.service.jobs.missing import models_in_line, prune_log, sweep_once
 from runbell.service.jobs.putting import ANY_MODEL, LATER, SLACK_MS, Put, named, put, turn_of
-from runbell.storage import deliveries, runs
+from runbell.storage import owed, runs
 from runbell.storage.listening import Listener
 from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
 from runbell.storage.store import Transaction
@@ -417,7 +417,7 @@ class PgQueuerJobs:
         # From here on, what is owed puts a job of its own. What was owed before is found by the
         # look behind this: nothing falls between the two.
         await self._driver.fetch(RELEASE, job.id, job.queue_manager_id)
-        due_ms = await self._store.read(lambda tx: deliveries.next_due(tx, endpoint_id))
+        due_ms = await self._store.read(lambda tx: owed.next_due(tx, endpoint_id))
         if due_ms is not None:
             later = due_ms if due_ms > self._clock.now_ms() else None
             await self._put_now([Job(JobKind.DELIVER, endpoint_id, due_ms=later)])
