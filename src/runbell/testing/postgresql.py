@@ -19,7 +19,7 @@ from typing import Any
 
 import asyncpg
 
-from runbell.service.jobs.engine import install
+from runbell.service.jobs.queries import install
 from runbell.storage.migrate_postgresql import upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.private_postgresql import PrivatePostgresql

@@ -27,10 +27,12 @@ from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
-from runbell.service.jobs.engine import FORGET, PUT, Manager, NotYet, Place, PooledDriver, queries
+from runbell.service.jobs.drivers import PooledDriver
+from runbell.service.jobs.engine import Manager, Place
 from runbell.service.jobs.held import count_held, forget_earlier
 from runbell.service.jobs.missing import models_in_line, prune_log, sweep_once
 from runbell.service.jobs.putting import ANY_MODEL, LATER, SLACK_MS, Put, named, put, turn_of
+from runbell.service.jobs.queries import FORGET, PUT, NotYet, queries
 from runbell.storage import owed, runs
 from runbell.storage.listening import Listener
 from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
