@@ -31,11 +31,8 @@ from tests.waiter.mock import (
     fields,
     run,
     until,
+    wants_one_call,
 )
-
-
-def wants_one_call(request):
-    return answer(fields("completed") if request.method == "POST" else asking())
 
 
 def test_what_is_to_be_cancelled_is_not_begun_again():
