@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from runbell.clock import Clock
 from runbell.errors import ConfigurationError
-from runbell.service.databases import Database
+from runbell.service.database import Database
 from runbell.service.jobs import Jobs, Lanes, queries
 from runbell.service.jobs.pgqueuer import PgQueuerJobs
 from runbell.service.neighbours import CHANNEL, Neighbours, SharedChanges
