@@ -199,11 +199,11 @@ def test_trouble_under_load_loses_nothing_that_was_promised(
     with crowd.playing():
         for _ in range(2):
             wanted = crowd.client.answers + 60
-            eventually(lambda: crowd.client.answers >= wanted, "the crowd is at work")  # noqa: B023
+            crowd.eventually(lambda: crowd.client.answers >= wanted, "the crowd is at work")  # noqa: B023
             with trouble(served):
                 # Not the crowd's writes: it may be that all of it waits for what the service does.
                 for _ in range(4):
-                    eventually(lambda: write().status == 503, "a write is refused")
+                    crowd.eventually(lambda: write().status == 503, "a write is refused")
     crowd.finish()
     assert served.request("GET", "/readyz").status == 200
 
@@ -216,7 +216,7 @@ def test_a_service_that_is_stopped_while_its_database_is_locked_ends(served: Ser
     run = client.post("/threads/runs", body)
     with locked_database(served):
         eventually(lambda: waits(served, run["id"]), "the answer waits")
-        served.stop(5.0)
+        served.stop()
     served.start()
     path = f"/v1/threads/{run['thread_id']}/runs/{run['id']}"
     eventually(lambda: _completed(served.api().get(path).ok()), "the run is completed")

@@ -58,7 +58,7 @@ class Paused:
         return found
 
     async def __aenter__(self) -> Paused:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self._reached.wait()
         return self
 
@@ -285,6 +285,7 @@ def test_two_processes_get_the_same_webhook_at_once() -> None:
         clock = VirtualClock()
         async with housed(url, clock=clock) as one, housed(url, clock=clock) as two:
             for house in (one, two):
+                house.beside = [one, two]
                 house.note()
             async with one.receiver.running(), two.receiver.running():
                 answers = await asyncio.gather(
@@ -377,7 +378,7 @@ def test_what_nobody_was_told_of_is_found_all_the_same(monkeypatch: pytest.Monke
     url = empty_database()
 
     def wait(condition: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -443,7 +444,7 @@ def test_a_restart_of_the_database_is_waited_for(server: PrivatePostgresql) -> N
                 assert (refused.status, refused.reason) == (503, "storage")
                 assert int(refused.headers["retry-after"]) > 0
                 await asyncio.to_thread(server.resume)
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while (await house.push("e2", run_event("in_progress", 2))).status != 200:
                         await asyncio.sleep(0.05)
                 await eventually(lambda: house.ids == ["e1", "e2"])

@@ -21,7 +21,7 @@ from tests.receiver.databases import made
 from tests.receiver.house import House, body_of, housed, on_a_receiver, on_every_inbox, run_event
 from tests.served import Served
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 def wait_until(condition: Any) -> None:
