@@ -52,7 +52,7 @@ REQUEST_LIMIT_S = 60.0
 """A service that does not answer at all fails a test with a clear message, before its own limit."""
 
 STOP_LIMIT_S = 30.0
-"""Six times what the service promises, for busy machines; what it must not wait for takes longer."""
+"""Six times what the service promises, for busy machines."""
 
 STREAMED = "text/event-stream"
 """Answers of this kind are looked at by whoever asked for them, event by event."""

@@ -95,7 +95,7 @@ def test_a_demo_that_is_ended_ends_its_service(tmp_path: Path, ending: signal.Si
         assert demo.stdout.readline().startswith("Service: runbell serve on http://127.0.0.1:")
         (service,) = psutil.Process(demo.pid).children()
         demo.send_signal(ending)
-        _, stderr = demo.communicate(timeout=30)
+        _, stderr = demo.communicate(timeout=60)
     finally:
         demo.kill()
         demo.wait()

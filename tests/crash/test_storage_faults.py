@@ -159,8 +159,8 @@ def test_runs_that_were_under_way_come_to_their_ends(trouble: Trouble, served: S
             },
         )
         for name, text, fields in (
-            ("answers", "sleep 0.6\nHello", {}),
-            ("expires", "sleep 600", {"expires_after": 1}),
+            ("answers", "sleep 2\nHello", {}),
+            ("expires", "sleep 600", {"expires_after": 3}),
             ("cancelled", "sleep 600", {}),
         )
     }
@@ -212,7 +212,7 @@ def test_a_service_that_is_stopped_while_its_database_is_locked_ends(served: Ser
     """Whoever holds the lock does not hold up the stop: what waits for it is found again."""
     client = Client(served)
     client.prepare()
-    body = {"assistant_id": client.assistant, "thread": {"messages": [user("sleep 0.3")]}}
+    body = {"assistant_id": client.assistant, "thread": {"messages": [user("sleep 2")]}}
     run = client.post("/threads/runs", body)
     with locked_database(served):
         eventually(lambda: waits(served, run["id"]), "the answer waits")

@@ -299,6 +299,7 @@ def test_lookups_of_one_project_delay_no_other_project(receiver: Receiver) -> No
         async with asyncio.timeout(60):
             while len(asked) < count:
                 await asyncio.sleep(0.001)
+
     name = "shared.example.com"
     url = receiver.url.replace("127.0.0.1", name)
 

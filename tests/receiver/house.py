@@ -204,9 +204,7 @@ class House:
                     await store.write(_nothing)
         turns = 0
         while turns < 10:
-            busy = any(
-                store.waiting for store in stores if not isinstance(store, SQLiteStore)
-            )
+            busy = any(store.waiting for store in stores if not isinstance(store, SQLiteStore))
             turns = 0 if busy else turns + 1
             await asyncio.sleep(0.0002 if busy else 0)
 

@@ -49,7 +49,8 @@ def test_whatever_a_handler_ends_with_it_has_failed(
                 failed = "SELECT id FROM inbox_events WHERE error IS NOT NULL AND claim IS NULL"
                 # Time stands still until it is written down: no claim ends meanwhile.
                 await eventually(lambda: house.rows(failed), "it has failed")
-                house.clock.advance(5)
+                tries = "SELECT attempts FROM inbox_events"
+                await house.until(lambda: house.rows(tries) == [(2,)], "it is tried again")
                 await eventually(lambda: house.state("wh_1") == "dead", "it has failed again")
                 [(error,)] = house.rows("SELECT error FROM inbox_events")
                 assert f"{handler.__name__}: " in error

@@ -153,7 +153,7 @@ def test_a_provider_of_ones_own():
     answers = [{"id": "a", "state": "busy"}, {"id": "a", "state": "ok"}]
     first = {"id": "a", "state": "new"}
     with runbell.Waiter(answers, providers=[Things()], policy=Fixed(0.01)) as waiter:
-        assert waiter.wait(first, timeout=10) == {"id": "a", "state": "ok"}
+        assert waiter.wait(first, timeout=60) == {"id": "a", "state": "ok"}
     with pytest.raises(runbell.RunbellError, match="dict is nothing that can be waited for"):
         provider_of(first)
 
