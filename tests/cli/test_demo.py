@@ -15,6 +15,8 @@ import pytest
 from runbell.cli.ways import TUTORIAL, WAYS
 from tests.served import eventually
 
+pytestmark = pytest.mark.timeout(300)
+
 RUNBELL = [sys.executable, "-m", "runbell"]
 
 ONE_STORY_GONE_WRONG = """
@@ -34,7 +36,7 @@ def test_every_run_ends_as_it_should_in_a_table_of_100_columns(tmp_path: Path) -
     # Neither the settings nor the proxy of whoever tries it out reach the demo.
     env = environment(tmp_path, RUNBELL_RUN_EXPIRY="0.001", HTTP_PROXY="http://127.0.0.1:9")
     done = subprocess.run(
-        [*RUNBELL, "demo"], env=env, capture_output=True, text=True, timeout=110, check=False
+        [*RUNBELL, "demo"], env=env, capture_output=True, text=True, timeout=280, check=False
     )
     assert (done.returncode, done.stderr) == (0, ""), done
     assert "All runs ended as they should" in done.stdout
@@ -73,7 +75,7 @@ def test_a_run_that_goes_otherwise_fails_the_demo_by_name(
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 1
@@ -113,7 +115,7 @@ def test_a_service_that_cannot_start_is_quoted(tmp_path: Path) -> None:
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert "the service ended with exit code 2 at its start" in done.stderr
