@@ -80,8 +80,8 @@ def test_many_runs_are_asked_about_together(stage):
     together = len(stage.front.seen)
     assert {run.status for run in ended} == {"completed"}
     one_by_one = [look.path for look in stage.front.looks if "/v1/runs?ids=" not in look.path]
-    # One that happens to be due alone is asked about alone.
-    assert len(one_by_one) <= 2, one_by_one
+    # One that happens to be due alone is asked about alone, such as the last, until it ends.
+    assert len(set(one_by_one)) <= 2, one_by_one
     # What the same runs cost one by one, with the same policy.
     histories = {str(n): [(0.0, "queued"), (n / 40, "completed")] for n in range(60)}
     alone = Scripted(histories, latency=0.01)
