@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -508,12 +509,11 @@ def test_a_long_thread_is_cut_in_no_time() -> None:
 
     async def story() -> None:
         async with talking() as talk:
-            loop = asyncio.get_running_loop()
-            begun = loop.time()
+            begun = time.process_time()
             asked = request(*thread, max_prompt_tokens=10_000)
             talk.server.will(stream(text("a"), STOP, usage(9_000, 1)))
             assert (await talk.said(asked)).reason == "stop"
-            assert loop.time() - begun < 2
+            assert time.process_time() - begun < 2
             assert len(talk.server.asked.json["messages"]) == 2
             assert len(json.dumps(talk.server.asked.json)) < 30_000
 
