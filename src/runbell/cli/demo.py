@@ -34,7 +34,7 @@ __all__ = ["demo"]
 MODEL = "echo"
 QUESTION = "What is 2+2?"
 POLL_MS = 100
-LIMIT_SECONDS = 20.0
+LIMIT_SECONDS = 60.0
 Histories = dict[str, list[tuple[str, int]]]
 """The statuses of runs by id, each with its moment, in milliseconds since the epoch."""
 
