@@ -91,7 +91,6 @@ def test_a_job_that_fails_ends_the_measurement() -> None:
         server.load("read_runs", paths=["/threads/thread_none/runs/run_none"], count=1, clients=1)
 
 
-@pytest.mark.timeout(300)
 def test_what_webhooks_cost_is_measured() -> None:
     sizes = webhooks.Sizes(timed=20, burst=2, waiting=300, watched=0.5, rounds=1)
     figures = {each.name: each for each in webhooks.measure(sizes)}

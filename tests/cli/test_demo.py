@@ -15,8 +15,6 @@ import pytest
 from runbell.cli.ways import TUTORIAL, WAYS
 from tests.served import eventually
 
-pytestmark = pytest.mark.timeout(300)
-
 RUNBELL = [sys.executable, "-m", "runbell"]
 
 ONE_STORY_GONE_WRONG = """
@@ -41,7 +39,9 @@ def test_every_run_ends_as_it_should_in_a_table_of_100_columns(tmp_path: Path) -
     assert (done.returncode, done.stderr) == (0, ""), done
     assert "All runs ended as they should" in done.stdout
     assert "echo answered: What is 2+2?" in done.stdout
-    assert "expired 10" in done.stdout
+    # In milliseconds since the run's creation.
+    (expired,) = re.findall(r"expired (\d+)", done.stdout)
+    assert int(expired) >= 3_000
     # calls a run, mean and worst delay, failures and endings seen
     rows = dict(
         re.findall(

@@ -45,8 +45,6 @@ from tests.upstream.model_server import (
 
 KEY = "sk-of-the-model-server-0123456789"
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture(scope="module")
 def models() -> Iterator[ModelServer]:

@@ -132,7 +132,7 @@ async def _fails(stage: Stage) -> str:
 
 
 async def _expires(stage: Stage) -> str:
-    run = await stage.settle(await stage.begin("sleep 60", extra={"expires_after": 1}))
+    run = await stage.settle(await stage.begin("sleep 60", extra={"expires_after": 3}))
     return _reason(run)
 
 
@@ -173,7 +173,7 @@ STORIES = (
         "expires",
         _expires,
         ("queued", "in_progress", "expired"),
-        "Not finished 1 s after its creation; it was in_progress.",
+        "Not finished 3 s after its creation; it was in_progress.",
     ),
     Story(
         "is cancelled",
