@@ -11,9 +11,9 @@ import pytest
 
 from runbell.clock import Clock
 from runbell.service.jobs import Job, JobKind, Jobs, Lanes, Stopping, pgqueuer
-from runbell.service.jobs.engine import CHANNEL
 from runbell.service.jobs.held import HeldJob, held_jobs, release
 from runbell.service.jobs.pgqueuer import PgQueuerJobs
+from runbell.service.jobs.queries import CHANNEL
 from runbell.service.settings import Settings
 from runbell.storage.listening import Listener
 from runbell.storage.postgresql import PostgresqlStore, PostgresqlView

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from runbell.storage.private_postgresql import PrivatePostgresql
+from runbell.testing.postgresql import own_server
 from runbell.testing.receivers import Receiver
 from tests.processes.house import House, several
 from tests.served import eventually
@@ -22,13 +22,8 @@ RECOVERY_S = 3 * 5.0
 @pytest.fixture
 def server() -> Iterator[PrivatePostgresql]:
     """A server of its own, which keeps what was committed."""
-    with tempfile.TemporaryDirectory(prefix="runbell-test-") as name:
-        # Where we are root, the server is somebody else.
-        Path(name).chmod(0o711)
-        server = PrivatePostgresql(Path(name))
-        server.start()
+    with own_server() as server:
         yield server
-        server.stop()
 
 
 def test_a_restart_of_the_database_is_waited_for(server: PrivatePostgresql, tmp_path: Path) -> None:

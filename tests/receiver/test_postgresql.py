@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from runbell.receiver.schema import INBOX, metadata
 from runbell.storage.migrate_postgresql import bring_forward, statements, upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.private_postgresql import PrivatePostgresql
+from runbell.testing.postgresql import own_server
 from tests.receiver.databases import asked, empty_database
 from tests.receiver.house import SECRET, body_of, eventually, housed, run_event
 from tests.receiver.serving import Served, limited
@@ -418,13 +418,8 @@ def test_messages_are_as_short_as_they_have_to_be() -> None:
 @pytest.fixture
 def server() -> Iterator[PrivatePostgresql]:
     """A server of its own."""
-    with tempfile.TemporaryDirectory(prefix="runbell-test-") as name:
-        # Where we are root, the server is somebody else.
-        Path(name).chmod(0o711)
-        server = PrivatePostgresql(Path(name))
-        server.start()
+    with own_server() as server:
         yield server
-        server.stop()
 
 
 def test_a_restart_of_the_database_is_waited_for(server: PrivatePostgresql) -> None:

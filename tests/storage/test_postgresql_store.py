@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runbell.storage import runs, threads
+from runbell.storage import holding, runs, threads
 from runbell.storage.records import RunConfig, Thread
 from runbell.storage.runs import RunRecord
 from runbell.storage.store import Store, Transaction
@@ -29,7 +29,7 @@ class TestPostgresql(StorageContract):
         seen: list[str | None] = []
 
         async def begin(tx: Transaction) -> None:
-            seen.append(await runs.active(tx, "t1"))
+            seen.append(await holding.active(tx, "t1"))
             if seen[-1] is None:
                 await insert_runs(store, new_run("run_1", "t1"))
                 await threads.begin(tx, Thread("p", "undone", 1))

@@ -119,6 +119,11 @@ def ended(function, *arguments, **options):
     return Story(function, *arguments, **options).end()
 
 
+def wants_one_call(request):
+    """A run that is completed as soon as it has the output of its call."""
+    return answer(fields("completed") if request.method == "POST" else asking())
+
+
 def until(condition):
     limit = time.monotonic() + LIMIT
     while not condition():

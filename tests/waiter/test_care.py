@@ -15,6 +15,7 @@ import runbell
 from runbell.client import fleet
 from runbell.client.diagnosis import shown
 from runbell.client.journal import Journal
+from runbell.client.options import agreed
 from runbell.errors import BadAnswer, ConfigurationError, RunbellError
 from runbell.pacing import Backoff, Fixed
 from tests.waiter.mock import (
@@ -31,11 +32,8 @@ from tests.waiter.mock import (
     fields,
     run,
     until,
+    wants_one_call,
 )
-
-
-def wants_one_call(request):
-    return answer(fields("completed") if request.method == "POST" else asking())
 
 
 def test_what_is_to_be_cancelled_is_not_begun_again():
@@ -287,7 +285,7 @@ def test_options_that_are_of_another_kind_are_refused_or_understood():
         for timeout in ("60", 0, float("nan")):
             with pytest.raises(ConfigurationError, match="timeout has to be seconds above 0"):
                 waiter.wait(run(), timeout=timeout)
-        assert waiter._shared({"restart_on": "expired"})["restart_on"] == {"expired"}
+    assert agreed({"restart_on": "expired"})["restart_on"] == {"expired"}
 
 
 def test_a_timeout_says_what_failed_last():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import runbell
-from runbell.client.fleet import Landed
+from runbell.client.mail import Landed
 from runbell.client.simulation import SimulatedRun, Simulation
 from runbell.client.view import Answer
 from runbell.pacing import Backoff, Fixed

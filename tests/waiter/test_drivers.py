@@ -12,8 +12,8 @@ import pytest
 
 import runbell
 from runbell.client import threads
-from runbell.client.fleet import Landed
 from runbell.client.learning import Learning
+from runbell.client.mail import Landed
 from runbell.client.simulation import Scripted, SimulatedRun, SimulatedRuns, Simulation
 from runbell.client.waiter import _Waiter
 from runbell.clock import VirtualClock

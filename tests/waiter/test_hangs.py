@@ -20,13 +20,13 @@ from tests.waiter.mock import (
     Story,
     after,
     answer,
-    asking,
     async_client,
     client,
     ended,
     fields,
     run,
     until,
+    wants_one_call,
 )
 
 
@@ -55,10 +55,6 @@ def jobs(**options):
 
 def async_jobs(**options):
     return runbell.AsyncWaiter(None, providers=[Jobs()], policy=QUICK, **options)
-
-
-def wants_one_call(request):
-    return answer(fields("completed") if request.method == "POST" else asking())
 
 
 # Closing.

@@ -29,11 +29,8 @@ from tests.waiter.mock import (
     fields,
     run,
     until,
+    wants_one_call,
 )
-
-
-def wants_one_call(request):
-    return answer(fields("completed") if request.method == "POST" else asking())
 
 
 def test_two_programs_make_a_call_once(tmp_path):

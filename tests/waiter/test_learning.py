@@ -15,10 +15,11 @@ import pytest
 from openai.types.beta.threads import Run
 
 import runbell
-from runbell.client.fleet import Fleet, Join, Landed
+from runbell.client.fleet import Fleet
 from runbell.client.flow import waiting
 from runbell.client.journal import Journal
 from runbell.client.learning import FEW, Learned, Learning, Seen, stretch_of
+from runbell.client.mail import Join, Landed
 from runbell.client.providers import Responses, Runs
 from runbell.client.quota import Quota
 from runbell.client.server import Server

@@ -11,8 +11,8 @@ import pytest
 
 import runbell
 from runbell.client.deeds import Submit, UseTool
-from runbell.client.fleet import Landed
 from runbell.client.hands import ToolOutcome
+from runbell.client.mail import Landed
 from runbell.client.providers import Responses, Runs
 from runbell.client.records import Planned
 from runbell.client.server import GROWS_AFTER, HOLD_SECONDS, SHORTEST_HOLD, Server

@@ -70,11 +70,10 @@ _COLUMNS = (
 
 LIST = Statement(
     "inbox_events.list",
-    "The newest events in front of a position, in all states or in one.",
+    "The newest events, in all states or in one.",
     limited(
         select(*_COLUMNS)
         .where(
-            _e.position < bindparam("high"),
             # PostgreSQL has to be told of what type a parameter is that may be nothing.
             (cast(bindparam("wanted"), Text).is_(None)) | (_e.state == bindparam("wanted")),
         )
@@ -83,10 +82,8 @@ LIST = Statement(
 )
 LIST_DEAD = Statement(
     "inbox_events.list_dead",
-    "The newest dead letters in front of a position.",
-    limited(
-        select(*_COLUMNS).where(_e.position < bindparam("high"), _dead).order_by(_e.position.desc())
-    ),
+    "The newest dead letters.",
+    limited(select(*_COLUMNS).where(_dead).order_by(_e.position.desc())),
 )
 SHOW = Statement(
     "inbox_events.show",
@@ -217,9 +214,6 @@ FORGET_ONCE = Statement(
     _old(_once.key, _once.done_at_ms),
 )
 
-TOP = 2**62
-"""In front of this position stand all events."""
-
 MOST_OF_SUBJECT = 1_000
 """Events of one run that are told to whoever begins to wait for it."""
 
@@ -280,11 +274,9 @@ class Removed:
     full: bool = True
 
 
-async def entries(
-    tx: Transaction, *, state: str | None = None, before: int = TOP, limit: int = 50
-) -> list[Entry]:
-    """The newest events in front of a position."""
-    params: dict[str, Any] = {"high": before, "limit": limit}
+async def entries(tx: Transaction, *, state: str | None = None, limit: int = 50) -> list[Entry]:
+    """The newest events, in all states or in one."""
+    params: dict[str, Any] = {"limit": limit}
     if state == "dead":
         return [_entry(row) for row in await tx.fetch_all(LIST_DEAD, params)]
     return [_entry(row) for row in await tx.fetch_all(LIST, params | {"wanted": state})]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
@@ -31,8 +30,6 @@ from runbell.storage.store import Store
 from runbell.storage.urls import check_readable, readable, without_password
 
 __all__ = ["CHANNEL", "PostgresqlPlace"]
-
-logger = logging.getLogger(__name__)
 
 CHANNEL: Final = "runbell_inbox"
 

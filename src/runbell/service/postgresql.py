@@ -12,8 +12,8 @@ from urllib.parse import unquote
 
 from runbell.clock import Clock
 from runbell.errors import ConfigurationError
-from runbell.service.databases import Database
-from runbell.service.jobs import Jobs, Lanes, engine
+from runbell.service.database import Database
+from runbell.service.jobs import Jobs, Lanes, queries
 from runbell.service.jobs.pgqueuer import PgQueuerJobs
 from runbell.service.neighbours import CHANNEL, Neighbours, SharedChanges
 from runbell.service.operations.context import Context
@@ -84,7 +84,7 @@ class PostgresqlDatabase(Database):
         neighbours.start()
         self.shared_changes.start()
         self.shared_clock.start()
-        await self._listener.start(CHANNEL, engine.CHANNEL)
+        await self._listener.start(CHANNEL, queries.CHANNEL)
 
     async def close(self) -> None:
         if self._retelling is not None and self._neighbours is not None:
@@ -160,7 +160,7 @@ async def _upgrade(connection: asyncpg.Connection) -> None:
     while True:
         try:
             await upgrade_postgresql(connection)
-            await engine.install(connection)
+            await queries.install(connection)
             break
         except LockNotAvailableError:
             logger.warning("the schema is changed when a table is free; is a backup under way?")
