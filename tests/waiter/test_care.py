@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import pickle
 import sqlite3
 import threading
 import time
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -13,11 +16,15 @@ import pytest
 
 import runbell
 from runbell.client import fleet
+from runbell.client.calls import Calls
 from runbell.client.diagnosis import shown
+from runbell.client.hands import ToolOutcome
 from runbell.client.journal import Journal
 from runbell.client.options import agreed
+from runbell.client.wishes import UseTools
 from runbell.errors import BadAnswer, ConfigurationError, RunbellError
 from runbell.pacing import Backoff, Fixed
+from runbell.runs import ToolCall
 from tests.waiter.mock import (
     LIMIT,
     PAGE,
@@ -139,6 +146,38 @@ def test_outputs_that_are_still_needed_are_kept(monkeypatch):
         assert {story.end().status for story in stories} == {"completed"}
     assert len(ran) == 3
     assert all(b"quick" in body and b"late" in body for body in sent.values())
+
+
+class Acting:
+    """A wait, as far as the calls of its tools look at it."""
+
+    def __init__(self, run_id):
+        self.id, self.wish, self.tell = run_id, None, lambda *args, **more: None
+        self.terms = SimpleNamespace(tool_timeout=None, raise_tool_errors=False, context=None)
+
+
+def test_an_output_that_is_there_is_not_forgotten_while_the_next_call_begins():
+    """As where a server wants another call answered, too, and others have had theirs meanwhile."""
+    numbers = itertools.count()
+    at_work = Calls(lambda deed: next(numbers), lambda tool: False, remembered=1)
+    one, two = ToolCall("call_1", "f", "{}"), ToolCall("call_2", "f", "{}")
+    wait, other = Acting("run_1"), Acting("run_2")
+
+    def use(wait, *calls):
+        wait.wish = UseTools(calls, {"f": None}, math.inf)
+        return at_work.use(wait, wait.wish, 0.0)
+
+    def lands(number, output):
+        for wait, _, _ in at_work.landed(number, ToolOutcome(output), None):
+            wait.wish = None
+
+    assert use(wait, one) is None
+    assert use(other, one) is None
+    lands(0, "sunny")
+    lands(1, "of another run")
+    assert use(wait, one, two) is None
+    ((found, outputs, _),) = at_work.landed(2, ToolOutcome("windy"), None)
+    assert (found, outputs) == (wait, {"call_1": "sunny", "call_2": "windy"})
 
 
 # Events.
