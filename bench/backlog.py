@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from runbell.runs import Event
-from runbell.storage import deliveries, endpoints, events
+from runbell.storage import endpoints, events, owed
 from runbell.storage.deliveries import Attempt
 from runbell.storage.endpoints import Endpoint
 from runbell.storage.sqlite import SQLiteStore
@@ -64,9 +64,9 @@ async def _owe(tx: Transaction, owed_to: list[Endpoint], span: range) -> None:
         )
         await events.append(tx, event)
         for endpoint in owed_to:
-            await deliveries.owe(tx, endpoint.id, event)
+            await owed.owe(tx, endpoint.id, event)
     attempt = Attempt(1, now_ms, 3, 500, "It answered 500.", "")
     for endpoint in owed_to:
-        for due in await deliveries.due(tx, endpoint.id, now_ms, len(span)):
+        for due in await owed.due(tx, endpoint.id, now_ms, len(span)):
             next_at_ms = now_ms + LATER_MS + due.position
-            await deliveries.record(tx, due, attempt, status="pending", next_at_ms=next_at_ms)
+            await owed.record(tx, due, attempt, status="pending", next_at_ms=next_at_ms)

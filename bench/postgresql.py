@@ -24,6 +24,7 @@ from bench.figures import Figure, percentile, significant, within
 from bench.server import Server, served
 from bench.waits import since_commit
 from runbell.storage.private_postgresql import PrivatePostgresql
+from runbell.testing.postgresql import own_server
 
 __all__ = ["Sizes", "measure"]
 
@@ -68,7 +69,6 @@ class Database:
     def __init__(self, server: PrivatePostgresql) -> None:
         self.url = server.url()
         self._process = psutil.Process(server.pid)
-        self._ended_ms: dict[int, float] = {}
 
     def cpu_ms(self) -> float:
         """CPU of all its processes; those that have ended count with what their parent was told."""
@@ -121,15 +121,8 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
 
 @contextmanager
 def _database() -> Iterator[Database]:
-    with tempfile.TemporaryDirectory(prefix="runbell-bench-") as directory:
-        # Where we are root, the server is somebody else.
-        Path(directory).chmod(0o711)
-        server = PrivatePostgresql(Path(directory) / "data")
-        server.start()
-        try:
-            yield Database(server)
-        finally:
-            server.stop()
+    with own_server() as server:
+        yield Database(server)
 
 
 @contextmanager
@@ -303,20 +296,15 @@ def _wake(database: Database, stamps: Path, changes: int) -> Iterator[Figure]:
         here.wait_idle()
         there.wait_idle()
         seen = here.load("wake", paths=paths[20:], pause=PAUSE_SECONDS, elsewhere=elsewhere)
-    commits = [int(line) for line in stamps.read_text().split()]
-    for name, column in (("wait", 1), ("feed", 2)):
-        delays = [since_commit(commits, each[0], each[column]) for each in seen]
-        yield within(
-            f"postgresql_wake_{name}_elsewhere_p99_ms",
-            percentile(delays, 99),
-            MAX_WAKE_P99_MS,
-            "from the return of COMMIT in the process that cancels a run to the first bytes of the "
-            "answer that another process holds, in the client; both by the system's monotonic "
-            "clock. One change at a time on idle services",
-            changes=len(delays),
-            p50_ms=round(percentile(delays, 50), 3),
-            max_ms=round(max(delays), 3),
-        )
+    yield from since_commit(
+        "postgresql_wake_{}_elsewhere_p99_ms",
+        stamps,
+        seen,
+        MAX_WAKE_P99_MS,
+        "from the return of COMMIT in the process that cancels a run to the first bytes of the "
+        "answer that another process holds, in the client; both by the system's monotonic "
+        "clock. One change at a time on idle services",
+    )
 
 
 DEFERRED = (

@@ -76,20 +76,13 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
 
 def measure_postgresql(sizes: Sizes) -> Iterator[Figure]:
     """The same where the inbox is in a PostgreSQL on this machine."""
-    from runbell.storage.private_postgresql import PrivatePostgresql
+    from runbell.testing.postgresql import own_server
 
-    with tempfile.TemporaryDirectory() as folder:
-        # Where we are root, the server is somebody else.
-        Path(folder).chmod(0o711)
-        server = PrivatePostgresql(Path(folder))
-        server.start()
-        try:
-            yield from _measure(
-                sizes,
-                Inboxes(server.url(), "PostgreSQL, fsync on", "_on_postgresql", None, server.pid),
-            )
-        finally:
-            server.stop()
+    with own_server() as server:
+        yield from _measure(
+            sizes,
+            Inboxes(server.url(), "PostgreSQL, fsync on", "_on_postgresql", None, server.pid),
+        )
 
 
 def _measure(sizes: Sizes, inbox: Inboxes) -> Iterator[Figure]:

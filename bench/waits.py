@@ -102,26 +102,44 @@ def _wake(server: Server, stamps: Path, changes: int) -> Iterator[Figure]:
     server.load("wake", paths=paths[:20], pause=PAUSE_SECONDS)
     server.wait_idle()
     seen = server.load("wake", paths=paths[20:], pause=PAUSE_SECONDS)
+    yield from since_commit(
+        "wake_{}_p99_ms",
+        stamps,
+        seen,
+        MAX_WAKE_P99_MS,
+        "from the return of SQLite's COMMIT of a cancel, on its thread in the service, to the "
+        "first bytes of the answer in the client; both by the system's monotonic clock. "
+        "One change at a time on an idle service",
+    )
+
+
+def since_commit(
+    name: str, stamps: Path, seen: Sequence[Sequence[int]], limit: float, what: str
+) -> Iterator[Figure]:
+    """How long after a commit who waits, and who reads the feed, has heard of it.
+
+    Args:
+        name: of a figure, with a place for who it is about.
+        stamps: when the service has committed, a line each.
+        seen: when each change was sent for, and when the two have heard of it; all in nanoseconds.
+    """
     commits = [int(line) for line in stamps.read_text().split()]
-    for name, column in (("wait", 1), ("feed", 2)):
-        delays = [since_commit(commits, each[0], each[column]) for each in seen]
+    for who, column in (("wait", 1), ("feed", 2)):
+        delays = [_behind(commits, each[0], each[column]) for each in seen]
+        asked = [(each[column] - each[0]) / 1e6 for each in seen]
         yield within(
-            f"wake_{name}_p99_ms",
+            name.format(who),
             percentile(delays, 99),
-            MAX_WAKE_P99_MS,
-            "from the return of SQLite's COMMIT of a cancel, on its thread in the service, to the "
-            "first bytes of the answer in the client; both by the system's monotonic clock. "
-            "One change at a time on an idle service",
+            limit,
+            what,
             changes=len(delays),
             p50_ms=round(percentile(delays, 50), 3),
             max_ms=round(max(delays), 3),
-            from_request_p50_ms=round(
-                percentile([(each[column] - each[0]) / 1e6 for each in seen], 50), 3
-            ),
+            from_request_p50_ms=round(percentile(asked, 50), 3),
         )
 
 
-def since_commit(commits: Sequence[int], sent_ns: int, received_ns: int) -> float:
+def _behind(commits: Sequence[int], sent_ns: int, received_ns: int) -> float:
     """Milliseconds from the one commit behind the sending."""
     first = bisect_right(commits, sent_ns)
     if first == len(commits) or commits[first] > received_ns:

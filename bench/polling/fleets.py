@@ -187,9 +187,7 @@ def free(fleet: Fleet, rule: str, retries: int = 2) -> Figures:
     return world.figures()
 
 
-def paced(
-    fleet: Fleet, *, worth: bool = True, price: float = 0.25, closed: bool = False
-) -> Figures:
+def paced(fleet: Fleet, *, worth: bool = True, closed: bool = False) -> Figures:
     """One pacer for all: by what a call is worth, or whoever was looked at longest ago.
 
     Args:
@@ -197,7 +195,7 @@ def paced(
     """
     world = _World(fleet, closed)
     pacer = WorthPacer(fleet.calls_per_minute)
-    known = taught(fleet.kinds, 200, price)
+    known = taught(fleet.kinds, 200, 0.25)
     while world.events:
         at = pacer.next_at()
         if at is not None and at <= world.events[0][0]:
@@ -233,7 +231,7 @@ def _ask(
         pacer.want(run, now)
 
 
-def bound(fleet: Fleet, latency: float = LATENCY) -> float:
+def bound(fleet: Fleet) -> float:
     """A mean delay that no policy gets below within the budget, in seconds.
 
     For each price λ of a call: the least E[delay] + λ·E[calls] of each kind, less λ times the
@@ -242,7 +240,7 @@ def bound(fleet: Fleet, latency: float = LATENCY) -> float:
     prices = np.geomspace(0.01, 200, 60)
     cost = np.zeros(len(prices))
     for key, share in fleet.shares.items():
-        calls, delays = programme(*table(fleet.kinds[key]), prices, latency)
+        calls, delays = programme(*table(fleet.kinds[key]), prices, LATENCY)
         cost += share * (delays + prices * calls)
     budget = fleet.calls_per_minute / 60 / fleet.arrivals
     return float((cost - prices * budget).max())

@@ -18,7 +18,7 @@ COUNT = 100_000
 TRACES = Path(__file__).parent.parent / "traces"
 
 
-def traced(name: str, seed: int = 1) -> dict[str, Draws]:
+def traced(name: str) -> dict[str, Draws]:
     """The durations of a trace by kind: 100,000 drawn of each from its smoothed logarithms.
 
     The kernel is Gaussian, of Silverman's width 0.9·min(deviation, IQR/1.34)·n^-0.2. A policy
@@ -28,7 +28,7 @@ def traced(name: str, seed: int = 1) -> dict[str, Draws]:
     with (TRACES / f"{name}.csv").open() as file:
         for row in csv.DictReader(file):
             rows[row["key"]].append(float(row["duration_s"]))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(1)
     return {key: _smoothed(np.log(values), rng) for key, values in rows.items()}
 
 
@@ -39,18 +39,16 @@ def _smoothed(logs: NDArray[np.float64], rng: np.random.Generator) -> Draws:
     return np.sort(np.exp(rng.choice(logs, COUNT) + width * noise))
 
 
-def pooled(kinds: dict[str, Draws], weights: dict[str, float] | None = None) -> Draws:
+def pooled(kinds: dict[str, Draws]) -> Draws:
     """What a run of a kind takes that nobody knows."""
     rng = np.random.default_rng(2)
-    total = sum(weights.values()) if weights else float(len(kinds))
-    shares = {key: (weights[key] if weights else 1.0) / total for key in kinds}
-    parts = [rng.choice(draws, int(COUNT * shares[key])) for key, draws in kinds.items()]
+    parts = [rng.choice(draws, COUNT // len(kinds)) for draws in kinds.values()]
     return np.sort(np.concatenate(parts))
 
 
-def held_out(seed: int = 9) -> dict[str, Draws]:
+def held_out() -> dict[str, Draws]:
     """Kinds of runs that nothing was tuned to: other medians, spikes, several modes, long tails."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(9)
 
     def log_normal(median: float, sigma: float, share: float = 1.0) -> Draws:
         drawn: Draws = median * np.exp(sigma * rng.standard_normal(int(COUNT * share)))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from runbell.client.endings import raise_for_status
     from runbell.client.providers import Provider, RunRef
-    from runbell.client.waiter import AsyncWaiter, Update, Waiter
+    from runbell.client.updates import Update
+    from runbell.client.waiter import AsyncWaiter, Waiter
     from runbell.errors import (
         ActionRequired,
         RunbellError,
@@ -55,7 +56,8 @@ _ERRORS = (
 )
 _HOME = {
     **dict.fromkeys(_ERRORS, "runbell.errors"),
-    **dict.fromkeys(("AsyncWaiter", "Update", "Waiter"), "runbell.client.waiter"),
+    "Update": "runbell.client.updates",
+    **dict.fromkeys(("AsyncWaiter", "Waiter"), "runbell.client.waiter"),
     **dict.fromkeys(("Provider", "RunRef"), "runbell.client.providers"),
     "raise_for_status": "runbell.client.endings",
 }

@@ -8,7 +8,7 @@ from runbell.runs import Event
 from runbell.service.operations import deliveries as operations
 from runbell.service.operations import endpoints
 from runbell.service.wire.webhooks import CreateEndpoint, UpdateEndpoint
-from runbell.storage import deliveries, events
+from runbell.storage import events, owed
 from runbell.storage.deliveries import Attempt, Delivery, DeliveryFilter
 from runbell.storage.endpoints import Endpoint
 from runbell.storage.paging import Page
@@ -81,7 +81,7 @@ async def owe_many(
                     body,
                 )
                 await events.append(tx, event)
-                await deliveries.owe(tx, endpoint_id, event)
+                await owed.owe(tx, endpoint_id, event)
 
         await service.store.write(work)
 

@@ -14,8 +14,8 @@ from pgqueuer.domain.errors import RetryRequested
 from pgqueuer.domain.models import TracebackRecord
 from pgqueuer.ports.repository import EntrypointExecutionParameter
 
-from runbell.service.jobs.engine import FORGET, PUT, NotYet, install, queries
 from runbell.service.jobs.held import COUNT
+from runbell.service.jobs.queries import FORGET, PUT, NotYet, install, queries
 from runbell.testing.postgresql import database, emptied
 
 SAID = "SELECT priority, status, entrypoint, payload, attempts, slot, queue_manager_id, "

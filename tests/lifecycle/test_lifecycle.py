@@ -212,7 +212,6 @@ class Life(RuleBasedStateMachine):
         assert (run.incomplete_reason is None) or run.status is S.INCOMPLETE
         assert (run.last_error is None) or run.status.is_terminal
         assert not (run.waits_turn and run.status.is_terminal), "what has ended waits for nothing"
-        assert run.holds_thread == (not run.status.is_terminal and not run.waits_turn)
 
     @invariant()
     def stamps_are_in_the_order_of_the_statuses(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from bench.polling.fleets import Fleet, bound, free, paced
 from runbell.pacing.fleet import WorthPacer
 from runbell.pacing.survival import Curve, LogLogistic
-from runbell.pacing.worth import Pile, worth
+from runbell.pacing.worth import Pile
 
 
 def curve(median=5.0, shape=4.0):
@@ -179,7 +179,7 @@ def test_a_call_that_is_granted_takes_others_along():
 
 def test_worth_never_falls_and_grows_beyond_any_bound():
     shape = curve()
-    values = [worth(shape, 2.0, 2.0 + step * 0.25) for step in range(4000)]
+    values = [Pile.since(shape, 2.0).value(2.0 + step * 0.25) for step in range(4000)]
     assert values[0] == 0
     assert all(later >= earlier - 1e-4 for earlier, later in itertools.pairwise(values))
     assert values[-1] > 1000

@@ -13,12 +13,15 @@ import pytest
 
 from runbell.storage import (
     assistants,
+    deadlines,
     deliveries,
     endpoints,
     events,
     history,
+    holding,
     idempotency,
     messages,
+    owed,
     probes,
     projects,
     runs,
@@ -32,12 +35,15 @@ from runbell.testing.databases import migrated_sqlite
 
 MODULES = (
     assistants,
+    deadlines,
     deliveries,
     endpoints,
     events,
     history,
+    holding,
     idempotency,
     messages,
+    owed,
     probes,
     projects,
     runs,
@@ -121,13 +127,13 @@ def test_a_statement_searches_and_does_not_sort(
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (runs.ACTIVE, "uq_runs_active_thread (thread_id=?)"),
-        (runs.EXPIRING, "ix_runs_live_expiry"),
+        (holding.ACTIVE, "uq_runs_active_thread (thread_id=?)"),
+        (deadlines.EXPIRING, "ix_runs_live_expiry"),
         (workable.READY, "ix_runs_workable (status=? AND position>?)"),
         (workable.IN_PROGRESS, "ix_runs_workable (status=? AND position>?)"),
-        (runs.CANCELLING, "ix_runs_cancelling"),
-        (runs.NEXT_WAITING, "ix_runs_waiting (thread_id=?)"),
-        (runs.WAITING, "ix_runs_waiting (thread_id=?)"),
+        (deadlines.CANCELLING, "ix_runs_cancelling"),
+        (holding.NEXT_WAITING, "ix_runs_waiting (thread_id=?)"),
+        (holding.WAITING, "ix_runs_waiting (thread_id=?)"),
         (runs.MANY, "(id=?)"),
         (endpoints.LISTENING, "ix_webhook_endpoints_listening (project_id=?)"),
         (
@@ -157,7 +163,7 @@ def test_what_is_asked_for_is_found_by_its_own_index(
     assert index in step
 
 
-@pytest.mark.parametrize("statement", [deliveries.NEW, deliveries.RETRIES, deliveries.NEXT_DUE])
+@pytest.mark.parametrize("statement", [owed.NEW, owed.RETRIES, owed.NEXT_DUE])
 def test_what_is_due_is_found_by_what_is_owed(
     database: sqlite3.Connection, statement: Statement
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from runbell.errors import ConfigurationError
 from runbell.planner.sources import from_database
 from runbell.runs.run import RunStatus
-from runbell.storage import history, runs, threads
+from runbell.storage import history, holding, runs, threads
 from runbell.storage.postgresql import PostgresqlStore, connect
 from runbell.storage.records import RunConfig, Thread
 from runbell.storage.runs import RunRecord
@@ -36,7 +36,7 @@ class TestPostgresql(StorageContract):
         seen: list[str | None] = []
 
         async def begin(tx: Transaction) -> None:
-            seen.append(await runs.active(tx, "t1"))
+            seen.append(await holding.active(tx, "t1"))
             if seen[-1] is None:
                 await insert_runs(store, new_run("run_1", "t1"))
                 await threads.begin(tx, Thread("p", "undone", 1))

@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import replace
 
 from runbell.client.deeds import Again, Cancel, Retrieve, Submit, UseTool
-from runbell.client.fleet import Landed
 from runbell.client.hands import ToolOutcome
+from runbell.client.mail import Landed
 from runbell.client.simulation import SimulatedRun
 from runbell.client.view import Answer
 from runbell.errors import BadAnswer

@@ -20,13 +20,13 @@ from tests.waiter.mock import (
     Story,
     after,
     answer,
-    asking,
     async_client,
     client,
     ended,
     fields,
     run,
     until,
+    wants_one_call,
 )
 
 
@@ -55,10 +55,6 @@ def jobs(**options):
 
 def async_jobs(**options):
     return runbell.AsyncWaiter(None, providers=[Jobs()], policy=QUICK, **options)
-
-
-def wants_one_call(request):
-    return answer(fields("completed") if request.method == "POST" else asking())
 
 
 # Closing.
@@ -242,7 +238,7 @@ def test_a_hook_that_waits_is_told_that_it_cannot():
             errors.append(str(error))
 
     with jobs() as waiter, pytest.raises(runbell.WaitTimeout):
-        ended(waiter.wait, Job("busy"), hooks=[hook], timeout=0.2)
+        ended(waiter.wait, Job("busy"), hooks=[hook], timeout=1.0)
     assert "a hook must not wait" in errors[0]
 
 

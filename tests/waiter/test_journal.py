@@ -18,6 +18,7 @@ from runbell.errors import RunbellError
 from tests.waiter.mock import (
     LIMIT,
     QUICK,
+    Ahead,
     Story,
     after,
     answer,
@@ -28,11 +29,8 @@ from tests.waiter.mock import (
     fields,
     run,
     until,
+    wants_one_call,
 )
-
-
-def wants_one_call(request):
-    return answer(fields("completed") if request.method == "POST" else asking())
 
 
 def test_two_programs_make_a_call_once(tmp_path):
@@ -207,12 +205,18 @@ def test_functions_wait_for_a_thread_and_are_not_begun_when_nobody_wants_them(mo
         wanted = tuple((f"{run_id}_{n}", "f") for n in range(3))
         return answer(asking(run_id, wanted))
 
-    with runbell.Waiter(client(serve), tools={"f": f}, policy=QUICK) as waiter, after(gate):
-        given_up = Story(waiter.wait, run("queued", "run_1"), timeout=0.3)
+    clock, tools = Ahead(), {"f": f}
+    with (
+        runbell.Waiter(client(serve), clock=clock, tools=tools, policy=QUICK) as waiter,
+        after(gate),
+    ):
+        given_up = Story(waiter.wait, run("queued", "run_1"), timeout=300)
         until(lambda: len(ran) == 2)
+        clock.seconds = 300
+        # It looks at the clock when somebody comes.
+        story = Story(waiter.wait, run("queued", "run_2"))
         with pytest.raises(runbell.WaitTimeout):
             given_up.end()
-        story = Story(waiter.wait, run("queued", "run_2"))
         gate.set()
         assert story.end().status == "completed"
     assert len(ran) == 5  # the third call of the first run was not wanted any more

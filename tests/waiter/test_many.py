@@ -20,27 +20,32 @@ def test_all_come_back_in_order(stage):
     runs = [stage.run(f"sleep {number % 3 / 10}\nhello") for number in range(12)]
     runs.append(stage.run("fail server_error Broken."))
     with runbell.Waiter(stage.client) as waiter:
-        ended = waiter.wait_all(runs, timeout=30)
+        ended = waiter.wait_all(runs, timeout=60)
         assert [run.id for run in ended] == [run.id for run in runs]
         assert [run.status for run in ended] == ["completed"] * 12 + ["failed"]
         assert waiter.wait_all([]) == []
 
 
 def test_each_comes_as_it_ends(stage):
-    slow, quick = stage.run("sleep 1\nhello"), stage.run("hello")
+    slow, quick = stage.run("sleep 600"), stage.run("hello")
+    ended = []
 
     async def story():
         async with stage.async_client() as client, runbell.AsyncWaiter(client) as waiter:
-            return [run.id async for run in waiter.as_completed([slow, quick], timeout=30)]
+            async for run in waiter.as_completed([slow, quick], timeout=60):
+                ended.append(run.id)
+                if run.id == quick.id:
+                    await asyncio.to_thread(stage.cancel, slow)
 
-    assert asyncio.run(story()) == [quick.id, slow.id]
+    asyncio.run(story())
+    assert ended == [quick.id, slow.id]
 
 
 def test_the_first_error_is_raised_or_given_back_by_choice(stage):
     runs = [stage.run("call look-up {}"), stage.run("hello")]
     with runbell.Waiter(stage.client) as waiter:
         with pytest.raises(runbell.ActionRequired):
-            waiter.wait_all(runs, timeout=30)
+            waiter.wait_all(runs, timeout=60)
         first, second = waiter.wait_all(runs, timeout=30, return_errors=True)
     assert isinstance(first, runbell.ActionRequired)
     assert second.status == "completed"
@@ -48,7 +53,8 @@ def test_the_first_error_is_raised_or_given_back_by_choice(stage):
 
 def test_a_server_that_holds_is_asked_once_or_twice_a_run(stage):
     with runbell.Waiter(stage.client) as waiter:
-        waiter.wait(stage.run("sleep 1\nhello"))
+        # Not over before the first look, on a busy machine neither.
+        waiter.wait(stage.run("sleep 3\nhello"))
         assert len(stage.front.looks) == 2
         assert stage.front.looks[0].headers["prefer"] == "wait=0"
         for _ in range(3):
@@ -63,7 +69,7 @@ def test_a_server_that_holds_is_asked_once_or_twice_a_run(stage):
 def test_a_hold_is_shorter_than_the_clients_own_limit(stage):
     client = stage.client.with_options(timeout=8)
     with runbell.Waiter(client) as waiter:
-        waiter.wait(stage.run("sleep 0.3\nhello"))
+        waiter.wait(stage.run("sleep 2\nhello"))
     assert stage.front.looks[-1].headers["prefer"] == "wait=3"
 
 
@@ -74,8 +80,8 @@ def test_many_runs_are_asked_about_together(stage):
     together = len(stage.front.seen)
     assert {run.status for run in ended} == {"completed"}
     one_by_one = [look.path for look in stage.front.looks if "/v1/runs?ids=" not in look.path]
-    # One that happens to be due alone is asked about alone.
-    assert len(one_by_one) <= 2, one_by_one
+    # One that happens to be due alone is asked about alone, such as the last, until it ends.
+    assert len(set(one_by_one)) <= 2, one_by_one
     # What the same runs cost one by one, with the same policy.
     histories = {str(n): [(0.0, "queued"), (n / 40, "completed")] for n in range(60)}
     alone = Scripted(histories, latency=0.01)

@@ -14,9 +14,7 @@ __all__ = ["explain", "key_note", "masked", "shown"]
 KEY_VARIABLES = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY")
 
 
-def explain(
-    error: BaseException, client: Any, name: str, environ: Mapping[str, str] = os.environ
-) -> None:
+def explain(error: BaseException, client: Any, name: str) -> None:
     """Add notes to an error of the SDK: which run, which server, which key.
 
     Args:
@@ -29,7 +27,7 @@ def explain(
     url = shown(getattr(client, "base_url", None))
     error.add_note(f"while waiting for {name} at base_url {url}")
     if status_of(error) in (400, 401, 403, 404):
-        error.add_note(key_note(getattr(client, "api_key", None), client, environ))
+        error.add_note(key_note(getattr(client, "api_key", None), client))
 
 
 def shown(url: object) -> str:

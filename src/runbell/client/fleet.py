@@ -26,18 +26,19 @@ from runbell.client.deeds import (
     RetrieveThread,
     UseTool,
 )
+from runbell.client.mail import Join, Landed, Leave, Mail, Told, Turn
 from runbell.client.quota import Quota, quota_of
 from runbell.client.server import Server
 from runbell.client.tools import Tool
 from runbell.client.trouble import copy_of, retry_after, status_of
 from runbell.client.view import Answer
 from runbell.client.wait import TimeIsUp, Wait
-from runbell.client.wishes import Do, Flow, Look, UseTools, Wish
+from runbell.client.wishes import Do, Look, UseTools, Wish
 from runbell.clock import Clock
 from runbell.pacing import Pacer
 from runbell.runs import Deliver, EventSource
 
-__all__ = ["Fleet", "Join", "Landed", "Leave", "Mail", "Told", "Turn"]
+__all__ = ["Fleet"]
 
 log = logging.getLogger("runbell")
 
@@ -49,48 +50,6 @@ FIRST_IN_FLIGHT = 16
 
 REMEMBERED_CALLS = 10_000
 """Outputs of tool calls that are kept in memory, for waits that begin again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """Play these waits' flows."""
-
-    waits: Sequence[Wait]
-    play: Callable[[Wait], Flow[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """Forget a wait: nobody waits any more."""
-
-    wait: Wait
-
-
-@dataclass(frozen=True, slots=True)
-class Landed:
-    """An order was carried out, or failed."""
-
-    number: int
-    value: Any = None
-    error: Exception | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """An event source delivered this."""
-
-    event: dict[str, Any]
-
-
-Mail = Join | Leave | Landed | Told
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What to do now: begin the orders, then wait for mail, or until a moment (None: for mail)."""
-
-    orders: Sequence[Order]
-    until: float | None
 
 
 @dataclass(frozen=True, slots=True)

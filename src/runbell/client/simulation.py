@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from runbell.client.deeds import Order, Retrieve, RetrieveMany
-from runbell.client.fleet import Fleet, Join, Landed, Mail, Told
+from runbell.client.fleet import Fleet
 from runbell.client.flow import waiting
 from runbell.client.learning import Learning
+from runbell.client.mail import Join, Landed, Mail, Told
 from runbell.client.providers.runs import stage_of
 from runbell.client.server import Server
 from runbell.client.view import Answer, View

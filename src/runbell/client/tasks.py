@@ -12,8 +12,9 @@ from contextvars import Context
 from typing import Any
 
 from runbell.client.deeds import Order, UseTool
-from runbell.client.fleet import Fleet, Landed, Leave, Mail, Told
+from runbell.client.fleet import Fleet
 from runbell.client.hands import Entry, Hands, contained, in_time
+from runbell.client.mail import Landed, Leave, Mail, Told
 from runbell.clock import Clock
 from runbell.errors import RunbellError
 

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from runbell.client.deeds import Order, UseTool
-from runbell.client.fleet import Fleet, Join, Landed, Leave, Mail, Told
+from runbell.client.fleet import Fleet
 from runbell.client.hands import Entry, Hands, OutOfTime, contained, run_async, run_now
+from runbell.client.mail import Join, Landed, Leave, Mail, Told
 from runbell.clock import Clock
 from runbell.errors import RunbellError
 

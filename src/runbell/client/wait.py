@@ -356,7 +356,7 @@ class Wait:
         """The server answered: what failed before it is forgotten."""
         self.failures, self.retry_at, self.last_error = 0, None, None
 
-    def bear(self, error: Exception, backoff: RetryBackoff | None = None) -> None:
+    def bear(self, error: Exception) -> None:
         """Take note of a failure after which trying again can help, or raise it.
 
         Raises:
@@ -369,7 +369,7 @@ class Wait:
         if self.failures >= terms.max_errors:
             error.add_note(f"{self.failures} requests in a row failed: this is the last of them")
             raise error
-        delay = (backoff or terms.retry).delay(self.failures, terms.rng)
+        delay = terms.retry.delay(self.failures, terms.rng)
         delay = max(delay, retry_after(error, terms.clock.now_ms() / 1000) or 0.0)
         self.last_error, self.retry_at = error, self.now + delay
         log.info("%s: %s; trying again in %.2f s", self.name, words(error), delay)

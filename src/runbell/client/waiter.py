@@ -3,108 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import queue
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Self, TypeVar, Unpack, cast
 
 from runbell.client import tasks, threads
 from runbell.client.diagnosis import explain
-from runbell.client.fleet import Fleet, Join, Leave, Mail
+from runbell.client.fleet import Fleet
 from runbell.client.flow import cancelling, waiting
 from runbell.client.hands import Hands
 from runbell.client.journal import Journal
 from runbell.client.learning import Learning
+from runbell.client.mail import Join, Leave, Mail
+from runbell.client.options import WaiterOptions, WaitOptions, agreed, refuse_unknown
 from runbell.client.providers import Provider, provider_of
-from runbell.client.records import Hook, Polled, Record, Told
 from runbell.client.server import Server
-from runbell.client.tools import Tool, Tools, check, toolbox
+from runbell.client.tools import Tool, check
+from runbell.client.updates import End, Update, Updates
 from runbell.client.wait import Done, Terms, Wait
 from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError
 from runbell.pacing import Backstop, Foresight, Pacer, PolicySource, WorthPacer
-from runbell.runs import EventSource
 
-__all__ = ["AsyncWaiter", "Update", "WaitOptions", "Waiter", "WaiterOptions"]
+__all__ = ["AsyncWaiter", "Waiter"]
 
 T = TypeVar("T")
-
-
-class WaitOptions(TypedDict, total=False):
-    """What can be agreed for a waiter, and otherwise for a single wait. Times are in seconds.
-
-    Attributes:
-        tools: functions that the model may call: callables, or a dict by name.
-        timeout: for the whole wait, every request in it; None for a little after the run's
-            `expires_at`, or a day for what has none.
-        policy: when to look, or a function that makes a policy for a run.
-        hold: let servers that can hold a request until the run is settled; then `policy` says only
-            what happens between such requests.
-        cancel_on_timeout: cancel the run when the time is over; else it goes on.
-        tool_timeout: for each call of a function; None for as long as the run lives.
-        on_tool_error: `"output"` tells the model what a function raised; `"raise"` raises it.
-        max_errors: how many requests in a row may fail.
-        restart_on: statuses and error codes after which the same work is begun anew.
-        max_restarts: how often.
-        hooks: are called with a frozen record of whatever happens, in the thread or the loop that
-            all waits depend on: they have to be quick, and can't wait for a run themselves.
-    """
-
-    tools: Tools | None
-    timeout: float | None
-    policy: PolicySource | None
-    hold: bool
-    cancel_on_timeout: bool
-    tool_timeout: float | None
-    on_tool_error: Literal["output", "raise"]
-    max_errors: int
-    restart_on: Iterable[str]
-    max_restarts: int
-    hooks: Sequence[Hook]
-
-
-class WaiterOptions(WaitOptions, total=False):
-    """What can be agreed for a waiter.
-
-    Attributes:
-        calls_per_minute: the budget of all its waits; None for what the server allows.
-        journal: a SQLite file in which outputs of tool calls survive a crash, and what was learned
-            of how long runs take.
-        foresight: what learns that, for another price of a call than a quarter of a second.
-        events: somebody who tells of status changes; polling is a backstop then.
-        providers: adapters of one's own, which are asked before those that are built in.
-        pacer: decides which wait the next call is spent on; takes the place of calls_per_minute.
-        clock, rng: where time and chance come from.
-    """
-
-    calls_per_minute: float | None
-    journal: str | Path | None
-    foresight: Foresight
-    events: EventSource | None
-    providers: Sequence[Provider[Any]]
-    pacer: Pacer | None
-    clock: Clock
-    rng: random.Random
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """A change of the run's status, as `watch` tells it.
-
-    Attributes:
-        status: as the server calls it.
-        previous: the status before; None for the first.
-        elapsed: seconds since the watch began.
-        run: the SDK's object.
-    """
-
-    status: str
-    previous: str | None
-    elapsed: float
-    run: Any
 
 
 class _Waiter:
@@ -127,12 +51,10 @@ class _Waiter:
         self._learning = Learning(options.get("foresight") or Foresight(), self._journal)
         self._server = Server(_limit_of(client))
         given: dict[str, Any] = dict(options)
-        unknown = set(given) - set(WaiterOptions.__annotations__)
-        if unknown:
-            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+        refuse_unknown(given, WaiterOptions)
         ours = {name: given[name] for name in WaitOptions.__annotations__ if name in given}
         self._defaults = cast(WaitOptions, ours)
-        self._shared(self._defaults)  # what is wrong is said at once
+        agreed(self._defaults)  # what is wrong is said at once
 
     def _takes_thread(self, tool: Tool) -> bool:
         """Whether a function blocks a thread while it is at work."""
@@ -155,7 +77,7 @@ class _Waiter:
         Raises:
             ConfigurationError: an object is of no kind that is known, or an option is wrong.
         """
-        shared = self._shared({**self._defaults, **options}) | more
+        shared = agreed({**self._defaults, **options}) | more
         if more.get("answers_actions") is False:  # what is to be cancelled is not begun again
             shared["max_restarts"] = 0
         policy, tools = shared.pop("policy"), shared["tools"]
@@ -169,6 +91,9 @@ class _Waiter:
                     provider=provider,
                     policy=policy or self._policy(provider, pushed),
                     pushed=pushed,
+                    clock=self._clock,
+                    learning=self._learning,
+                    rng=self._rng,
                     **shared,
                 )
             if tools and hasattr(provider, "schemas"):
@@ -185,7 +110,7 @@ class _Waiter:
 
     def _watched(self, run: Any, options: WaitOptions, put: Callable[[Any], None]) -> Join:
         """A wait that tells every change of the status, and its end."""
-        updates = _Updates(put)
+        updates = Updates(put)
         hooks = options.get("hooks", self._defaults.get("hooks"))
         options["hooks"] = [*(hooks or ()), updates.hook]
         # A held request would show nothing but the end.
@@ -195,42 +120,6 @@ class _Waiter:
         for wait in waits:
             if wait.flow is not None:
                 self._post(Leave(wait))
-
-    def _shared(self, options: WaitOptions) -> dict[str, Any]:
-        """The terms that do not depend on what is waited for, and the policy."""
-        unknown = set(options) - set(WaitOptions.__annotations__)
-        if unknown:
-            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
-        timeout, max_errors = options.get("timeout"), options.get("max_errors", 10)
-        on_tool_error = options.get("on_tool_error", "output")
-        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
-            raise ConfigurationError(f"timeout has to be seconds above 0, not {timeout!r}")
-        if max_errors < 1:
-            raise ConfigurationError(f"max_errors has to be at least 1, not {max_errors}")
-        if on_tool_error not in ("output", "raise"):
-            raise ConfigurationError(f"on_tool_error is 'output' or 'raise', not {on_tool_error!r}")
-        tools = toolbox(options.get("tools"))
-        restart_on = options.get("restart_on") or ()
-        if isinstance(restart_on, str):  # its letters are no statuses
-            restart_on = (restart_on,)
-        restart_on = frozenset(restart_on)
-        return {
-            "policy": options.get("policy"),
-            "clock": self._clock,
-            "learning": self._learning,
-            "rng": self._rng,
-            "timeout": timeout,
-            "tools": tools,
-            "raise_tool_errors": on_tool_error == "raise",
-            "hold": options.get("hold", True),
-            "tool_timeout": options.get("tool_timeout"),
-            "max_errors": max_errors,
-            "restart_on": restart_on,
-            "max_restarts": options.get("max_restarts", 3) if restart_on else 0,
-            "cancel_on_timeout": options.get("cancel_on_timeout", False),
-            "hooks": tuple(options.get("hooks") or ()),
-            "context": contextvars.copy_context() if tools else None,
-        }
 
 
 def _limit_of(client: Any) -> float | None:
@@ -320,7 +209,7 @@ class AsyncWaiter(_Waiter):
         join = self._watched(run, options, news.put_nowait)
         self._driver.post(join)
         try:
-            while not isinstance(update := await news.get(), _End):
+            while not isinstance(update := await news.get(), End):
                 yield update
             if update.error is not None:
                 raise update.error
@@ -410,7 +299,7 @@ class Waiter(_Waiter):
         join = self._watched(run, options, news.put)
         self._driver.post(join)
         try:
-            while not isinstance(update := news.get(), _End):
+            while not isinstance(update := news.get(), End):
                 yield update
             if update.error is not None:
                 raise update.error
@@ -439,38 +328,6 @@ class Waiter(_Waiter):
                 yield waits.settle(*news.get())
         finally:
             self._leave(waits.open)
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """A watch is over."""
-
-    error: BaseException | None
-
-
-class _Updates:
-    """Passes changes of the status on, and the end, which shows at least one status.
-
-    Args:
-        put: takes each `Update`, and an `_End` after the last.
-    """
-
-    def __init__(self, put: Callable[[Any], None]) -> None:
-        self._put = put
-        self._told: str | None = None
-
-    def hook(self, record: Record) -> None:
-        if isinstance(record, Polled | Told) and record.status != record.previous:
-            self._tell(record.status, record.elapsed, record.run)
-
-    def done(self, wait: Wait, run: Any, error: BaseException | None) -> None:
-        if error is None and wait.view.status != self._told:
-            self._tell(wait.view.status, wait.now - wait.began, run)
-        self._put(_End(error))
-
-    def _tell(self, status: str, elapsed: float, run: Any) -> None:
-        previous, self._told = self._told, status
-        self._put(Update(status, previous, elapsed, run))
 
 
 class _Round:

@@ -181,13 +181,11 @@ class SlowDown:
         return min(max(retry_after, 0.0), self.longest_hold)
 
 
-def is_given_up(
-    failing_since_ms: int | None, now_ms: int, after_ms: int = DISABLE_AFTER_MS
-) -> bool:
+def is_given_up(failing_since_ms: int | None, now_ms: int) -> bool:
     """Whether an endpoint is to be disabled.
 
     Args:
         failing_since_ms: its first failure since its last success; None where there is none.
         now_ms: the moment of the latest failure.
     """
-    return failing_since_ms is not None and now_ms - failing_since_ms >= after_ms
+    return failing_since_ms is not None and now_ms - failing_since_ms >= DISABLE_AFTER_MS

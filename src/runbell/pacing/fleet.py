@@ -62,17 +62,14 @@ class WorthPacer:
     Args:
         calls_per_minute: calls that are granted within any 60 seconds; None for as many as the
             server allows.
-        unknown: how long a run takes that `expect` said nothing about.
 
     Raises:
         ValueError: the budget is below one call a minute.
     """
 
-    def __init__(
-        self, calls_per_minute: float | None = None, *, unknown: Curve | None = None
-    ) -> None:
+    def __init__(self, calls_per_minute: float | None = None) -> None:
         self._allowance = Allowance(calls_per_minute)
-        self._unknown = unknown
+        self._unknown: Curve | None = None
         self._expected: dict[Hashable, _Expected] = {}
         self._urgent = Line()
         self._wanted: dict[Hashable, float] = {}
@@ -287,6 +284,7 @@ class WorthPacer:
             self._bar = 0.0
 
     def _cold(self) -> Curve:
+        """How long a run takes that `expect` said nothing about."""
         if self._unknown is None:
             prior = ignorance()
             times = [0.0, *(0.1 * math.exp(0.1 * step) for step in range(120))]

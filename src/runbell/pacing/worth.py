@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from runbell.pacing.survival import TAIL_SHAPE, Curve
 
-__all__ = ["Pile", "worth"]
+__all__ = ["Pile"]
 
 _ENOUGH = 1e-9
 
@@ -69,8 +69,3 @@ class Pile(NamedTuple):
         # It is about quadratic in between.
         share = math.sqrt(max(bar - below, 0.0) / (above - below))
         return before + min(share, 1.0) * (after - before)
-
-
-def worth(curve: Curve, looked: float, now: float) -> float:
-    """The index V of a run that was going on `looked` seconds after its start; see `Pile`."""
-    return Pile.since(curve, looked).value(now)

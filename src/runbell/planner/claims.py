@@ -41,13 +41,13 @@ class Claim(NamedTuple):
     judged: str
 
 
-def claims(trace: Trace | None = None, latency: float = 0.15) -> list[Claim]:
-    """The claims, for these runs: log-normal durations with median 6 s and p95 25 s.
+def claims(latency: float = 0.15) -> list[Claim]:
+    """The claims, for log-normal durations with median 6 s and p95 25 s.
 
     Args:
         latency: seconds from a request to its answer.
     """
-    trace = trace or Trace.lognormal(6, 25)
+    trace = Trace.lognormal(6, 25)
     draws = trace.sample().draws
     found = plan(Workload(trace, RUNS, price_per_call=PRICE, latency=latency))
     fast, two, three = (_fixed(draws, interval, latency) for interval in (0.1, 2.0, 3.0))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from runbell.client.deeds import Order, Retrieve
-from runbell.client.fleet import Landed
+from runbell.client.mail import Landed
 from runbell.client.simulation import SimulatedRun, Simulation
 from runbell.client.view import Answer
 from runbell.pacing import PolicySource

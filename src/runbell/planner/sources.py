@@ -98,10 +98,8 @@ class _Gathered(defaultdict[str, "array[float]"]):
 
     def __init__(self) -> None:
         super().__init__(lambda: array("d"))
-        self.met = 0
 
     def __missing__(self, kind: str) -> array[float]:
-        self.met += kind != OTHERS
         if len(self) >= GATHERED:
             self._together()
         return super().__missing__(kind)

@@ -40,6 +40,7 @@ __all__ = [
     "move_cursor",
     "newest",
     "news",
+    "now",
     "of_subject",
     "others",
     "prune",
@@ -70,11 +71,10 @@ _COLUMNS = (
 
 LIST = Statement(
     "inbox_events.list",
-    "The newest events in front of a position, in all states or in one.",
+    "The newest events, in all states or in one.",
     limited(
         select(*_COLUMNS)
         .where(
-            _e.position < bindparam("high"),
             # PostgreSQL has to be told of what type a parameter is that may be nothing.
             (cast(bindparam("wanted"), Text).is_(None)) | (_e.state == bindparam("wanted")),
         )
@@ -83,10 +83,8 @@ LIST = Statement(
 )
 LIST_DEAD = Statement(
     "inbox_events.list_dead",
-    "The newest dead letters in front of a position.",
-    limited(
-        select(*_COLUMNS).where(_e.position < bindparam("high"), _dead).order_by(_e.position.desc())
-    ),
+    "The newest dead letters.",
+    limited(select(*_COLUMNS).where(_dead).order_by(_e.position.desc())),
 )
 SHOW = Statement(
     "inbox_events.show",
@@ -108,6 +106,14 @@ _again = {
     "forced": true(),
     "ended_at_ms": null(),
 }
+NOW = Statement(
+    "inbox.now",
+    "What time it is: a file's machine says so, and a server, for all who use it.",
+    select(literal_column("CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)")),
+    postgresql=select(
+        literal_column("CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)")
+    ),
+)
 REPLAY = Statement(
     "inbox_events.replay",
     "Handle an event once more, whatever came after it; not one that is being handled.",
@@ -217,9 +223,6 @@ FORGET_ONCE = Statement(
     _old(_once.key, _once.done_at_ms),
 )
 
-TOP = 2**62
-"""In front of this position stand all events."""
-
 MOST_OF_SUBJECT = 1_000
 """Events of one run that are told to whoever begins to wait for it."""
 
@@ -280,11 +283,9 @@ class Removed:
     full: bool = True
 
 
-async def entries(
-    tx: Transaction, *, state: str | None = None, before: int = TOP, limit: int = 50
-) -> list[Entry]:
-    """The newest events in front of a position."""
-    params: dict[str, Any] = {"high": before, "limit": limit}
+async def entries(tx: Transaction, *, state: str | None = None, limit: int = 50) -> list[Entry]:
+    """The newest events, in all states or in one."""
+    params: dict[str, Any] = {"limit": limit}
     if state == "dead":
         return [_entry(row) for row in await tx.fetch_all(LIST_DEAD, params)]
     return [_entry(row) for row in await tx.fetch_all(LIST, params | {"wanted": state})]
@@ -300,6 +301,12 @@ async def others(tx: Transaction, event_id: str, limit: int = 10) -> list[Other]
     """The other bodies that came under an id."""
     rows = await tx.fetch_all(OTHERS, {"key": event_id, "limit": limit})
     return [Other(*row) for row in rows]
+
+
+async def now(tx: Transaction) -> int:
+    """What time it is for those who share the inbox, in milliseconds since the epoch."""
+    row = await tx.fetch_one(NOW, {})
+    return int(row[0]) if row is not None else 0
 
 
 async def replay(tx: Transaction, event_id: str, now_ms: int) -> bool:

@@ -122,8 +122,3 @@ class Run:
     status_reason: str | None = None
     usage: Usage = NO_USAGE
     metadata: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def holds_thread(self) -> bool:
-        """It is the active run of its thread: no other may start, no message may be added."""
-        return not self.status.is_terminal and not self.waits_turn

@@ -1,4 +1,4 @@
-"""Where everything is kept: what `--database` names, opened, with what belongs to its kind.
+"""Where everything is kept: what `--database` names, opened.
 
 A SQLite file has one process, which does everything. A PostgreSQL database has any number, all
 alike.
@@ -7,88 +7,18 @@ alike.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
-from urllib.parse import quote
 
-from runbell.clock import Clock, SystemClock
 from runbell.errors import ConfigurationError, MissingExtra
-from runbell.service.changes import Changes
-from runbell.service.jobs import Jobs, Lanes
-from runbell.service.jobs.embedded import EmbeddedJobs
-from runbell.service.operations.context import Context
+from runbell.service.database import Database
 from runbell.service.settings import EMBEDDED, Settings, location, sqlite_path
 from runbell.storage.lock import InstallationLock
 from runbell.storage.migrate import upgrade_sqlite
 from runbell.storage.sqlite import SQLiteStore
 from runbell.storage.store import Store
 
-if TYPE_CHECKING:
-    from runbell.service.shared_limits import SharedLimits
-
-__all__ = ["Database", "ObservableStore", "named_server", "open_database", "open_store"]
-
-
-class ObservableStore(Store, Protocol):
-    """A store that can be watched."""
-
-    on_commit: Callable[[int, float], None]
-
-    @property
-    def waiting(self) -> int:
-        """Units of work that wait, or are under way."""
-        ...
-
-
-class Database:
-    """An open database, and how processes on it work together.
-
-    Attributes:
-        store: where everything is kept.
-        changes: tells who waits that something has changed.
-        clock: what time it is for everybody on this database.
-        name: for messages; without a password.
-        url: names it on a command line; without a password.
-        file: the SQLite file; None where it is none.
-    """
-
-    def __init__(self, store: ObservableStore, name: str, file: Path | None) -> None:
-        self.store = store
-        self.name = name
-        self.file = file
-        self.url = name if file is None else f"sqlite:///{quote(str(file))}"
-        self.changes = Changes()
-        self.clock: Clock = SystemClock()
-
-    def jobs(self, clock: Clock, lanes: Lanes, settings: Settings) -> Jobs:
-        """The engine for jobs."""
-        return EmbeddedJobs(
-            self.store,
-            clock,
-            lanes,
-            concurrency=settings.max_concurrent_runs,
-            cancel_grace=settings.cancel_grace,
-        )
-
-    def limits(self, rpm: int) -> SharedLimits | None:
-        """Counts requests where other processes do so too; None where there are none.
-
-        Args:
-            rpm: requests a minute of a key that has no limit of its own.
-        """
-        return None
-
-    async def join(self, ctx: Context, missed: Callable[[], Awaitable[None]]) -> None:
-        """Begin to hear what other processes change.
-
-        Args:
-            missed: is called when something of that may not have been heard.
-        """
-
-    async def close(self) -> None:
-        """Let go of the database."""
-        await self.store.close()
+__all__ = ["Database", "named_server", "open_database", "open_store"]
 
 
 @contextlib.asynccontextmanager
@@ -112,12 +42,18 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
 
 @contextlib.contextmanager
-def named_server(url: str) -> Iterator[tuple[str, str]]:
+def named_server(
+    url: str, *, beside: bool = False, create: bool = True
+) -> Iterator[tuple[str, str]]:
     """A PostgreSQL database where it can be reached, and what it is called in messages; the server
     of `postgresql-embedded` runs meanwhile.
 
+    Args:
+        beside: where a service runs that server already, that one will do.
+        create: make its data where there is none.
+
     Raises:
-        ConfigurationError: the server is in use, or does not start.
+        ConfigurationError: the server is in use, or does not start; or there is no data.
         MissingExtra: what it needs is not installed.
     """
     try:
@@ -127,7 +63,7 @@ def named_server(url: str) -> Iterator[tuple[str, str]]:
             raise
         raise MissingExtra("a PostgreSQL database", "postgresql") from None
     if url.startswith(EMBEDDED):
-        with private_server(url) as (private, folder):
+        with private_server(url, beside=beside, create=create) as (private, folder):
             yield private, f"the PostgreSQL in {folder}"
         return
     yield url, location(url)
@@ -138,15 +74,22 @@ async def open_store(settings: Settings, *, create: bool = True) -> AsyncIterato
     """The store alone, also beside a running service, its schema up to date.
 
     Args:
-        create: make the SQLite file where there is none.
+        create: make an installation where there is none.
 
     Raises:
-        ConfigurationError: the database can't be used.
+        ConfigurationError: the database can't be used; or there is no installation.
         StorageUnavailable: it is locked, or can't be reached.
     """
     if not settings.database.startswith("sqlite:"):
-        async with open_database(settings) as database:
-            yield database.store
+        with named_server(settings.database, beside=True, create=create) as (server, name):
+            from runbell.service.postgresql import open_existing, open_postgresql
+
+            if create:
+                async with open_postgresql(server, name) as database:
+                    yield database.store
+            else:
+                async with open_existing(server, name) as existing:
+                    yield existing
         return
     path = sqlite_path(settings.database)
     if not create and not path.exists():

@@ -31,9 +31,9 @@ SIMILAR = 0.9
 """How much of its letters an unknown variable shares with a setting's to be one misspelt."""
 
 
-def _setting(default: Any, help: str, *, option: bool = True, low: float | None = None) -> Any:  # noqa: A002
-    # `low` is the smallest value that makes sense; `option=False` keeps a secret off command lines.
-    return field(default=default, metadata={"help": help, "option": option, "low": low})
+def _setting(default: Any, help: str, *, low: float | None = None) -> Any:  # noqa: A002
+    # `low` is the smallest value that makes sense.
+    return field(default=default, metadata={"help": help, "option": True, "low": low})
 
 
 @dataclass(frozen=True, slots=True)

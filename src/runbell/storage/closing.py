@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runbell.storage import endpoints, runs
+from runbell.storage import endpoints, holding, runs
 from runbell.storage.endpoints import Listening
 from runbell.storage.runs import RunRecord
 from runbell.storage.store import Transaction
@@ -33,7 +33,7 @@ async def look(tx: Transaction, project: str, thread_id: str, now_ms: int) -> Cl
     """
     listening, waiting = await tx.fetch_both(
         (endpoints.LISTENING, {"project": project, "now_ms": now_ms}),
-        (runs.NEXT_WAITING, {"thread": thread_id}),
+        (holding.NEXT_WAITING, {"thread": thread_id}),
     )
     return Closing(
         [endpoints.listening_of(row) for row in listening],

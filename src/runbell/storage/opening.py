@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runbell.storage import assistants, runs, threads
+from runbell.storage import assistants, holding, threads
 from runbell.storage.records import Assistant
 from runbell.storage.store import Transaction
 
@@ -31,7 +31,7 @@ async def look(tx: Transaction, project: str, thread_id: str, assistant_id: str)
     thread, assistant, active = await tx.fetch_first(
         (threads.GET, {"project": project, "key": thread_id}),
         (assistants.GET, {"project": project, "key": assistant_id}),
-        (runs.ACTIVE, {"thread": thread_id}),
+        (holding.ACTIVE, {"thread": thread_id}),
     )
     return Opening(
         thread is not None,

@@ -9,11 +9,11 @@ from sqlalchemy import Column, Table, bindparam, literal_column, select
 from sqlalchemy.sql.elements import ColumnElement, TextClause
 
 from runbell.errors import UnknownCursor
+from runbell.storage.schema import LAST_MS
 from runbell.storage.statements import Statement, limited, select_row
 from runbell.storage.store import Row, Transaction
 
-__all__ = ["Page", "PagedList"]
-
+__all__ = ["Page", "PagedList", "created", "created_span"]
 
 MAX_PAGE_BYTES = 16_000_000
 """A page ends early, and says that there is more, when its texts have this size."""
@@ -114,6 +114,20 @@ class PagedList:
             raise UnknownCursor(cursor)
         position: int = row[0]
         return position
+
+
+def created(table: Table) -> tuple[ColumnElement[bool], ...]:
+    """The conditions that a row was created within a `created_span`."""
+    created_at_ms: Column[int] = table.c.created_at_ms
+    return created_at_ms >= bindparam("created_from"), created_at_ms < bindparam("created_before")
+
+
+def created_span(from_ms: int | None, before_ms: int | None) -> dict[str, int]:
+    """The parameters of `created`: from a moment on, and before another; None is no bound."""
+    return {
+        "created_from": from_ms or 0,
+        "created_before": LAST_MS if before_ms is None else before_ms,
+    }
 
 
 _OPPOSITE = {"asc": "desc", "desc": "asc"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, delete, literal_column, or_, select, text
 
 from runbell.runs import RunStatus
-from runbell.storage import runs, schema
+from runbell.storage import holding, schema
 from runbell.storage.statements import Statement, limited
 from runbell.storage.store import Transaction
 
@@ -169,7 +169,7 @@ async def _may_go(tx: Transaction, run_id: str, before_ms: int, now_ms: int) -> 
         return True
     thread_id, status = row
     # A run that waits its turn does so behind an active one, so that this is enough.
-    return RunStatus(status).is_terminal and await runs.active(tx, thread_id) is None
+    return RunStatus(status).is_terminal and await holding.active(tx, thread_id) is None
 
 
 async def _remove(tx: Transaction, run_id: str, limit: int) -> int:

@@ -1,21 +1,23 @@
-"""Runs: their rows, the guard on every change of status, and what is due."""
+"""Runs: their rows, the guard on every change of status, and lists of them.
+
+Which of them holds its thread is in `holding`.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, func, literal_column, select, text
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import bindparam, select, text
 
 from runbell.errors import Overtaken, StaleWrite
 from runbell.runs import LastError, Run, RunStatus, ToolCall, Usage
 from runbell.storage import schema
 from runbell.storage.codec import JsonColumn, to_json
-from runbell.storage.paging import Page, PagedList
+from runbell.storage.paging import Page, PagedList, created, created_span
 from runbell.storage.records import Message, RunConfig
 from runbell.storage.statements import (
     Statement,
@@ -27,29 +29,24 @@ from runbell.storage.statements import (
 from runbell.storage.store import Row, Transaction
 
 __all__ = [
+    "ROW",
+    "UNREADABLE",
     "RunFilter",
     "RunRecord",
     "Standing",
-    "active",
     "begin",
-    "cancelling_since",
     "change",
-    "expiring",
     "find",
     "get",
     "insert",
-    "live",
+    "latest",
     "many",
-    "next_waiting",
     "page",
     "page_of_project",
-    "pending_messages",
     "record_of",
     "set_metadata",
     "standing",
     "statuses",
-    "take_turn",
-    "waiting",
 ]
 
 logger = logging.getLogger(__name__)
@@ -57,11 +54,6 @@ logger = logging.getLogger(__name__)
 _r = schema.runs.c
 _in_thread = (_r.project_id == bindparam("project"), _r.thread_id == bindparam("thread"))
 _live = text(schema.LIVE)
-_active = text(schema.ACTIVE)
-# A status as text, not as a parameter: only then can the partial indexes be used.
-_STATUS: dict[RunStatus, ColumnElement[str]] = {
-    status: literal_column(f"'{status}'") for status in RunStatus
-}
 
 _CHANGING = (
     "status",
@@ -87,15 +79,17 @@ _CHANGING = (
 )
 
 INSERT = Statement("runs.insert", "A new run.", insert_row(schema.runs))
-_ROW = select_row(schema.runs, "pending_messages")
+ROW = select_row(schema.runs, "pending_messages")
+"""All that `record_of` reads, in its order."""
+
 GET = Statement(
     "runs.get",
     "One run of a thread.",
-    _ROW.where(*_in_thread, _r.id == bindparam("key")),
+    ROW.where(*_in_thread, _r.id == bindparam("key")),
     locks=True,
 )
 FIND = Statement(
-    "runs.find", "A run by its id alone.", _ROW.where(_r.id == bindparam("key")), locks=True
+    "runs.find", "A run by its id alone.", ROW.where(_r.id == bindparam("key")), locks=True
 )
 CHANGE = Statement(
     "runs.change",
@@ -112,67 +106,10 @@ SET_METADATA = Statement(
     "Replace a run's metadata.",
     update_row(schema.runs, "metadata").where(*_in_thread, _r.id == bindparam("key")),
 )
-ACTIVE = Statement(
-    "runs.active",
-    "The run that holds a thread.",
-    select(_r.id).where(_r.thread_id == bindparam("thread"), _active),
-    locks=True,
-)
-NEXT_WAITING = Statement(
-    "runs.next_waiting",
-    "The run whose turn comes when the thread's active run ends.",
-    # As text, in the words of the partial index.
-    _ROW.where(_r.thread_id == bindparam("thread"), text("waits_turn"), _live)
-    .order_by(_r.position)
-    .limit(literal_column("1"))
-    .offset(literal_column("0")),
-)
-TAKE_TURN = Statement(
-    "runs.take_turn",
-    "Let a waiting run hold its thread.",
-    update_row(schema.runs, "waits_turn", "pending_messages").where(
-        _r.id == bindparam("key"), _r.waits_turn, _live
-    ),
-    refusable=True,
-)
-PENDING_MESSAGES = Statement(
-    "runs.pending_messages",
-    "The messages that a waiting run will add.",
-    select(_r.pending_messages).where(_r.id == bindparam("key")),
-)
-LIVE_OF_THREAD = Statement(
-    "runs.live",
-    "A thread's runs that have not ended, the waiting ones first.",
-    _ROW.where(_r.thread_id == bindparam("thread"), _live).order_by(
-        _r.waits_turn.desc(), _r.position
-    ),
-)
-EXPIRING = Statement(
-    "runs.expiring",
-    "Runs that have not ended, in the order in which their time is over.",
-    limited(select(_r.id, _r.expires_at_ms).where(_live).order_by(_r.expires_at_ms, _r.position)),
-)
 LATEST = Statement(
     "runs.latest",
     "The runs that were created last, of all projects, latest first.",
-    limited(_ROW.order_by(_r.position.desc())),
-)
-CANCELLING = Statement(
-    "runs.cancelling",
-    "Runs whose cancel has begun, oldest first.",
-    limited(
-        select(_r.id, _r.cancelling_at_ms)
-        .where(_r.status == _STATUS[RunStatus.CANCELLING])
-        .order_by(_r.cancelling_at_ms)
-    ),
-)
-WAITING = Statement(
-    "runs.waiting",
-    "How many runs wait for a thread.",
-    select(func.count())
-    .select_from(schema.runs)
-    # As text, in the words of the partial index.
-    .where(_r.thread_id == bindparam("thread"), text("waits_turn"), _live),
+    limited(ROW.order_by(_r.position.desc())),
 )
 PAGES = PagedList("runs.list", schema.runs, *_in_thread)
 _SLOTS = 50
@@ -180,7 +117,7 @@ MANY = Statement(
     "runs.many",
     "Runs by their ids.",
     # Without the project, which would lead to the index of all its runs.
-    _ROW.where(
+    ROW.where(
         # A fixed number of slots, so that the text is compiled once; unused slots repeat.
         _r.id.in_([bindparam(f"id{slot}") for slot in range(_SLOTS)]),
     ),
@@ -201,8 +138,7 @@ STANDING = Statement(
 )
 _matching = (
     _r.status.in_([bindparam(f"status{slot}") for slot in range(len(RunStatus))]),
-    _r.created_at_ms >= bindparam("created_from"),
-    _r.created_at_ms < bindparam("created_before"),
+    *created(schema.runs),
 )
 PROJECT_PAGES = PagedList(
     "runs.list_project", schema.runs, _r.project_id == bindparam("project"), *_matching
@@ -219,7 +155,6 @@ LIVE_PROJECT_PAGES = PagedList(
 _calls = JsonColumn(tuple[ToolCall, ...])
 _config = JsonColumn(RunConfig)
 _metadata = JsonColumn(dict[str, str])
-_messages = JsonColumn(tuple[Message, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,50 +259,27 @@ async def set_metadata(tx: Transaction, run: Run) -> None:
     )
 
 
-async def active(tx: Transaction, thread_id: str) -> str | None:
-    """The id of the run that holds the thread."""
-    row = await tx.fetch_one(ACTIVE, {"thread": thread_id})
-    return row[0] if row is not None else None
-
-
-async def next_waiting(tx: Transaction, thread_id: str) -> RunRecord | None:
-    """The run whose turn it is when the thread becomes free."""
-    row = await tx.fetch_one(NEXT_WAITING, {"thread": thread_id})
-    return record_of(row) if row is not None else None
-
-
-async def pending_messages(tx: Transaction, run_id: str) -> tuple[Message, ...]:
-    """The messages that a waiting run adds when its turn comes."""
-    row = await tx.fetch_one(PENDING_MESSAGES, {"key": run_id})
-    if row is None or row[0] is None:
-        return ()
-    messages: tuple[Message, ...] = _messages.decode(row[0])
-    return messages
-
-
-async def take_turn(tx: Transaction, run_id: str) -> None:
-    """Let a waiting run hold its thread.
-
-    Raises:
-        Conflict: the thread is held.
-        StaleWrite: the run does not wait any more.
-    """
-    params = {"key": run_id, "waits_turn": False, "pending_messages": None}
-    if await tx.execute(TAKE_TURN, params) != 1:
-        raise StaleWrite(f"{run_id} does not wait for its turn any more")
-
-
-async def live(tx: Transaction, thread_id: str) -> list[RunRecord]:
-    """A thread's runs that have not ended, the waiting ones first."""
-    return [record_of(row) for row in await tx.fetch_all(LIVE_OF_THREAD, {"thread": thread_id})]
-
-
 async def page(
     tx: Transaction, project: str, thread_id: str, page: Page
 ) -> tuple[list[RunRecord], bool]:
-    """A page of a thread's runs, and whether there are more."""
-    rows, more = await PAGES.fetch(tx, page, {"project": project, "thread": thread_id})
-    return [record_of(row[:-1]) for row in rows], more
+    """A page of a thread's runs that can be read, and whether there are more."""
+    return await _readable_page(tx, PAGES, page, {"project": project, "thread": thread_id})
+
+
+async def _readable_page(
+    tx: Transaction, pages: PagedList, page: Page, owner: dict[str, Any]
+) -> tuple[list[RunRecord], bool]:
+    while True:
+        rows, more = await pages.fetch(tx, page, owner)
+        # A list's rows have their position behind all else.
+        found = list(_readable(row[:-1] for row in rows))
+        if found or not more:
+            return found, more
+        # An empty page would be taken for the list's end.
+        if page.before is not None and page.after is None:
+            page = replace(page, before=rows[0][_ID])
+        else:
+            page = replace(page, after=rows[-1][_ID])
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,13 +313,15 @@ async def latest(tx: Transaction, limit: int) -> list[RunRecord]:
 
     One that can't be read is left out: nobody has asked for that one.
     """
-    found: list[RunRecord] = []
-    for row in await tx.fetch_all(LATEST, {"limit": limit}):
+    return list(_readable(await tx.fetch_all(LATEST, {"limit": limit})))
+
+
+def _readable(rows: Iterable[Row]) -> Iterator[RunRecord]:
+    for row in rows:
         try:
-            found.append(record_of(row))
-        except (msgspec.MsgspecError, ValueError) as error:
-            logger.warning("the row of run %s cannot be read: %s", row[2], error)
-    return found
+            yield record_of(row)
+        except UNREADABLE as error:
+            logger.error("the row of run %s cannot be read: %r; see runbell check", row[_ID], error)
 
 
 async def statuses(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunStatus]:
@@ -438,38 +352,16 @@ def _slots(ids: Sequence[str]) -> Iterator[dict[str, str]]:
 async def page_of_project(
     tx: Transaction, project: str, page: Page, wanted: RunFilter
 ) -> tuple[list[RunRecord], bool]:
-    """A page of a project's runs, across its threads, and whether there are more."""
+    """A page of a project's runs that can be read, on all threads, and whether there are more."""
     statuses = sorted(wanted.statuses or frozenset(RunStatus))
     owner: dict[str, Any] = {
         f"status{slot}": statuses[min(slot, len(statuses) - 1)] for slot in range(len(RunStatus))
     }
     owner["project"] = project
-    owner["created_from"] = wanted.created_from_ms or 0
-    latest = wanted.created_before_ms
-    owner["created_before"] = _ALWAYS_MS if latest is None else latest
+    owner |= created_span(wanted.created_from_ms, wanted.created_before_ms)
     live_alone = not any(status.is_terminal for status in statuses)
     pages = LIVE_PROJECT_PAGES if live_alone else PROJECT_PAGES
-    rows, more = await pages.fetch(tx, page, owner)
-    return [record_of(row[:-1]) for row in rows], more
-
-
-_ALWAYS_MS = 2**62
-
-
-async def expiring(tx: Transaction, limit: int) -> list[tuple[str, int]]:
-    """The next runs to expire: their ids, and when (milliseconds since the epoch)."""
-    return [(row[0], row[1]) for row in await tx.fetch_all(EXPIRING, {"limit": limit})]
-
-
-async def cancelling_since(tx: Transaction, limit: int) -> list[tuple[str, int]]:
-    """Runs being cancelled: their ids, and since when (milliseconds since the epoch)."""
-    return [(row[0], row[1]) for row in await tx.fetch_all(CANCELLING, {"limit": limit})]
-
-
-async def waiting(tx: Transaction, thread_id: str) -> int:
-    """How many runs wait for a thread."""
-    row = await tx.fetch_one(WAITING, {"thread": thread_id})
-    return int(row[0]) if row is not None else 0
+    return await _readable_page(tx, pages, page, owner)
 
 
 def _changing(run: Run) -> dict[str, Any]:
@@ -496,6 +388,13 @@ def _changing(run: Run) -> dict[str, Any]:
         "prompt_tokens": run.usage.prompt_tokens,
         "completion_tokens": run.usage.completion_tokens,
     }
+
+
+UNREADABLE = (msgspec.MsgspecError, LookupError, TypeError, ValueError)
+"""What `record_of` raises for a row that somebody, or something, has damaged."""
+
+_ID = 2
+"""Where a row has the run's id."""
 
 
 def record_of(row: Row) -> RunRecord:

@@ -31,6 +31,7 @@ from sqlalchemy import (
 
 __all__ = [
     "ACTIVE",
+    "LAST_MS",
     "LISTENING",
     "LIVE",
     "NAMES",
@@ -78,6 +79,9 @@ PENDING = "status = 'pending'"
 
 LISTENING = "enabled OR owed_until_ms IS NOT NULL"
 """An endpoint to which events may be owed."""
+
+LAST_MS = 2**62
+"""A time that no other is later than."""
 
 UNSETTLED = "status <> 'succeeded'"
 """A delivery that somebody may want to look at: the few among the many that went well."""

@@ -47,7 +47,7 @@ from runbell.service.wire.requests import (
     CreateThread,
     ToolOutput,
 )
-from runbell.storage import events
+from runbell.storage import events, holding
 from runbell.storage import messages as message_rows
 from runbell.storage import runs as run_rows
 from runbell.storage import steps as step_rows
@@ -249,7 +249,7 @@ class EmbeddedService:
 
     async def holder(self, thread_id: str) -> str | None:
         """The id of the run that holds a thread."""
-        return await self.store.read(lambda tx: run_rows.active(tx, thread_id))
+        return await self.store.read(lambda tx: holding.active(tx, thread_id))
 
     async def messages(self, thread_id: str) -> list[Message]:
         """A thread's messages, the oldest first; at most 100."""

@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import asyncpg
 
-from runbell.service.jobs.engine import install
+from runbell.service.jobs.queries import install
 from runbell.storage.migrate_postgresql import upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.private_postgresql import PrivatePostgresql
@@ -29,6 +29,7 @@ __all__ = [
     "database",
     "emptied",
     "opened_postgresql",
+    "own_server",
     "server",
     "without_tables",
 ]
@@ -60,6 +61,20 @@ def server() -> PrivatePostgresql:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(started.stop)
     return started
+
+
+@contextlib.contextmanager
+def own_server() -> Iterator[PrivatePostgresql]:
+    """A server for one user alone, which keeps what was committed until the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="runbell-test-") as name:
+        # Where we are root, the server is somebody else.
+        Path(name).chmod(0o711)
+        server = PrivatePostgresql(Path(name))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 async def database() -> str:

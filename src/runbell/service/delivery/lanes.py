@@ -20,9 +20,10 @@ from runbell.service.delivery.recording import Outcome, Recorder
 from runbell.service.jobs import Stopping
 from runbell.service.operations.context import Context, Posted
 from runbell.service.operations.endpoints import Keys, keys_of
-from runbell.storage import deliveries, endpoints
-from runbell.storage.deliveries import AT_ONCE, Attempt, DeliveryStatus, Due
+from runbell.storage import endpoints, owed
+from runbell.storage.deliveries import AT_ONCE, Attempt, DeliveryStatus
 from runbell.storage.endpoints import Endpoint
+from runbell.storage.owed import Due
 
 __all__ = ["Deliverer"]
 
@@ -217,7 +218,7 @@ class _Lane:
         waiting = self._waiting
         besides = waiting.positions() | self._under_way.keys()
         found = await self._ctx.store.read(
-            lambda tx: deliveries.due(
+            lambda tx: owed.due(
                 tx,
                 self._endpoint_id,
                 now_ms,
@@ -232,7 +233,7 @@ class _Lane:
 
     async def _until_due(self, now_ms: int) -> float:
         due_ms = await self._ctx.store.read(
-            lambda tx: deliveries.next_due(tx, self._endpoint_id, after_ms=now_ms)
+            lambda tx: owed.next_due(tx, self._endpoint_id, after_ms=now_ms)
         )
         if due_ms is None:
             return LOOK_SECONDS

@@ -21,8 +21,9 @@ from runbell.service import logs
 from runbell.service.jobs import Job, JobKind
 from runbell.service.operations.context import Context
 from runbell.service.operations.deliveries import RECOVERY_MS
-from runbell.storage import deliveries, endpoints
-from runbell.storage.deliveries import Attempt, DeliveryStatus, Due
+from runbell.storage import endpoints, owed
+from runbell.storage.deliveries import Attempt, DeliveryStatus
+from runbell.storage.owed import Due
 from runbell.storage.store import Transaction
 
 __all__ = ["Outcome", "Recorder"]
@@ -129,7 +130,7 @@ class Recorder:
     async def _work(self, tx: Transaction, outcomes: list[Outcome]) -> None:
         seen: dict[tuple[str, int], _Seen] = {}
         for outcome in outcomes:
-            stored = await deliveries.record(
+            stored = await owed.record(
                 tx,
                 outcome.due,
                 outcome.attempt,

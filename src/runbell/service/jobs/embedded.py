@@ -23,9 +23,10 @@ from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
+from runbell.service.jobs.looping import forever
 from runbell.service.jobs.owed import OwedEndpoints
 from runbell.service.logs import having
-from runbell.storage import runs, workable
+from runbell.storage import deadlines, workable
 from runbell.storage.store import Store, Transaction
 from runbell.storage.workable import Workable
 
@@ -125,11 +126,15 @@ class EmbeddedJobs:
         self._owed.start(handlers.get(JobKind.DELIVER))
         self._lanes.subscribe(self._ready_wake.set, self._sort_again)
         self._ready_wake.set()
+        steps = {
+            "jobs-ready": self._hand_out_ready,
+            "jobs-deferred": self._hand_out_deferred,
+            "jobs-sweep": self._sweep,
+            "jobs-owed": self._owed.hand_out,
+        }
         self._loops = [
-            asyncio.create_task(self._forever(self._hand_out_ready), name="jobs-ready"),
-            asyncio.create_task(self._forever(self._hand_out_deferred), name="jobs-deferred"),
-            asyncio.create_task(self._forever(self._sweep), name="jobs-sweep"),
-            asyncio.create_task(self._forever(self._owed.hand_out), name="jobs-owed"),
+            asyncio.create_task(forever(step, self._pause), name=name)
+            for name, step in steps.items()
         ]
 
     @property
@@ -180,20 +185,8 @@ class EmbeddedJobs:
         if due_ms < self._next_due_ms:
             self._deferred_wake.set()
 
-    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
-        failures = 0
-        while True:
-            try:
-                await step()
-                failures = 0
-            except StorageUnavailable as error:
-                failures += 1
-                logger.warning("jobs wait for the database: %s", error)
-                await self._clock.sleep(self._backoff.delay(failures, self._rng))
-            except Exception:
-                failures += 1
-                logger.exception("handing out jobs failed; it is tried again")
-                await self._clock.sleep(self._backoff.delay(failures, self._rng))
+    async def _pause(self, failures: int) -> None:
+        await self._clock.sleep(self._backoff.delay(failures, self._rng))
 
     # Runs: due at once, as many at a time as each lane takes.
 
@@ -301,7 +294,7 @@ class EmbeddedJobs:
                     defects += 1
                     if defects == MAX_FAILURES:
                         return
-                await self._clock.sleep(self._backoff.delay(failures, self._rng))
+                await self._pause(failures)
         finally:
             del self._running[run_id]
             line.running -= 1
@@ -316,8 +309,8 @@ class EmbeddedJobs:
         self._deferred_wake.clear()
         now_ms = self._clock.now_ms()
         limit = BATCH + len(self._held_back)
-        expiring = await self._store.read(lambda tx: runs.expiring(tx, limit))
-        cancelling = await self._store.read(lambda tx: runs.cancelling_since(tx, limit))
+        expiring = await self._store.read(lambda tx: deadlines.expiring(tx, limit))
+        cancelling = await self._store.read(lambda tx: deadlines.cancelling_since(tx, limit))
         every = [
             *((JobKind.EXPIRE, run_id, at_ms) for run_id, at_ms in expiring),
             *(

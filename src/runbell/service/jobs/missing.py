@@ -9,8 +9,9 @@ from __future__ import annotations
 import msgspec
 
 from runbell.service.jobs import Job, JobKind
-from runbell.storage import deliveries
+from runbell.storage import owed
 from runbell.storage.postgresql import PostgresqlView
+from runbell.storage.schema import LAST_MS
 from runbell.storage.store import Transaction
 
 __all__ = ["missing_jobs", "models_in_line", "prune_log", "sweep_once"]
@@ -18,8 +19,6 @@ __all__ = ["missing_jobs", "models_in_line", "prune_log", "sweep_once"]
 NEAR_MS = 600_000
 """Deadlines so near, in milliseconds, are to have a job: what is far is found by a later sweep,
 and a hundred thousand runs that wait for somebody are not looked through by each."""
-
-_NEVER_MS = 2**62
 
 AT_ONCE = 1_000
 """Jobs of each kind that are found in one sweep."""
@@ -115,7 +114,7 @@ async def sweep_once(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> list
 
 
 async def missing_jobs(
-    tx: Transaction, now_ms: int, cancel_grace_ms: int, *, near_ms: int = _NEVER_MS
+    tx: Transaction, now_ms: int, cancel_grace_ms: int, *, near_ms: int = LAST_MS
 ) -> list[Job]:
     """What is owed and has no job.
 
@@ -140,7 +139,7 @@ async def missing_jobs(
     held = {row[0] for row in await tx.fetch(HELD_ENDPOINTS, JobKind.DELIVER)}
     jobs += [
         Job(JobKind.DELIVER, endpoint_id, due_ms=due_ms if due_ms > now_ms else None)
-        for endpoint_id, due_ms in await deliveries.due_by_endpoint(tx)
+        for endpoint_id, due_ms in await owed.due_by_endpoint(tx)
         if endpoint_id not in held
     ]
     return jobs

@@ -18,7 +18,7 @@ from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
 from runbell.service.jobs import Handler, Stopping
 from runbell.service.logs import having
-from runbell.storage import deliveries
+from runbell.storage import owed
 from runbell.storage.store import Store
 
 __all__ = ["OwedEndpoints"]
@@ -83,7 +83,7 @@ class OwedEndpoints:
             # Before the look: what is expected while it goes on is not in what it finds.
             self._look, self._due, self._order = False, {}, []
             try:
-                found = await self._store.scan(deliveries.due_by_endpoint)
+                found = await self._store.scan(owed.due_by_endpoint)
             except BaseException:
                 self._look = True
                 raise
@@ -135,7 +135,7 @@ class OwedEndpoints:
                 due_ms = None
                 try:
                     await handler(endpoint_id)
-                    due_ms = await self._store.read(lambda tx: deliveries.next_due(tx, endpoint_id))
+                    due_ms = await self._store.read(lambda tx: owed.next_due(tx, endpoint_id))
                     failures = 0
                 except Stopping:
                     # What is due stays so, and would be asked for again and again.

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -26,12 +26,15 @@ from runbell import faults
 from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
-from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
-from runbell.service.jobs.engine import FORGET, PUT, Manager, NotYet, Place, PooledDriver, queries
+from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes, Stopping
+from runbell.service.jobs.drivers import PooledDriver
+from runbell.service.jobs.engine import Manager, Place
 from runbell.service.jobs.held import count_held, forget_earlier
+from runbell.service.jobs.looping import forever
 from runbell.service.jobs.missing import models_in_line, prune_log, sweep_once
 from runbell.service.jobs.putting import ANY_MODEL, LATER, SLACK_MS, Put, named, put, turn_of
-from runbell.storage import deliveries, runs
+from runbell.service.jobs.queries import FORGET, PUT, NotYet, queries
+from runbell.storage import owed, runs
 from runbell.storage.listening import Listener
 from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
 from runbell.storage.store import Transaction
@@ -209,10 +212,14 @@ class PgQueuerJobs:
     def start(self, handlers: Mapping[JobKind, Handler]) -> None:
         self._handlers = handlers
         self._lanes.subscribe(self._have_room, self._have_room)
+        steps = {
+            "jobs-manager": self._manage,
+            "jobs-owed": self._put_owed,
+            "jobs-sweep": self._sweep,
+        }
         self._loops = [
-            asyncio.create_task(self._forever(self._manage), name="jobs-manager"),
-            asyncio.create_task(self._forever(self._put_owed), name="jobs-owed"),
-            asyncio.create_task(self._forever(self._sweep), name="jobs-sweep"),
+            asyncio.create_task(forever(step, self._pause, lambda: self._stopping), name=name)
+            for name, step in steps.items()
         ]
 
     @property
@@ -241,20 +248,8 @@ class PgQueuerJobs:
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._loops = []
 
-    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
-        failures = 0
-        while not self._stopping:
-            try:
-                await step()
-                failures = 0
-            except StorageUnavailable as error:
-                failures += 1
-                logger.warning("jobs wait for the database: %s", error)
-                await self._clock.sleep(self._backoff.delay(failures, self._rng))
-            except Exception:
-                failures += 1
-                logger.exception("handing out jobs failed; it is tried again")
-                await self._clock.sleep(self._backoff.delay(failures, self._rng))
+    async def _pause(self, failures: int) -> None:
+        await self._clock.sleep(self._backoff.delay(failures, self._rng))
 
     async def _manage(self) -> None:
         """Let PgQueuer hand out jobs, until this is stopped."""
@@ -334,6 +329,9 @@ class PgQueuerJobs:
             raise
         except RetryRequested:
             raise
+        except Stopping:
+            # Nothing has failed: another worker goes on with it, or the next start.
+            raise NotYet(timedelta(0), "its worker stops") from None
         except Exception as error:
             if job.attempts + 1 >= MAX_FAILURES:
                 logger.exception("%s failed too often and is kept aside", name)
@@ -364,7 +362,7 @@ class PgQueuerJobs:
             except StorageUnavailable as error:
                 failures += 1
                 logger.warning("%s waits for the database: %s", job.entrypoint, error)
-            await self._clock.sleep(self._backoff.delay(failures, self._rng))
+            await self._pause(failures)
 
     async def _do(self, job: PickedJob) -> None:
         key = (job.payload or b"").decode()
@@ -417,7 +415,7 @@ class PgQueuerJobs:
         # From here on, what is owed puts a job of its own. What was owed before is found by the
         # look behind this: nothing falls between the two.
         await self._driver.fetch(RELEASE, job.id, job.queue_manager_id)
-        due_ms = await self._store.read(lambda tx: deliveries.next_due(tx, endpoint_id))
+        due_ms = await self._store.read(lambda tx: owed.next_due(tx, endpoint_id))
         if due_ms is not None:
             later = due_ms if due_ms > self._clock.now_ms() else None
             await self._put_now([Job(JobKind.DELIVER, endpoint_id, due_ms=later)])

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 from runbell.service.jobs import Job, JobKind
-from runbell.service.jobs.engine import queries, within
+from runbell.service.jobs.drivers import within
 from runbell.service.jobs.missing import missing_jobs
+from runbell.service.jobs.queries import queries
 from runbell.storage.postgresql import PostgresqlTransaction
 
 __all__ = ["ANY_MODEL", "LATER", "Put", "named", "put", "put_missing", "turn_of"]

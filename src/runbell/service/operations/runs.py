@@ -29,7 +29,7 @@ from runbell.service.wire.requests import (
     ToolOutput,
     tool_resources_document,
 )
-from runbell.storage import assistants, messages, opening, runs, steps, threads
+from runbell.storage import assistants, holding, messages, opening, runs, steps, threads
 from runbell.storage.paging import Page
 from runbell.storage.records import (
     Assistant,
@@ -97,7 +97,7 @@ async def create(
         active = found.active
         if active is not None and request.on_active_run != "enqueue":
             raise refusals.thread_busy(thread_id, active)
-        if active is not None and await runs.waiting(tx, thread_id) >= MAX_WAITING:
+        if active is not None and await holding.waiting(tx, thread_id) >= MAX_WAITING:
             raise refusals.too_many_waiting(thread_id, MAX_WAITING)
         record = RunRecord(replace(run, waits_turn=active is not None), config)
         # Where another run has begun just now, or has ended and let one start, the store lets all

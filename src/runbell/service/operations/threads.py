@@ -17,7 +17,7 @@ from runbell.service.wire.requests import (
     content_parts,
     tool_resources_document,
 )
-from runbell.storage import messages, runs, threads
+from runbell.storage import holding, messages, threads
 from runbell.storage.paging import Page
 from runbell.storage.records import Message, Thread
 from runbell.storage.store import Transaction
@@ -112,7 +112,7 @@ async def delete(ctx: Context, project: str, thread_id: str) -> None:
 
     async def work(tx: Transaction) -> None:
         await _thread(tx, project, thread_id)
-        for record in await runs.live(tx, thread_id):
+        for record in await holding.live(tx, thread_id):
             if record.run.status is not RunStatus.CANCELLING:
                 record = await move(ctx, tx, record, lifecycle.cancel(record.run))
             if record.run.status is RunStatus.CANCELLING:
@@ -130,7 +130,7 @@ async def add_message(
 
     async def work(tx: Transaction) -> None:
         await _thread(tx, project, thread_id)
-        active = await runs.active(tx, thread_id)
+        active = await holding.active(tx, thread_id)
         if active is not None:
             raise refusals.no_message_now(thread_id, active)
         await messages.insert(tx, message)

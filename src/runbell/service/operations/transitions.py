@@ -16,7 +16,7 @@ from runbell.service.jobs import Job, JobKind
 from runbell.service.operations.context import Context
 from runbell.service.operations.subscriptions import wants
 from runbell.service.wire.objects import run_object, step_object
-from runbell.storage import closing, deliveries, endpoints, events, messages, runs, steps
+from runbell.storage import closing, endpoints, events, holding, messages, owed, runs, steps
 from runbell.storage.endpoints import Listening
 from runbell.storage.records import Message, RunStep
 from runbell.storage.runs import RunRecord
@@ -127,7 +127,7 @@ async def _owe(
     for endpoint in listening:
         if not wants(endpoint.subscription, run, event.type):
             continue
-        await deliveries.owe(tx, endpoint.id, event)
+        await owed.owe(tx, endpoint.id, event)
         if endpoint.enabled:
             await ctx.jobs.enqueue(tx, Job(JobKind.DELIVER, endpoint.id))
             ctx.changes.announce_wake(tx, endpoint.id)
@@ -179,14 +179,14 @@ async def _pass_turn(ctx: Context, tx: Transaction, longest: RunRecord) -> None:
     waiting: RunRecord | None = longest
     while waiting is not None and waiting.run.expires_at_ms <= now_ms:
         await move(ctx, tx, waiting, expired(waiting.run))
-        waiting = await runs.next_waiting(tx, waiting.run.thread_id)
+        waiting = await holding.next_waiting(tx, waiting.run.thread_id)
     if waiting is None:
         return
-    for message in await runs.pending_messages(tx, waiting.run.id):
+    for message in await holding.pending_messages(tx, waiting.run.id):
         await messages.insert(
             tx, msgspec.structs.replace(message, created_at_ms=now_ms, completed_at_ms=now_ms)
         )
-    await runs.take_turn(tx, waiting.run.id)
+    await holding.take_turn(tx, waiting.run.id)
     await ctx.jobs.enqueue(tx, _turn(waiting))
 
 

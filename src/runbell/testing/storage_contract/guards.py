@@ -10,7 +10,7 @@ import pytest
 
 from runbell.errors import Conflict, StaleWrite
 from runbell.runs import Run, RunStatus, apply, lifecycle, take_over
-from runbell.storage import events, runs
+from runbell.storage import events, holding, runs
 from runbell.storage.store import Store, Transaction
 from runbell.testing.storage_contract.runs import insert_runs, new_run
 from runbell.testing.storage_contract.stories import Stores, event, on_a_store, tell
@@ -27,7 +27,7 @@ async def found(store: Store, run_id: str) -> Run:
 
 
 class GuardContract:
-    """What `runs.change` and `runs.take_turn` refuse."""
+    """What `runs.change` and `holding.take_turn` refuse."""
 
     @pytest.mark.parametrize(
         "moved",
@@ -111,13 +111,13 @@ class GuardContract:
         waiting = new_run("run_2", "t1", waits_turn=True)
         await insert_runs(store, active, waiting)
         with pytest.raises(Conflict):
-            await store.write(lambda tx: runs.take_turn(tx, "run_2"))
+            await store.write(lambda tx: holding.take_turn(tx, "run_2"))
         assert await found(store, "run_2") == waiting
         ended = apply(active, lifecycle.completed(active.usage), now_ms=2_000)
 
         async def work(tx: Transaction) -> None:
             await runs.change(tx, active, ended)
-            await runs.take_turn(tx, "run_2")
+            await holding.take_turn(tx, "run_2")
 
         await store.write(work)
         assert await found(store, "run_1") == ended

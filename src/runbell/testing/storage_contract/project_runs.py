@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from runbell.errors import StaleWrite
 from runbell.runs import Run, RunStatus
-from runbell.storage import events, runs
+from runbell.storage import events, holding, runs
 from runbell.storage.probes import probe
 from runbell.storage.runs import RunFilter
 from runbell.storage.store import Store, Transaction
@@ -91,7 +91,7 @@ class ProjectRunContract:
     @on_a_store
     async def test_those_who_wait_for_a_thread_are_counted(self, store: Store) -> None:
         """Not the one that holds it, none that has ended, and none of another thread."""
-        assert await store.read(lambda tx: runs.waiting(tx, "t1")) == 0
+        assert await store.read(lambda tx: holding.waiting(tx, "t1")) == 0
         await insert_runs(
             store,
             new_run("run_1", "t1"),
@@ -100,7 +100,7 @@ class ProjectRunContract:
             new_run("run_4", "t1", S.CANCELLED, waits_turn=True),
             new_run("run_5", "t2", waits_turn=True),
         )
-        assert await store.read(lambda tx: runs.waiting(tx, "t1")) == 2
+        assert await store.read(lambda tx: holding.waiting(tx, "t1")) == 2
 
     @pytest.mark.parametrize("status", [S.CANCELLED, S.IN_PROGRESS])
     def test_a_turn_is_taken_by_a_run_that_waits_for_it(self, stores: Stores, status: S) -> None:
@@ -112,7 +112,7 @@ class ProjectRunContract:
 
             async def work(tx: Transaction) -> None:
                 await events.append(tx, event(1))
-                await runs.take_turn(tx, "run_1")
+                await holding.take_turn(tx, "run_1")
 
             with pytest.raises(StaleWrite):
                 await store.write(work)

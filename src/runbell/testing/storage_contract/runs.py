@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runbell.errors import Conflict
 from runbell.runs import Run, RunStatus
-from runbell.storage import runs, workable
+from runbell.storage import deadlines, holding, runs, workable
 from runbell.storage.records import Message, RunConfig
 from runbell.storage.runs import RunRecord
 from runbell.storage.store import Store, Transaction
@@ -121,9 +121,9 @@ class RunContract:
                 new_run(f"{thread} waits", thread, waits_turn=True),
                 new_run(f"{thread} active", thread, status),
             )
-            found = await store.read(lambda tx: runs.active(tx, thread))  # noqa: B023
+            found = await store.read(lambda tx: holding.active(tx, thread))  # noqa: B023
             assert found == f"{thread} active"
-        assert await store.read(lambda tx: runs.active(tx, "no thread")) is None
+        assert await store.read(lambda tx: holding.active(tx, "no thread")) is None
 
     @on_a_store
     async def test_waiting_runs_have_their_turn_in_the_order_of_their_creation(
@@ -138,11 +138,11 @@ class RunContract:
             *waiting,
             new_run("run_b", "t2", waits_turn=True),
         )
-        found = await store.read(lambda tx: runs.next_waiting(tx, "t1"))
+        found = await store.read(lambda tx: holding.next_waiting(tx, "t1"))
         assert found is not None
         assert found.run == waiting[0]
-        assert await store.read(lambda tx: runs.next_waiting(tx, "t3")) is None
-        live = await store.read(lambda tx: runs.live(tx, "t1"))
+        assert await store.read(lambda tx: holding.next_waiting(tx, "t3")) is None
+        live = await store.read(lambda tx: holding.live(tx, "t1"))
         assert [record.run.id for record in live] == ["run_0", "run_1", "run_2", "run_a"]
 
     @on_a_store
@@ -151,14 +151,14 @@ class RunContract:
         pending = tuple(Message(PROJECT, "t1", f"msg_{n}", 1, "user", ()) for n in range(2))
         run = new_run("run_1", "t1", waits_turn=True)
         await store.write(lambda tx: runs.insert(tx, RunRecord(run, CONFIG), pending))
-        assert await store.read(lambda tx: runs.pending_messages(tx, "run_1")) == pending
-        assert await store.read(lambda tx: runs.pending_messages(tx, "run_2")) == ()
-        await store.write(lambda tx: runs.take_turn(tx, "run_1"))
-        assert await store.read(lambda tx: runs.pending_messages(tx, "run_1")) == ()
+        assert await store.read(lambda tx: holding.pending_messages(tx, "run_1")) == pending
+        assert await store.read(lambda tx: holding.pending_messages(tx, "run_2")) == ()
+        await store.write(lambda tx: holding.take_turn(tx, "run_1"))
+        assert await store.read(lambda tx: holding.pending_messages(tx, "run_1")) == ()
         taken = await store.read(lambda tx: runs.find(tx, "run_1"))
         assert taken is not None
         assert taken.run == dataclasses.replace(run, waits_turn=False)
-        assert await store.read(lambda tx: runs.active(tx, "t1")) == "run_1"
+        assert await store.read(lambda tx: holding.active(tx, "t1")) == "run_1"
 
     @on_a_store
     async def test_ready_are_the_queued_runs_that_do_not_wait(self, store: Store) -> None:
@@ -201,8 +201,8 @@ class RunContract:
         nearest_first = [("waits", 4_000)]
         nearest_first += [(str(s), 5_000 - n) for n, s in reversed(list(enumerate(LIVE)))]
         nearest_first.append(("tie", 5_000))
-        assert await store.read(lambda tx: runs.expiring(tx, 10)) == nearest_first
-        assert await store.read(lambda tx: runs.expiring(tx, 2)) == nearest_first[:2]
+        assert await store.read(lambda tx: deadlines.expiring(tx, 10)) == nearest_first
+        assert await store.read(lambda tx: deadlines.expiring(tx, 2)) == nearest_first[:2]
 
     @on_a_store
     async def test_cancelling_runs_are_known_with_the_time_of_their_cancel(
@@ -213,11 +213,11 @@ class RunContract:
         await insert_runs(
             store, *(new_run(f"run_{n}", status=S.CANCELLING, cancelling_at_ms=n) for n in (3, 1))
         )
-        assert await store.read(lambda tx: runs.cancelling_since(tx, 9)) == [
+        assert await store.read(lambda tx: deadlines.cancelling_since(tx, 9)) == [
             ("run_1", 1),
             ("run_3", 3),
         ]
-        assert len(await store.read(lambda tx: runs.cancelling_since(tx, 1))) == 1
+        assert len(await store.read(lambda tx: deadlines.cancelling_since(tx, 1))) == 1
 
     @PROPERTY
     @given(held=st.sampled_from(S), new=st.sampled_from(S), waits=st.booleans())

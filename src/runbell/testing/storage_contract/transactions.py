@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from runbell.errors import Conflict, StorageUnavailable
-from runbell.storage import runs, threads
+from runbell.storage import holding, runs, threads
 from runbell.storage.records import Thread
 from runbell.storage.store import Store, Transaction, Work
 from runbell.testing.storage_contract.runs import insert_runs, new_run
@@ -122,7 +122,7 @@ class TransactionContract:
         async def look(tx: Transaction, of: str, behind: str) -> tuple[list[str], str | None]:
             await threads.begin(tx, thread(f"{of} {behind}"))
             live, waiting = await tx.fetch_both(
-                (runs.LIVE_OF_THREAD, {"thread": of}), (runs.NEXT_WAITING, {"thread": behind})
+                (holding.LIVE_OF_THREAD, {"thread": of}), (holding.NEXT_WAITING, {"thread": behind})
             )
             ids = [runs.record_of(row).run.id for row in live]
             return ids, runs.record_of(waiting).run.id if waiting is not None else None

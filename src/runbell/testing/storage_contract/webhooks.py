@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from runbell.errors import Conflict, UnknownCursor
-from runbell.storage import deliveries, endpoints, events, retention
-from runbell.storage.deliveries import Attempt, Delivery, DeliveryFilter, Due
+from runbell.storage import deliveries, endpoints, events, owed, retention
+from runbell.storage.deliveries import Attempt, Delivery, DeliveryFilter
 from runbell.storage.endpoints import Endpoint, Subscription
+from runbell.storage.owed import Due
 from runbell.storage.paging import Page
 from runbell.storage.store import Store, Transaction
 from runbell.testing.storage_contract.stories import OTHER, PROJECT, event, on_a_store
@@ -37,12 +38,12 @@ def endpoint(key: str = "wh_1", **fields: Any) -> Endpoint:
     return Endpoint(**{**given, **fields})
 
 
-async def owed(tx: Transaction, *numbers: int, to: str = "wh_1", run: str = "run_1") -> None:
+async def owe(tx: Transaction, *numbers: int, to: str = "wh_1", run: str = "run_1") -> None:
     for number in numbers:
         one = event(number, run, created_at_ms=1_000 + number)
         if to == "wh_1":
             await events.append(tx, one)
-        await deliveries.owe(tx, to, one)
+        await owed.owe(tx, to, one)
 
 
 def attempt(number: int, at_ms: int = 2_000, **fields: Any) -> Attempt:
@@ -58,12 +59,12 @@ def attempt(number: int, at_ms: int = 2_000, **fields: Any) -> Attempt:
 
 
 async def fetch(store: Store, now_ms: int = 2_000, to: str = "wh_1", limit: int = 10) -> list[Due]:
-    return await store.read(lambda tx: deliveries.due(tx, to, now_ms, limit))
+    return await store.read(lambda tx: owed.due(tx, to, now_ms, limit))
 
 
 async def fail(store: Store, due: Due, next_at_ms: int | None) -> bool:
     return await store.write(
-        lambda tx: deliveries.record(
+        lambda tx: owed.record(
             tx,
             due,
             attempt(due.attempts + 1),
@@ -76,7 +77,7 @@ async def fail(store: Store, due: Due, next_at_ms: int | None) -> bool:
 async def succeed(store: Store, due: Due) -> bool:
     said = attempt(due.attempts + 1, status_code=200, error=None)
     return await store.write(
-        lambda tx: deliveries.record(tx, due, said, status="succeeded", next_at_ms=None)
+        lambda tx: owed.record(tx, due, said, status="succeeded", next_at_ms=None)
     )
 
 
@@ -162,8 +163,8 @@ class WebhookContract:
     @on_a_store
     async def test_what_is_new_comes_in_the_order_of_its_commits(self, store: Store) -> None:
         """With the event's bytes; each endpoint has its own; an event is owed once."""
-        await store.write(lambda tx: owed(tx, 3, 1, 2))
-        await store.write(lambda tx: owed(tx, 1, to="wh_2"))
+        await store.write(lambda tx: owe(tx, 3, 1, 2))
+        await store.write(lambda tx: owe(tx, 1, to="wh_2"))
         found = await fetch(store, now_ms=0)
         assert [(each.id, each.body) for each in found] == [
             ("evt_run_1_3", b"3"),
@@ -173,13 +174,13 @@ class WebhookContract:
         assert len(await fetch(store, to="wh_2")) == 1
         assert len(await fetch(store, limit=2)) == 2
         with pytest.raises(Conflict):
-            await store.write(lambda tx: owed(tx, 1))
+            await store.write(lambda tx: owe(tx, 1))
 
     @on_a_store
     async def test_what_failed_is_due_at_its_time(self, store: Store) -> None:
         """Not before; the longest due first, behind what is new."""
         await store.write(lambda tx: endpoints.insert(tx, endpoint()))
-        await store.write(lambda tx: owed(tx, 1, 2, 3))
+        await store.write(lambda tx: owe(tx, 1, 2, 3))
         first, second, _ = await fetch(store)
         assert await fail(store, first, 5_000)
         assert await fail(store, second, 4_000)
@@ -187,20 +188,20 @@ class WebhookContract:
         assert [each.id[-1] for each in await fetch(store, 5_000)] == ["3", "2", "1"]
         later = await fetch(store, 5_000)
         assert [(each.attempts, each.failures) for each in later] == [(0, 0), (1, 1), (1, 1)]
-        due = deliveries.due_by_endpoint
+        due = owed.due_by_endpoint
         assert await store.read(due) == [("wh_1", deliveries.AT_ONCE)]
         assert await succeed(store, later[0])
         assert await store.read(due) == [("wh_1", 4_000)]
-        assert await store.read(lambda tx: deliveries.next_due(tx, "wh_1")) == 4_000
-        assert await store.read(lambda tx: deliveries.next_due(tx, "wh_1", 4_000)) == 5_000
+        assert await store.read(lambda tx: owed.next_due(tx, "wh_1")) == 4_000
+        assert await store.read(lambda tx: owed.next_due(tx, "wh_1", 4_000)) == 5_000
         await store.write(lambda tx: endpoints.disable(tx, "wh_1", 1, "Why.", 9))
         assert await store.read(due) == []
-        assert await store.read(lambda tx: deliveries.next_due(tx, "wh_1")) is None
+        assert await store.read(lambda tx: owed.next_due(tx, "wh_1")) is None
 
     @on_a_store
     async def test_of_two_that_record_an_attempt_one_does(self, store: Store) -> None:
         """The other one changes nothing, and no attempt is there twice."""
-        await store.write(lambda tx: owed(tx, 1))
+        await store.write(lambda tx: owe(tx, 1))
         (due,) = await fetch(store)
         won = await asyncio.gather(succeed(store, due), fail(store, due, 9_000))
         assert sorted(won) == [False, True]
@@ -212,7 +213,7 @@ class WebhookContract:
     @on_a_store
     async def test_the_attempts_come_back_as_they_were(self, store: Store) -> None:
         """In their order, the latest where there are too many."""
-        await store.write(lambda tx: owed(tx, 1))
+        await store.write(lambda tx: owe(tx, 1))
         for _ in range(3):
             (due,) = await fetch(store, 9_999)
             await fail(store, due, 2_000)
@@ -229,7 +230,7 @@ class WebhookContract:
     @on_a_store
     async def test_what_is_sent_again_begins_anew(self, store: Store) -> None:
         """Its attempts stay; only what failed, of events since a time, is found."""
-        await store.write(lambda tx: owed(tx, 1, 2, 3))
+        await store.write(lambda tx: owe(tx, 1, 2, 3))
         one, two, three = await fetch(store)
         await fail(store, one, None)
         await fail(store, two, None)
@@ -254,8 +255,8 @@ class WebhookContract:
     async def test_what_is_pending_begins_anew(self, store: Store) -> None:
         """In the span; the new ones stay in front, and what is too old has failed. What failed
         before, or is another endpoint's, stays."""
-        await store.write(lambda tx: owed(tx, 1, 2, 3, 4, 5))
-        await store.write(lambda tx: owed(tx, 3, to="wh_2"))
+        await store.write(lambda tx: owe(tx, 1, 2, 3, 4, 5))
+        await store.write(lambda tx: owe(tx, 3, to="wh_2"))
         _, two, _, four, five = await fetch(store)
         await fail(store, two, 9_000)
         await fail(store, four, None)
@@ -293,7 +294,7 @@ class WebhookContract:
     async def test_a_failure_does_not_undo_that_a_delivery_is_owed_anew(self, store: Store) -> None:
         """It was asked for while the attempt was under way: the attempt is noted, no more. A
         success counts."""
-        await store.write(lambda tx: owed(tx, 1, 2))
+        await store.write(lambda tx: owe(tx, 1, 2))
         one, two = await fetch(store)
 
         async def again(event_id: str) -> None:
@@ -322,7 +323,7 @@ class WebhookContract:
     @on_a_store
     async def test_a_delivery_goes_with_its_attempts(self, store: Store) -> None:
         """In one unit, whatever its limit: what is left is whole."""
-        await store.write(lambda tx: owed(tx, 1, 2))
+        await store.write(lambda tx: owe(tx, 1, 2))
         for _ in range(3):
             for due in await fetch(store, 9_999):
                 await fail(store, due, 2_000)
@@ -339,8 +340,8 @@ class WebhookContract:
     @on_a_store
     async def test_pages_hold_what_is_wanted(self, store: Store) -> None:
         """By status, run and time, in both directions."""
-        await store.write(lambda tx: owed(tx, 1, 2, 3))
-        await store.write(lambda tx: owed(tx, 1, run="run_2"))
+        await store.write(lambda tx: owe(tx, 1, 2, 3))
+        await store.write(lambda tx: owe(tx, 1, run="run_2"))
         one, two, _, _ = await fetch(store)
         await succeed(store, one)
         await fail(store, two, None)
@@ -368,11 +369,11 @@ class WebhookContract:
         """To enabled endpoints alone; due ones, since when, and the oldest of all."""
         await store.write(lambda tx: endpoints.insert(tx, endpoint()))
         await store.write(lambda tx: endpoints.insert(tx, endpoint("wh_2", enabled=False)))
-        nothing = await store.scan(lambda tx: deliveries.undelivered(tx, 5_000))
+        nothing = await store.scan(lambda tx: owed.undelivered(tx, 5_000))
         assert (nothing.due, nothing.oldest_ms) == (0, None)
-        await store.write(lambda tx: owed(tx, 1, 2))
-        await store.write(lambda tx: owed(tx, 1, to="wh_2"))
+        await store.write(lambda tx: owe(tx, 1, 2))
+        await store.write(lambda tx: owe(tx, 1, to="wh_2"))
         first, _ = await fetch(store)
         await fail(store, first, 9_000)
-        found = await store.scan(lambda tx: deliveries.undelivered(tx, 5_000))
+        found = await store.scan(lambda tx: owed.undelivered(tx, 5_000))
         assert (found.due, found.oldest_ms) == (1, 1_001)

@@ -57,7 +57,6 @@ class CallFailed(ModelError):
         message: str,
         *,
         again: bool = False,
-        after: float | None = None,
         context: bool = False,
         said: str = "",
         status: int | None = None,
@@ -65,7 +64,7 @@ class CallFailed(ModelError):
     ) -> None:
         super().__init__(code, message)
         self.again = again
-        self.after = after
+        self.after: float | None = None
         self.context = context
         self.said = said
         self.status = status
