@@ -13,7 +13,6 @@ from runbell.receiver.order import Around, decide
 from tests.receiver.house import House, body_of, housed, on_every_inbox, run_event
 
 moments = st.integers(0, 100)
-perhaps = st.none() | moments
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
