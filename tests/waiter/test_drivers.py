@@ -16,6 +16,7 @@ from runbell.client.learning import Learning
 from runbell.client.mail import Landed
 from runbell.client.records import Polled, Told
 from runbell.client.simulation import Scripted, SimulatedRun, SimulatedRuns, Simulation
+from runbell.client.updates import Updates
 from runbell.client.waiter import _Waiter
 from runbell.clock import VirtualClock
 from runbell.errors import RunError
@@ -231,6 +232,12 @@ def test_an_event_ends_a_wait_without_a_call(stage):
         ("completed", "in_progress"),
     ]
     assert (told[-1].run_id, records[-1].polls) == (run.id, 0)
+
+
+def test_a_watch_shows_what_events_tell():
+    shown = []
+    Updates(shown.append).hook(Told("run_1", 1.5, "in_progress", "queued", None))
+    assert [(each.status, each.elapsed) for each in shown] == [("in_progress", 1.5)]
 
 
 def test_tools_start_from_an_event(stage):
