@@ -1,5 +1,5 @@
 """`runbell` on a machine that is not as it should be: each SIGUSR1 sets its clock ahead by an hour,
-and whoever waits for a connection to the database has little patience."""
+and whoever waits for a connection to the database, or for a row, has little patience."""
 
 import itertools
 import signal
@@ -27,5 +27,5 @@ def jump(*_: object) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, jump)
     time.time_ns, time.time = now_ns, lambda: now_ns() / 10**9
-    postgresql.WAIT_SECONDS = PATIENCE_S
+    postgresql.WAIT_SECONDS = postgresql.ROW_SECONDS = PATIENCE_S
     main()
