@@ -50,7 +50,7 @@ def test_who_starts_elsewhere_makes_no_key_of_its_own(
     async def story() -> None:
         async with opened_postgresql() as store:
             vault = await start(store, file=first)
-            with pytest.raises(ConfigurationError, match="there is no key at .*second"):
+            with pytest.raises(ConfigurationError, match=r"there is no key at .*second"):
                 await start(store, file=second)
             assert not second.exists()
             with pytest.raises(CannotDecrypt, match=f"with the key {vault.key_id}, and this is"):

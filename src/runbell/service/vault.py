@@ -143,7 +143,7 @@ def load_or_make_keys(
     """
     if given is not None:
         return _decoded(given, VARIABLE)
-    path = Path(key_file) if key_file else (beside.parent if beside else Path()) / KEY_FILE
+    path = Path(key_file) if key_file else (beside.parent if beside else Path.cwd()) / KEY_FILE
     try:
         return _read(path)
     except FileNotFoundError:
