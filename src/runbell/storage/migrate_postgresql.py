@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import asyncpg
 
 __all__ = [
+    "CHANGING",
     "LOCK",
     "bring_forward",
     "revision",
@@ -72,8 +73,7 @@ CREATE UNLOGGED TABLE IF NOT EXISTS runbell_limits (
 """
 """What the keys of all processes have asked for: when the bucket of each is full again."""
 
-
-_CHANGING = {
+CHANGING = {
     "autovacuum_vacuum_scale_factor": "0.02",
     "autovacuum_vacuum_threshold": "1000",
     "autovacuum_analyze_scale_factor": "0.02",
@@ -89,7 +89,7 @@ _GROWING = {
 for what comes tomorrow."""
 
 _VACUUM = {
-    **dict.fromkeys(("runs", "deliveries", "run_steps", "idempotency_keys"), _CHANGING),
+    **dict.fromkeys(("runs", "deliveries", "run_steps", "idempotency_keys"), CHANGING),
     **dict.fromkeys(("events", "attempts", "messages"), _GROWING),
 }
 _OPTIONS = """
