@@ -19,7 +19,7 @@ from runbell.errors import ConfigurationError, MissingExtra, StorageUnavailable
 from runbell.receiver import Inbox, InProgress, Once, Receiver, arrivals, desk, rows
 from runbell.receiver.events import read
 from runbell.receiver.places import place_of
-from runbell.receiver.postgresql import Follower, Teller, _messages
+from runbell.receiver.postgresql import WRITERS, Follower, Intake, Teller, _messages
 from runbell.receiver.schema import INBOX, metadata
 from runbell.storage.migrate_postgresql import bring_forward, statements, upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore
@@ -351,6 +351,33 @@ def test_one_arrival_that_cannot_be_stored_harms_no_other() -> None:
             )
             assert isinstance(found.pop(5), Exception)
             assert sorted(map(str, found)) == [*["accepted"] * 9, "duplicate"]
+
+    asyncio.run(story())
+
+
+def test_what_arrives_just_as_all_writers_end_is_stored() -> None:
+    class Store:
+        def __init__(self) -> None:
+            self.commits: list[asyncio.Future[list[str]]] = []
+
+        async def write(self, work: object) -> list[str]:
+            self.commits.append(asyncio.get_running_loop().create_future())
+            return await self.commits[-1]
+
+    async def story() -> None:
+        store = Store()
+        intake = Intake(store)  # type: ignore[arg-type]
+        taken = []
+        for number in range(WRITERS):
+            taken.append(asyncio.create_task(intake.take("an arrival")))  # type: ignore[arg-type]
+            await eventually(lambda: len(store.commits) == number + 1)  # noqa: B023
+        for commit in store.commits:
+            commit.set_result(["accepted"])
+        # It comes in the very turn in which they find nothing else to write.
+        taken.append(asyncio.create_task(intake.take("one more")))  # type: ignore[arg-type]
+        await eventually(lambda: len(store.commits) == WRITERS + 1)
+        store.commits[-1].set_result(["duplicate"])
+        assert await asyncio.gather(*taken) == [*["accepted"] * WRITERS, "duplicate"]
 
     asyncio.run(story())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import stat
@@ -178,6 +179,44 @@ def test_durations_are_kept_and_bounded(tmp_path):
             (0.5, count - 0.5, 1, count - 1)
         ]
         assert journal._all(shown, '["b"]') == [(None, 600.0, 0, 7)]
+
+
+def test_a_kind_that_is_no_unicode_is_kept_like_any_other(tmp_path):
+    """A server's JSON may hold half of a surrogate pair."""
+    half = Stretch(json.dumps(["gpt-\ud800"], ensure_ascii=False), None, (1.0, 2.0), 1, "\udfff")
+    with Journal(tmp_path / "w.db") as journal:
+        journal.note(half)
+        journal.note(Stretch('["ü"]', None, (1.0, 2.0), 2))
+    with Journal(tmp_path / "w.db") as journal:
+        assert [json.loads(each.key) for each in journal.stretches()] == [["gpt-\ud800"], ["ü"]]
+        journal.begin("run", "call", "f", time.time())
+        with pytest.raises(RunbellError, match="can't encode"):
+            journal.finish("run", "call", "\ud800")
+
+
+def test_the_keeper_outlives_any_error_and_goes_on_renewing_claims(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("runbell.client.journal.LEASE_SECONDS", 0.06)
+    monkeypatch.setattr("runbell.client.journal.WRITE_SECONDS", 0.0)
+    insert, defects = Journal._insert, [ValueError("with a secret")] * 2
+
+    def fail(self, noted):
+        if defects:
+            raise defects.pop()
+        insert(self, noted)
+
+    monkeypatch.setattr(Journal, "_insert", fail)
+    held, noted = "select held_until from tool_calls", Stretch('["m"]', None, (1.0, 2.0), 1)
+    with Journal(tmp_path / "w.db") as journal:
+        journal.begin("run", "call", "f", time.time())
+        for left in (1, 0):
+            journal.note(noted)
+            until(lambda: len(defects) == left)  # noqa: B023 - it is waited for here
+        last = journal._all(held)[0][0]
+        until(lambda: journal._all(held)[0][0] > last)
+        journal.note(noted)
+        until(journal.stretches)
+    (said,) = [each.getMessage() for each in caplog.records if each.name == "runbell"]
+    assert said.endswith("durations were not kept: ValueError")
 
 
 # Threads.

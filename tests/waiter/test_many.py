@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 
 import httpx
 import pytest
 
 import runbell
+from runbell.client.alarms import Alarms
 from runbell.client.simulation import Scripted, Simulation
+from runbell.client.view import View
 from runbell.clock import VirtualClock
 from runbell.pacing import Backoff, FairPacer, Fixed
 from runbell.testing.front import refuse
-from tests.waiter.mock import answer, async_client, fields, run
+from tests.waiter.mock import answer, async_client, client, fields, run, wants_one_call
 
 
 def test_all_come_back_in_order(stage):
@@ -121,6 +125,76 @@ def test_a_run_that_is_missing_raises_what_the_server_says(stage):
         *ended, error = waiter.wait_all(runs, timeout=60, return_errors=True)
     assert {run.status for run in ended} == {"completed"}
     assert error.status_code == 404
+
+
+class Thing:
+    """What somebody's own server makes."""
+
+    def __init__(self, name, status="queued"):
+        self.id, self.status = name, status
+
+
+class Things:
+    """All that are asked about have ended, but one."""
+
+    def __init__(self):
+        self.alive = weakref.WeakSet()
+
+    def owns(self, item):
+        return isinstance(item, Thing)
+
+    def view(self, item):
+        return View(item.id, item.status, "completed" if item.status == "done" else "pending")
+
+    def retrieve(self, client, item, **options):
+        answered = Thing(item.id, "queued" if item.id == "long" else "done")
+        self.alive.add(answered)
+        return answered
+
+
+def test_who_has_ended_is_forgotten_while_others_wait():
+    """They had a day left, each; one who waits for something else must not keep them."""
+    things = Things()
+
+    async def story():
+        async with runbell.AsyncWaiter(object(), providers=[things], policy=Fixed(0.01)) as waiter:
+            waiting = asyncio.create_task(waiter.wait(Thing("long"), policy=Fixed(3600)))
+            for batch in range(5):
+                await waiter.wait_all([Thing(f"{batch} {n}") for n in range(60)])
+            gc.collect()
+            alive = len(things.alive)
+            waiting.cancel()
+            return alive
+
+    # The one that is left, and answers of the last turn.
+    assert asyncio.run(story()) < 100
+
+
+def test_who_used_tools_and_has_ended_is_forgotten_too():
+    options = {"tools": {"f": lambda: "sunny"}, "policy": Fixed(0.01)}
+    with runbell.Waiter(client(wants_one_call), **options) as waiter:
+        assert waiter.wait(run()).status == "completed"
+        assert not waiter._driver._fleet._calls._acting
+
+
+class Sleeper:
+    alarm = None
+
+
+def test_an_alarm_is_the_nearest_that_was_set_and_what_is_cancelled_goes():
+    alarms, sleepers = Alarms(), [Sleeper() for _ in range(1000)]
+    for place, sleeper in enumerate(sleepers):
+        for at in (5000.0, float(place), 9000.0, float("inf")):
+            alarms.set(sleeper, at)
+    assert alarms.due(-1.0) is None
+    assert [alarms.due(2.0) for _ in range(4)] == [*sleepers[:3], None]
+    for sleeper in sleepers[:-1]:
+        alarms.cancel(sleeper)
+        alarms.cancel(sleeper)
+        assert len(alarms._heap) <= 2 * len(alarms)
+    assert (len(alarms), alarms.next_at()) == (1, 999.0)
+    alarms.cancel(sleepers[-1])
+    assert (len(alarms), alarms.next_at(), alarms.due(1e9)) == (0, None, None)
 
 
 # One budget, in virtual time.

@@ -93,6 +93,10 @@ class Calls:
         self._advance()
         return found
 
+    def left(self, wait: Wait) -> None:
+        """It wants nothing any more; what was begun for it goes on."""
+        self._acting.discard(wait)
+
     def abandon(self) -> None:
         """Forget what is under way: nobody will hear of it."""
         for deed in (*self._at_work.values(), *self._line):
