@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from runbell.clock import Clock
-from runbell.service.jobs import Job, JobKind, Jobs, Lanes, pgqueuer
+from runbell.service.jobs import Job, JobKind, Jobs, Lanes, Stopping, pgqueuer
 from runbell.service.jobs.held import HeldJob, held_jobs, release
 from runbell.service.jobs.pgqueuer import PgQueuerJobs
 from runbell.service.jobs.queries import CHANNEL
@@ -54,7 +54,7 @@ class TestPgQueuer(JobsContract):
             return await house.service.store.scan(held_jobs)
 
         async def until_held_behind(job_id: int) -> HeldJob:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not (found := await held()) or found[-1].id <= job_id:
                     await asyncio.sleep(0.01)
             (job,) = found
@@ -76,6 +76,17 @@ class TestPgQueuer(JobsContract):
         await house.until(lambda: house.begun.count("we_1") == 5)
         assert await held() == []
         assert "we_2" in house.ended
+
+    @in_a_house()
+    async def test_a_job_that_is_given_back_has_not_failed(self, house: House) -> None:
+        """A process that stops ends its deliveries in the middle: the next one goes on."""
+        house.errors["we_1"] = [Stopping()]
+        house.start(JobKind.DELIVER)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pgqueuer, "MAX_FAILURES", 1)
+            await house.put(Job(JobKind.DELIVER, "we_1"))
+            await house.until(lambda: "we_1" in house.ended)
+        assert await house.service.store.scan(held_jobs) == []
 
     @in_a_house(max_concurrent_runs=2)
     async def test_a_worker_takes_no_more_than_it_has_room_for(self, house: House) -> None:

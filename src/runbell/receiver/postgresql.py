@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Final
+from typing import Final, cast
 
 import asyncpg
 import msgspec
@@ -153,10 +153,16 @@ class Intake:
         if len(self._writers) < WRITERS:
             writer = self._loop.create_task(self._write(), name="inbox-intake")
             self._writers.add(writer)
-            writer.add_done_callback(self._writers.discard)
         return await stored
 
     async def _write(self) -> None:
+        try:
+            await self._write_waiting()
+        finally:
+            # Not a callback, which comes a turn later: what arrives until then would count on it.
+            self._writers.discard(cast(asyncio.Task[None], asyncio.current_task()))
+
+    async def _write_waiting(self) -> None:
         while self._waiting:
             group = [self._waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(self._waiting)))]
             came = [arrival for arrival, _ in group]

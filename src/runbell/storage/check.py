@@ -40,8 +40,7 @@ _STAMPS = {
 }
 
 _TERMINAL = frozenset(str(status) for status in RunStatus if status.is_terminal)
-_READ = tuple(column.name for column in _r if column.name not in ("position", "pending_messages"))
-"""What `record_of` reads, in its order."""
+_READ = tuple(column.name for column in runs.ROW.selected_columns)
 
 RUNS = Statement(
     "check.runs",

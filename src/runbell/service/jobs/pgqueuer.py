@@ -26,7 +26,7 @@ from runbell import faults
 from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
-from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
+from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes, Stopping
 from runbell.service.jobs.drivers import PooledDriver
 from runbell.service.jobs.engine import Manager, Place
 from runbell.service.jobs.held import count_held, forget_earlier
@@ -332,6 +332,9 @@ class PgQueuerJobs:
             raise
         except RetryRequested:
             raise
+        except Stopping:
+            # Nothing has failed: another worker goes on with it, or the next start.
+            raise NotYet(timedelta(0), "its worker stops") from None
         except Exception as error:
             if job.attempts + 1 >= MAX_FAILURES:
                 logger.exception("%s failed too often and is kept aside", name)
