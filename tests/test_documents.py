@@ -47,6 +47,18 @@ def test_the_table_of_settings_is_what_the_settings_are():
     assert table == rows
 
 
+def test_which_settings_are_no_options_of_a_service_or_a_worker_is_said():
+    """The table has all; the words in front of it say whose each is."""
+    words = text("running.md").partition("## Settings")[2].partition("|---")[0]
+    serve, worker = (
+        typer.main.get_command(app).commands[name].params for name in ("serve", "worker")
+    )
+    options = [{each.opts[0] for each in params} for params in (serve, worker)]
+    said = words.partition("which has all others but")
+    assert set(re.findall(r"`(--[a-z-]+)`", said[0])) == options[1] - options[0]
+    assert set(re.findall(r"`(--[a-z-]+)`", said[2])) == options[0] - options[1]
+
+
 def test_every_route_is_documented_and_none_that_is_not_there():
     documented = set()
     for line in text("api.md").splitlines():

@@ -143,7 +143,7 @@ def test_it_never_replaces_a_file(database: Path, tmp_path: Path, runbell: Comma
     done = runbell("backup", str(target), "--database", f"sqlite:///{database}")
     assert (done.code, done.err) == (
         1,
-        f"runbell: {target} is there already: a backup never replaces a file\n",
+        f"runbell: {target} is there already: a copy never replaces a file\n",
     )
     assert target.read_text() == "precious"
     dangling = tmp_path / "link.db"

@@ -266,8 +266,11 @@ def test_what_is_in_use_or_not_empty_is_refused(
 
     asyncio.run(beside_a_service())
     ask(target, "INSERT INTO projects VALUES ('p', 'mine', 1)")
+    # Somebody has started there, with a key that may be another.
+    ask(target, "INSERT INTO key_checks VALUES (1, '')")
     done = runbell("copy", f"sqlite:///{source}", target)
-    assert (done.code, "not empty, it has rows in projects (1)" in done.err) == (1, True)
+    found = "not empty, it has rows in projects (1), key_checks (1)"
+    assert (done.code, found in done.err) == (1, True)
     done = runbell("copy", target, f"sqlite:///{source}")
     assert (done.code, "is there already" in done.err) == (1, True)
     done = runbell("copy", f"sqlite:///{source}", f"sqlite:///{tmp_path}/new.db")

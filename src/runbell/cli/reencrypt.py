@@ -28,8 +28,8 @@ def reencrypt(
 
     Then the keys behind it are not needed any more.
     """
+    from runbell.service import agreed_key
     from runbell.service.databases import open_store
-    from runbell.service.operations import endpoints
     from runbell.service.settings import sqlite_path
     from runbell.service.vault import Vault, load_or_make_keys
 
@@ -46,7 +46,7 @@ def reencrypt(
 
     async def work() -> tuple[int, int]:
         async with open_store(settings, create=False) as store:
-            return await endpoints.reencrypt(store, vault)
+            return await agreed_key.reencrypt(store, vault)
 
     changed, count = asyncio.run(work())
     typer.echo(f"changed {changed} of {count} endpoints: all have the key {vault.key_id} now")

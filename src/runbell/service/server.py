@@ -28,6 +28,7 @@ from runbell.clock import Clock
 from runbell.errors import ConfigurationError
 from runbell.runs import RunStatus
 from runbell.service import logs, retention
+from runbell.service.agreed_key import agreed_vault
 from runbell.service.app import App
 from runbell.service.backends import Backend, Backends
 from runbell.service.backends.echo import Echo
@@ -51,8 +52,8 @@ from runbell.service.operations.access import (
 )
 from runbell.service.operations.context import Context
 from runbell.service.settings import Settings, location, mistaken_variables
-from runbell.service.vault import Vault, load_or_make_keys
-from runbell.storage import endpoints, projects
+from runbell.service.vault import Vault
+from runbell.storage import projects
 
 __all__ = ["build", "handlers", "run", "work"]
 
@@ -137,22 +138,6 @@ def _poster(settings: Settings, clock: Clock) -> Poster:
     )
 
 
-async def _vault(settings: Settings, database: Database) -> Vault:
-    """What secrets are encrypted with. A new key is made only where nothing is encrypted yet."""
-    sealed = await database.store.read(endpoints.some_sealed)
-    keys = load_or_make_keys(
-        given=settings.encryption_key,
-        key_file=settings.key_file,
-        beside=database.file,
-        create=sealed is None,
-    )
-    vault = Vault(*keys)
-    if sealed is not None:
-        # Now, rather than when the first webhook is to be signed.
-        vault.open(*sealed)
-    return vault
-
-
 def _backends(settings: Settings, clock: Clock, observer: Observer) -> Backends:
     backends: list[Backend] = [Echo(clock)]
     if settings.upstream:
@@ -180,7 +165,7 @@ async def _work(settings: Settings, say: Callable[[str], None]) -> None:
         if settings.metrics_port is not None:
             listener, _ = _bind(settings.host, settings.metrics_port, "--metrics-port")
             stack.enter_context(contextlib.closing(listener))
-        vault = await _vault(settings, database)
+        vault = await agreed_vault(settings, database)
         ctx, executor, deliverer = build(settings, database, database.clock, vault)
         _spare_the_collector()
         ctx.backends.start()
@@ -239,7 +224,7 @@ async def _serve_from(
     loopback: bool,
     say: Callable[[str], None],
 ) -> None:
-    vault = await _vault(settings, database)
+    vault = await agreed_vault(settings, database)
     ctx, executor, deliverer = build(settings, database, database.clock, vault)
     project = await ensure_project(ctx.store, ctx.clock, DEFAULT_PROJECT)
     url = f"{_root(listener)}/v1"

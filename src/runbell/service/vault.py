@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from runbell.errors import CannotDecrypt, ConfigurationError
 
-__all__ = ["KEY_BYTES", "Vault", "load_or_make_keys"]
+__all__ = ["KEY_BYTES", "VARIABLE", "Vault", "load_or_make_keys"]
 
 KEY_BYTES: Final = 32
 KEY_FILE: Final = "runbell.key"
@@ -119,7 +120,12 @@ def _id_of(key: bytes) -> bytes:
 
 
 def load_or_make_keys(
-    *, given: str | None, key_file: str | None, beside: Path | None, create: bool = True
+    *,
+    given: str | None,
+    key_file: str | None,
+    beside: Path | None,
+    create: bool = True,
+    made: Callable[[Path], None] | None = None,
 ) -> tuple[bytes, ...]:
     """The encryption key of an installation, and behind it those that only decrypt.
 
@@ -130,26 +136,31 @@ def load_or_make_keys(
         beside: the database's file; None, where it has none, for the working folder.
         create: make the file if it is not there. False where secrets are stored already: a new key
             could not decrypt them.
+        made: is told of a file that was made.
 
     Raises:
         ConfigurationError: there is no usable key; says what to change, and never shows the key.
     """
     if given is not None:
         return _decoded(given, VARIABLE)
-    path = Path(key_file) if key_file else (beside.parent if beside else Path()) / KEY_FILE
+    path = Path(key_file) if key_file else (beside.parent if beside else Path.cwd()) / KEY_FILE
     try:
         return _read(path)
     except FileNotFoundError:
         pass
     if not create:
         raise ConfigurationError(
-            f"there is no key at {path}, and secrets are stored that were encrypted with one: put "
-            f"it back, or name it with --key-file or {VARIABLE}"
+            f"there is no key at {path}, and the database's secrets are encrypted with one: put it "
+            "back, or copy it from where the other processes run, or name it with --key-file or "
+            f"{VARIABLE}"
         )
     try:
-        return _make(path)
+        keys = _make(path)
     except FileExistsError:
         return _read(path)
+    if made is not None:
+        made(path)
+    return keys
 
 
 def _read(path: Path) -> tuple[bytes, ...]:

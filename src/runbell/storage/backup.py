@@ -118,4 +118,4 @@ def sync(path: Path) -> None:
 
 
 def _taken(target: Path) -> ConfigurationError:
-    return ConfigurationError(f"{target} is there already: a backup never replaces a file")
+    return ConfigurationError(f"{target} is there already: a copy never replaces a file")

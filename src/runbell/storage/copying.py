@@ -24,8 +24,10 @@ from runbell.storage import schema
 
 __all__ = ["TABLES", "Content", "Source", "SqliteRows", "Target", "copy"]
 
-TABLES = tuple(table for table in schema.metadata.sorted_tables if table is not schema.probes)
-"""What an installation is, in the order of the references between its tables."""
+_OF_A_DATABASE = (schema.probes, schema.key_checks)
+TABLES = tuple(each for each in schema.metadata.sorted_tables if each not in _OF_A_DATABASE)
+"""What an installation is, in the order of the references between its tables. Which key the secrets
+are encrypted with is said by these, and in the other database by the first to start there."""
 
 BATCH_ROWS = 500
 BATCH_BYTES = 1 << 20

@@ -72,7 +72,7 @@ async def lock_empty(connection: asyncpg.Connection) -> None:
     Raises:
         ConfigurationError: it has some; says which.
     """
-    names = [*(table.name for table in TABLES), "pgqueuer"]
+    names = [*(table.name for table in TABLES), schema.key_checks.name, "pgqueuer"]
     await connection.execute(f"LOCK TABLE {', '.join(names)} IN EXCLUSIVE MODE")
     found: list[Any] = []
     for name in names:

@@ -13,7 +13,7 @@ from runbell.storage.lock import InstallationLock
 
 __all__ = ["HEAD", "SERVICE", "Lineage", "require_current", "upgrade", "upgrade_sqlite"]
 
-HEAD = "0004"
+HEAD = "0005"
 """The revision of the service's database that this version of Runbell works with."""
 
 

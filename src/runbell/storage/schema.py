@@ -44,6 +44,7 @@ __all__ = [
     "deliveries",
     "events",
     "idempotency_keys",
+    "key_checks",
     "messages",
     "metadata",
     "numbered",
@@ -271,6 +272,14 @@ probes = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("at_ms", BigInteger, nullable=False),
+)
+
+# One row at the most: a known text, encrypted with the key with which all processes encrypt.
+key_checks = Table(
+    "key_checks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
 )
 
 events = Table(

@@ -81,9 +81,17 @@ SELECT count(*) FROM gone
 """
 """Why a job is held stays for as long as that is."""
 
-HELD_ENDPOINTS = """
-SELECT convert_from(payload, 'UTF8') FROM pgqueuer WHERE status = 'failed' AND entrypoint = $1
+ENDPOINTS_WITH_JOB = """
+SELECT convert_from(payload, 'UTF8') FROM pgqueuer
+WHERE entrypoint = 'deliver' AND status IN ('queued', 'picked', 'failed')
+UNION ALL
+SELECT convert_from(payload, 'UTF8') FROM pgqueuer
+WHERE entrypoint = 'deliver_later' AND status IN ('queued', 'picked')
+AND execute_after < now() + interval '1 s'
 """
+"""Whose job waits, is at work, or is kept aside; and whose time to put one has come. One that is at
+work has given its key back before it looks for the last time, and puts the next one itself; where
+its worker is lost, it is handed out again."""
 
 MAX_MODELS = 200
 """Models beside those that this process knows, which it looks for."""
@@ -135,12 +143,12 @@ async def missing_jobs(
         Job(JobKind.FINISH_CANCEL, run_id, due_ms=since_ms + cancel_grace_ms, turn=sequence)
         for run_id, sequence, since_ms in await tx.fetch(CANCELS, AT_ONCE)
     ]
-    # Whether they have a job is for PgQueuer to say: there is one an endpoint at the most.
-    held = {row[0] for row in await tx.fetch(HELD_ENDPOINTS, JobKind.DELIVER)}
+    seen_to = {row[0] for row in await tx.fetch(ENDPOINTS_WITH_JOB)}
+    # Whether there is one for later is for PgQueuer to say.
     jobs += [
         Job(JobKind.DELIVER, endpoint_id, due_ms=due_ms if due_ms > now_ms else None)
         for endpoint_id, due_ms in await owed.due_by_endpoint(tx)
-        if endpoint_id not in held
+        if endpoint_id not in seen_to
     ]
     return jobs
 

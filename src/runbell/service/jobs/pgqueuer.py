@@ -180,16 +180,19 @@ class PgQueuerJobs:
             self._owing.set()
             raise
 
-    async def _put_now(self, jobs: Iterable[Job]) -> None:
+    async def _put_now(self, jobs: Iterable[Job]) -> int:
+        """Put jobs; how many were not there."""
         puts = [self._named(job) for job in jobs]
 
-        async def work(tx: Transaction) -> None:
+        async def work(tx: Transaction) -> int:
             assert isinstance(tx, PostgresqlTransaction)
-            await put(tx, puts)
+            return len(puts) - len(await put(tx, puts))
 
-        if puts:
-            await self._store.write(work)
-            self.look()
+        if not puts:
+            return 0
+        count = await self._store.write(work)
+        self.look()
+        return count
 
     def look(self) -> None:
         """There may be new jobs."""
@@ -436,9 +439,8 @@ class PgQueuerJobs:
         await self._clock.sleep(SWEEP_SECONDS * (0.9 + 0.2 * self._rng.random()))
 
     async def _put_missing(self, jobs: list[Job]) -> None:
-        if jobs:
-            logger.info("%d jobs were missing", len(jobs))
-        await self._put_now(jobs)
+        if count := await self._put_now(jobs):
+            logger.info("%d jobs were owed and not there: the sweep has put them", count)
 
 
 def _params(wanted: Put) -> dict[str, object]:
