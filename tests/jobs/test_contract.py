@@ -20,10 +20,17 @@ from runbell.storage.postgresql import PostgresqlStore, PostgresqlView
 from runbell.storage.store import Store, Transaction
 from runbell.testing.databases import ObservedStore, migrated_sqlite, opened
 from runbell.testing.embedded import Engine, embedded_engine
-from runbell.testing.jobs_contract import House, Houses, JobsContract, in_a_house
+from runbell.testing.jobs_contract import (
+    House,
+    Houses,
+    JobsContract,
+    in_a_house,
+    stopped_in_a_handler,
+)
 from runbell.testing.postgresql import database, emptied
 
 TAKEN = "SELECT entrypoint FROM pgqueuer WHERE status = 'picked' AND entrypoint LIKE 'run:%'"
+LEFT = "SELECT entrypoint, status::text, attempts, execute_after <= now() FROM pgqueuer"
 
 
 class TestEmbedded(JobsContract):
@@ -76,6 +83,19 @@ class TestPgQueuer(JobsContract):
         await house.until(lambda: house.begun.count("we_1") == 5)
         assert await held() == []
         assert "we_2" in house.ended
+
+    @in_a_house()
+    async def test_what_a_worker_that_stops_gives_back_is_anothers_at_once(
+        self, house: House
+    ) -> None:
+        """And no failure of the job, of which there may be few."""
+        await stopped_in_a_handler(house)
+
+        async def left(tx: Transaction) -> list[tuple[object, ...]]:
+            assert isinstance(tx, PostgresqlView)
+            return [tuple(row) for row in await tx.fetch(LEFT)]
+
+        assert await house.service.store.scan(left) == [("deliver", "queued", 0, True)]
 
     @in_a_house(max_concurrent_runs=2)
     async def test_a_worker_takes_no_more_than_it_has_room_for(self, house: House) -> None:

@@ -168,7 +168,7 @@ async def stay_ahead(connection: asyncpg.Connection, end_of_feed: int = 0) -> No
     latest = await connection.fetchval("SELECT coalesce(max(position), 0) FROM events")
     latest = max(latest, end_of_feed)
     # Asked behind that: whatever was seen and has a number of this server's has a lower one.
-    offset, horizon, ahead = await connection.fetchrow(_NEXT)
+    ((offset, horizon, ahead),) = await connection.fetch(_NEXT)
     if latest >= ahead:
         missing = ((latest - horizon) >> 16) + 1
         await connection.execute(_OFFSET.format(offset=offset + missing))

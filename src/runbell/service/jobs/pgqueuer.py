@@ -26,7 +26,7 @@ from runbell import faults
 from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
-from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes
+from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes, Stopping
 from runbell.service.jobs.drivers import PooledDriver
 from runbell.service.jobs.engine import Manager, Place
 from runbell.service.jobs.held import count_held, forget_earlier
@@ -327,6 +327,9 @@ class PgQueuerJobs:
             if self._stopping:
                 raise NotYet(timedelta(0), "its worker stops") from None
             raise
+        except Stopping:
+            # What is due stays so: another worker goes on with it, and nothing has failed.
+            raise NotYet(timedelta(0), "its worker stops") from None
         except RetryRequested:
             raise
         except Exception as error:
