@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from runbell.service.jobs import Job, JobKind
 from runbell.storage import owed
-from runbell.storage.postgresql import PostgresqlView
+from runbell.storage.postgresql import PostgresqlTransaction, PostgresqlView
 from runbell.storage.schema import LAST_MS
 from runbell.storage.store import Transaction
 from runbell.storage.workable import asked_model
@@ -90,7 +90,7 @@ MAX_MODELS = 200
 
 async def sweep_once(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> list[Job] | None:
     """What is owed and has no job; None where another process is looking for that."""
-    assert isinstance(tx, PostgresqlView)
+    assert isinstance(tx, PostgresqlTransaction), "a lock lasts no longer than its transaction"
     if not (await tx.fetch(SWEEPING, SWEEP))[0][0]:
         return None
     return await missing_jobs(tx, now_ms, cancel_grace_ms, near_ms=now_ms + NEAR_MS)

@@ -425,7 +425,7 @@ class PgQueuerJobs:
     async def _sweep(self) -> None:
         """Put what the tables owe and has no job, now and again; forget old lines of its log."""
         now_ms = self._clock.now_ms()
-        found = await self._store.scan(lambda tx: sweep_once(tx, now_ms, self._cancel_grace_ms))
+        found = await self._store.write(lambda tx: sweep_once(tx, now_ms, self._cancel_grace_ms))
         if found is not None:
             await self._put_missing(found)
         # Models that only another process knows: who has them in line is not left waiting.
