@@ -312,9 +312,7 @@ class JobsContract:
         self, house: House
     ) -> None:
         """It is not called again, and nothing is logged as a defect."""
-        logged: list[logging.LogRecord] = []
-        hears = logging.Handler(logging.ERROR)
-        hears.emit = logged.append  # type: ignore[method-assign]
+        hears = _Hears(logging.ERROR)
         logger = logging.getLogger("runbell")
         logger.addHandler(hears)
         try:
@@ -322,7 +320,7 @@ class JobsContract:
         finally:
             logger.removeHandler(hears)
         assert house.begun == ["we_1"]
-        assert [record.getMessage() for record in logged] == []
+        assert hears.messages == []
 
     @in_a_house()
     async def test_the_next_process_goes_on_with_what_was_not_finished(self, house: House) -> None:
@@ -374,6 +372,17 @@ class JobsContract:
         house.release(a)
         await house.until(lambda: len(house.begun) == 4)
         assert house.begun == [b, d, a, c]
+
+
+class _Hears(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 class _Lane:
