@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import dataclasses
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
 from itertools import count
 
 import pytest
@@ -113,6 +115,41 @@ class TestPgQueuer(JobsContract):
         house.release(runs[0])
         await house.until(lambda: house.begun == runs[:3])
 
+    @in_a_house()
+    async def test_runs_whose_server_is_not_known_leave_their_places_to_others(
+        self, house: House
+    ) -> None:
+        """However many they are, and whether they are there at all: each waits in a line of its
+        model's, which is looked at when the server has said that it is its."""
+        service, lanes = house.service, _Undecided()
+        service.jobs = service.engine(service.store, service.clock, lanes, service.settings)
+        service.ctx = dataclasses.replace(service.ctx, jobs=service.jobs)
+
+        async def left(tx: Transaction) -> list[tuple[object, ...]]:
+            assert isinstance(tx, PostgresqlView)
+            return [tuple(row) for row in await tx.fetch(f"{LEFT} WHERE entrypoint LIKE 'run:%'")]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pgqueuer, "MAX_UNPLACED", 2)
+            await house.put(Job(JobKind.RUN, "run_gone", model="echo", turn=1))
+            never = [await house.run(model="echo") for _ in range(3)]
+            good = await house.run(model="scripted")
+            house.start(JobKind.RUN)
+            await asyncio.wait_for(lanes.looked_at["scripted"].wait(), 20)
+            lanes.decided["scripted"] = True
+            lanes.moved()
+            await house.until(lambda: good in house.ended)
+            # It has no line: it waits here.
+            await house.put(Job(JobKind.RUN, never[0], turn=9))
+            await asyncio.wait_for(lanes.looked_at[""].wait(), 20)
+            async with asyncio.timeout(20):
+                await service.jobs.stop(3_600)
+        assert house.begun == [good]
+        waiting = [("run:echo", "queued", 0, True)] * 3
+        assert sorted(await service.store.scan(left)) == [("run:*", "queued", 0, True), *waiting]
+        await service.cancel(never[1])
+        assert len(await service.store.scan(left)) == 3, "who ends takes the job along"
+
     @pytest.fixture
     def houses(self) -> Houses:
         @contextlib.asynccontextmanager
@@ -139,3 +176,40 @@ class TestPgQueuer(JobsContract):
                 await emptied(url)
 
         return open_one
+
+
+class _Undecided:
+    """Lanes of servers that have not said yet which models they have.
+
+    Attributes:
+        looked_at: models whose runs were told that they have no place yet.
+        decided: models of which it is known whose they are.
+    """
+
+    def __init__(self) -> None:
+        self.looked_at: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.decided: defaultdict[str, bool] = defaultdict(bool)
+        self.moved: Callable[[], None] = lambda: None
+
+    def lane(self, model: str) -> _Undecided | _Open:
+        if self.decided[model]:
+            return _OPEN
+        self.looked_at[model].set()
+        return self
+
+    def takes(self, running: int) -> bool:
+        return False
+
+    def models(self) -> list[str]:
+        return [model for model, is_known in self.decided.items() if is_known]
+
+    def subscribe(self, room: Callable[[], None], moved: Callable[[], None]) -> None:
+        self.moved = moved
+
+
+class _Open:
+    def takes(self, running: int) -> bool:
+        return True
+
+
+_OPEN = _Open()

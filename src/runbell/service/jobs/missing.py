@@ -13,7 +13,7 @@ from runbell.storage.schema import LAST_MS
 from runbell.storage.store import Transaction
 from runbell.storage.workable import asked_model
 
-__all__ = ["missing_jobs", "models_in_line", "prune_log", "sweep_once"]
+__all__ = ["MAX_MODELS", "missing_jobs", "models_in_line", "prune_log", "sweep_once"]
 
 NEAR_MS = 600_000
 """Deadlines so near, in milliseconds, are to have a job: what is far is found by a later sweep,
