@@ -6,7 +6,7 @@ Which of them holds its thread is in `holding`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ __all__ = [
     "many",
     "page",
     "page_of_project",
+    "readable",
     "record_of",
     "set_metadata",
     "standing",
@@ -297,8 +298,13 @@ async def latest(tx: Transaction, limit: int) -> list[RunRecord]:
 
     One that can't be read is left out: nobody has asked for that one.
     """
+    return readable(await tx.fetch_all(LATEST, {"limit": limit}))
+
+
+def readable(rows: Iterable[Row]) -> list[RunRecord]:
+    """What rows of runs say, without those that nobody can read."""
     found: list[RunRecord] = []
-    for row in await tx.fetch_all(LATEST, {"limit": limit}):
+    for row in rows:
         try:
             found.append(record_of(row))
         except (msgspec.MsgspecError, ValueError) as error:
