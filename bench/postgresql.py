@@ -69,7 +69,6 @@ class Database:
     def __init__(self, server: PrivatePostgresql) -> None:
         self.url = server.url()
         self._process = psutil.Process(server.pid)
-        self._ended_ms: dict[int, float] = {}
 
     def cpu_ms(self) -> float:
         """CPU of all its processes; those that have ended count with what their parent was told."""

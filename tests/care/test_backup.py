@@ -97,7 +97,7 @@ def test_a_service_goes_on_from_a_backup(tmp_path: Path) -> None:
         queue = say(client, "sleep 1")
         create_run(client, assistant, queue)
         last = create_run(client, assistant, queue, on_active_run="enqueue")
-        short = until(client, ask(client, assistant, "sleep 600", expires_after=2), "in_progress")
+        short = until(client, ask(client, assistant, "sleep 600", expires_after=4), "in_progress")
         before = served.api().get("/v1/events?limit=100").ok()["data"]
         served.command_line("backup", str(restored / "runbell.db"))
         later = ask(client, assistant, "after the backup")

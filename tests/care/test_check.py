@@ -185,6 +185,10 @@ PLANTED: dict[str, tuple[set[str], list[str]]] = {
         {"an event that cannot be read"},
         [f"UPDATE events SET body = 'x' WHERE {SECOND}"],
     ),
+    "a run whose metadata is no JSON": (
+        {"a run that cannot be read"},
+        [f"UPDATE runs SET metadata = 'x' WHERE id = {DONE}"],
+    ),
     "an event that stands too far in front": (
         {"an event that stands in front of an earlier one"},
         [f"UPDATE events SET position = -1 WHERE {SECOND}"],

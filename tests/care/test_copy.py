@@ -238,9 +238,9 @@ def test_a_copy_that_is_killed_leaves_nothing(source: Path, target: str, runbell
         )
         eventually(lambda: bool(ask(target, f"SELECT pid {sleeping}")), "it is in the middle")
         process.kill()
-        process.wait(20)
+        process.wait(60)
     # As the server does by itself when it next writes to somebody who is gone.
-    ask(target, f"SELECT pg_terminate_backend(pid, 20000) {sleeping}")
+    ask(target, f"SELECT pg_terminate_backend(pid, 60000) {sleeping}")
     ask(target, "DROP FUNCTION waits CASCADE")
     done = runbell("copy", f"sqlite:///{source}", target)
     assert done.code == 0, done

@@ -65,8 +65,8 @@ def test_old_runs_go_in_pieces_and_nobody_waits_for_them(monkeypatch: pytest.Mon
                     done = await work(tx)
                     if isinstance(done, int) and done:
                         sizes.append(done)
-                        await asyncio.wait_for(service.run(busy, on_active_run="enqueue"), 5)
-                        await asyncio.wait_for(service.feed(), 5)
+                        await asyncio.wait_for(service.run(busy, on_active_run="enqueue"), 60)
+                        await asyncio.wait_for(service.feed(), 60)
                     return done
 
                 return await write(both)

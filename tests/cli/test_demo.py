@@ -34,12 +34,14 @@ def test_every_run_ends_as_it_should_in_a_table_of_100_columns(tmp_path: Path) -
     # Neither the settings nor the proxy of whoever tries it out reach the demo.
     env = environment(tmp_path, RUNBELL_RUN_EXPIRY="0.001", HTTP_PROXY="http://127.0.0.1:9")
     done = subprocess.run(
-        [*RUNBELL, "demo"], env=env, capture_output=True, text=True, timeout=110, check=False
+        [*RUNBELL, "demo"], env=env, capture_output=True, text=True, timeout=280, check=False
     )
     assert (done.returncode, done.stderr) == (0, ""), done
     assert "All runs ended as they should" in done.stdout
     assert "echo answered: What is 2+2?" in done.stdout
-    assert "expired 10" in done.stdout
+    # In milliseconds since the run's creation.
+    (expired,) = re.findall(r"expired (\d+)", done.stdout)
+    assert int(expired) >= 3_000
     # calls a run, mean and worst delay, failures and endings seen
     rows = dict(
         re.findall(
@@ -73,7 +75,7 @@ def test_a_run_that_goes_otherwise_fails_the_demo_by_name(
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 1
@@ -95,7 +97,7 @@ def test_a_demo_that_is_ended_ends_its_service(tmp_path: Path, ending: signal.Si
         assert demo.stdout.readline().startswith("Service: runbell serve on http://127.0.0.1:")
         (service,) = psutil.Process(demo.pid).children()
         demo.send_signal(ending)
-        _, stderr = demo.communicate(timeout=30)
+        _, stderr = demo.communicate(timeout=60)
     finally:
         demo.kill()
         demo.wait()
@@ -113,7 +115,7 @@ def test_a_service_that_cannot_start_is_quoted(tmp_path: Path) -> None:
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert "the service ended with exit code 2 at its start" in done.stderr

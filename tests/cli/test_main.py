@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 from runbell import __version__
 from runbell.service.settings import mistaken_variables
 from runbell.service.upstreams import OPTIONS
-from tests.cli.conftest import Command
+from runbell.testing.postgresql import without_tables
+from tests.cli.conftest import Command, Done
 from tests.served import Served
 
 HEAVY = (
@@ -81,6 +83,24 @@ def test_a_missing_http_client_names_the_extra_where_a_model_server_is_named(
 
 def test_the_module_is_the_command() -> None:
     assert python("-m", "runbell", "--version").stdout == f"runbell {__version__}\n"
+
+
+class Interrupting:
+    """Ctrl-C, at the moment in which a module is looked for."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name == "runbell.cli.commands":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_it_is_imported_ends_it_without_a_word(
+    runbell: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the exit code that a shell expects."""
+    monkeypatch.delitem(sys.modules, "runbell.cli.commands", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting, *sys.meta_path])
+    assert runbell("--version") == Done(130, "", "")
 
 
 @pytest.mark.parametrize(
@@ -213,3 +233,15 @@ def test_an_error_names_where_the_wrong_value_came_from(
     monkeypatch.setenv("OPENAI_API_KEY", served.key or "")
     monkeypatch.setenv("OPENAI_BASE_URL", served.root)
     assert "a base URL mostly ends in /v1" in runbell("assistants", "export").err
+
+
+def test_what_only_reads_makes_no_installation(runbell: Command, tmp_path: Path) -> None:
+    """Of a database that has none it says how to make one, and leaves it as it is."""
+    folder = f"postgresql-embedded:///{tmp_path}/none"
+    for database in (asyncio.run(without_tables()), folder):
+        for words in (["keys", "list"], ["keys", "revoke", "key_1"], ["jobs", "list"]):
+            done = runbell(*words, "--database", database)
+            assert (done.code, done.out) == (1, ""), done
+            assert "there is no installation of Runbell in" in done.err
+            assert "make one with runbell migrate" in done.err
+    assert not (tmp_path / "none").exists()

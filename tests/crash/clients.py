@@ -17,11 +17,11 @@ from itertools import cycle
 from typing import Any, ClassVar
 
 from runbell.testing.histories import check_histories
-from tests.served import Answer, Served
+from tests.served import Answer, Served, eventually
 
 __all__ = ["KINDS", "Client", "Crowd", "Lost", "Story", "run_object"]
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 """How long a run may take to get where a story waits for it, on a busy machine."""
 
 PAUSE_S = 0.015
@@ -36,17 +36,23 @@ class Lost(Exception):
     """The connection broke, or nobody listens: the client does not know what was done."""
 
 
+class GivenUp(Lost):
+    """The story of somebody else has gone wrong, and no other goes on."""
+
+
 class Client:
     """Plain HTTP; a 503 is tried again, as its `retry-after` says.
 
     Attributes:
         answers: how many there were.
+        is_over: nothing more is asked.
     """
 
     def __init__(self, served: Served) -> None:
         self._served = served
         self.assistant = ""
         self.answers = 0
+        self.is_over = False
 
     def ask(self, method: str, path: str, json: Any = None) -> Answer:
         """One request, for as long as it takes to get an answer to it.
@@ -56,6 +62,8 @@ class Client:
         """
         deadline = time.monotonic() + LIMIT_S
         while True:
+            if self.is_over:
+                raise GivenUp
             try:
                 answer = self._served.request(method, f"/v1{path}", json=json, key=self._served.key)
             except (OSError, http.client.HTTPException) as error:
@@ -398,6 +406,7 @@ class Crowd:
         self._lock = threading.Lock()
         self._stopping = False
         self._lost = 0
+        self._failed: BaseException | None = None
 
     @property
     def unanswered(self) -> bool:
@@ -406,20 +415,42 @@ class Crowd:
 
     @contextmanager
     def playing(self) -> Iterator[None]:
-        """Ever new stories for as long as the block lasts, or until nobody answers any more.
+        """Ever new stories for as long as the block lasts, or until nobody answers any more. What
+        the block waits for, it waits for with `eventually`.
 
         Raises:
             AssertionError: one of them has gone wrong; the others stop.
         """
         self._stopping, self._lost = False, 0
         with ThreadPoolExecutor(self._size) as pool:
-            playing = [pool.submit(self._play_on) for _ in range(self._size)]
+            for _ in range(self._size):
+                pool.submit(self._play_on)
             try:
                 yield
+            except BaseException:
+                # Nobody who waits for a run holds up the news.
+                self.client.is_over = True
+                raise
             finally:
                 self._stopping = True
-            for each in playing:
-                each.result()
+        self._check()
+
+    def eventually(self, look: Callable[[], bool], what: str) -> None:
+        """Return when `look` is true.
+
+        Raises:
+            AssertionError: it does not come true in time, or one of the stories has gone wrong.
+        """
+
+        def seen() -> bool:
+            self._check()
+            return look()
+
+        eventually(seen, what)
+
+    def _check(self) -> None:
+        if self._failed is not None:
+            raise self._failed
 
     def finish(self) -> None:
         """Play to their ends the stories that were interrupted, and check that all came true."""
@@ -445,11 +476,15 @@ class Crowd:
                     self.stories.append(story)
             try:
                 story.play()
+            except GivenUp:
+                return
             except Lost:
                 with self._lock:
                     self._unfinished.append(story)
                     self._lost += 1
                 return
-            except BaseException:
-                self._stopping = True
-                raise
+            except BaseException as error:  # noqa: BLE001 - raised where the test waits
+                with self._lock:
+                    self._failed = self._failed or error
+                self._stopping = self.client.is_over = True
+                return

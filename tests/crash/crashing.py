@@ -18,9 +18,6 @@ from tests.served import RUNBELL, Served, eventually
 
 __all__ = ["ENV", "check_rows", "crowded", "die_at"]
 
-REACH_LIMIT_S = 25.0
-"""Within this time the stories of a crowd reach every point, on a busy machine too."""
-
 ENV = {
     "RUNBELL_CANCEL_GRACE": "0.5",
     "RUNBELL_ALLOW_PRIVATE_WEBHOOKS": "true",
@@ -87,7 +84,7 @@ def die_at(served: Served, crowd: Crowd, kill: Kill) -> None:
         code = -signal.SIGKILL
     else:
         with crowd.playing():
-            eventually(lambda: crowd.unanswered, f"the service reaches {kill}", REACH_LIMIT_S)
+            crowd.eventually(lambda: crowd.unanswered, f"the service reaches {kill}")
         code = served.wait_dead()
     finally:
         served.command = RUNBELL

@@ -6,10 +6,6 @@ import random
 from pathlib import Path
 
 from tests.crash.crashing import crowded
-from tests.served import eventually
-
-STOP_S = 5.0
-"""Within this time a service ends that is asked to."""
 
 
 def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -21,17 +17,17 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path) -> None:
             served.start()
             wanted = crowd.client.answers + rng.randrange(5, 250)
             with crowd.playing():
-                eventually(lambda: crowd.client.answers >= wanted, "the crowd is at work")  # noqa: B023
+                crowd.eventually(lambda: crowd.client.answers >= wanted, "the crowd is at work")  # noqa: B023
                 served.kill()
 
 
 def test_stopped_in_the_middle_of_its_work_it_ends_gracefully(tmp_path: Path) -> None:
-    """Exit code 0 within five seconds, three times, with model calls under way that would take
-    much longer; after the next start they go on. Whoever got an answer got a whole one."""
+    """Exit code 0 in time, three times, with model calls under way that would take much longer;
+    after the next start they go on. Whoever got an answer got a whole one."""
     with crowded(tmp_path) as (served, crowd):
         for _ in range(3):
             served.start()
             wanted = crowd.client.answers + 150
             with crowd.playing():
-                eventually(lambda: crowd.client.answers >= wanted, "the crowd is at work")  # noqa: B023
-                served.stop(STOP_S)
+                crowd.eventually(lambda: crowd.client.answers >= wanted, "the crowd is at work")  # noqa: B023
+                served.stop()

@@ -51,7 +51,6 @@ def problems(path: Path) -> dict[str, int]:
     return {rule: found.count for rule, found in report.problems.items()}
 
 
-SUCCEEDED = "id = (SELECT id FROM deliveries WHERE status = 'succeeded' LIMIT 1)"
 ONE = "position = (SELECT position FROM deliveries WHERE status = 'succeeded' LIMIT 1)"
 PLANTED = {
     "lost": (

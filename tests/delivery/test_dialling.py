@@ -202,11 +202,20 @@ def test_a_receiver_that_misbehaves(
     receiver: Receiver, answer: Answer, limit: str | None, code: int | None, sentence: str
 ) -> None:
     receiver.otherwise = answer
-    result = posted(f"{receiver.url}/{SECRET}", **({f"{limit}_timeout": 0.2} if limit else {}))
+    tries = 0
+    for seconds in (0.2, 2.0, 20.0):
+        given = {f"{limit}_timeout": seconds} if limit else {}
+        result = posted(f"{receiver.url}/{SECRET}", **given)
+        tries += 1
+        if limit is None or (result.status is None) == (code is None):
+            break
+        # On a busy machine the answer had not even begun: it gets more time.
+    sentence = sentence.replace("0.2 s", f"{seconds:g} s")
     assert (result.status, result.error, result.succeeded) == (code, sentence, False)
     assert (result.excerpt is None) == (code is None)
     assert SECRET not in repr(result)
-    assert len(receiver.requests) == 1, "a connection that was new is not tried twice"
+    receiver.wait_for(tries)
+    assert len(receiver.requests) == tries, "a connection that was new is not tried twice"
 
 
 def test_an_endless_answer_is_left_after_its_first_bytes(receiver: Receiver) -> None:
@@ -263,7 +272,7 @@ def test_a_name_whose_servers_do_not_answer_delays_no_other(receiver: Receiver) 
 
     def lookup(host: str, port: int) -> list[Any]:
         if host.startswith("slow"):
-            let_go.wait(20)
+            let_go.wait(60)
         return leads_to("127.0.0.1")(host, port)
 
     async def run(poster: Poster) -> None:
@@ -285,13 +294,19 @@ def test_lookups_of_one_project_delay_no_other_project(receiver: Receiver) -> No
     """However many names it has, and be it of the same name: each has places of its own."""
     let_go = threading.Event()
     asked: list[str] = []
+
+    async def asked_for(count: int) -> None:
+        async with asyncio.timeout(60):
+            while len(asked) < count:
+                await asyncio.sleep(0.001)
+
     name = "shared.example.com"
     url = receiver.url.replace("127.0.0.1", name)
 
     def lookup(host: str, port: int) -> list[Any]:
         asked.append(host)
         if asked.count(name) < 2:
-            let_go.wait(20)
+            let_go.wait(60)
         return leads_to("127.0.0.1")(host, port)
 
     async def run(poster: Poster) -> None:
@@ -301,7 +316,7 @@ def test_lookups_of_one_project_delay_no_other_project(receiver: Receiver) -> No
             for host in hosts
             for _ in range(2)
         ]
-        await asyncio.sleep(0)
+        await asked_for(LOOKUPS_EACH)
         assert (await poster.post(url, HEADERS, BODY, "ours")).succeeded
         assert len(asked) == LOOKUPS_EACH + 1
         let_go.set()
@@ -346,7 +361,7 @@ async def main():
 asyncio.run(main())
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True
     )
     assert done.stdout == "There was no connection within 0.1 s.\n"
 
@@ -355,7 +370,7 @@ def test_a_lookup_has_its_time_too() -> None:
     let_go = threading.Event()
 
     def lookup(host: str, port: int) -> list[Any]:
-        let_go.wait(20)
+        let_go.wait(60)
         return []
 
     async def run(poster: Poster) -> Posted:
@@ -450,7 +465,7 @@ def test_many_that_hang_take_no_place_of_one_on_the_same_host(receiver: Receiver
             asyncio.ensure_future(poster.post(receiver.url, HEADERS, BODY)) for _ in range(300)
         ]
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while len(receiver.requests) < 300:
                     await asyncio.sleep(0.01)
                 return await poster.post(receiver.url, HEADERS, BODY)

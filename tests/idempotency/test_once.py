@@ -15,7 +15,7 @@ from runbell.storage import idempotency
 from runbell.storage.idempotency import KEPT_MS
 from runbell.testing.databases import writer_held
 from runbell.testing.faults import armed
-from tests.idempotency.house import House, Reply, on_a_house
+from tests.idempotency.house import House, Reply, on_a_house, rest
 
 THREAD: Any = {"messages": [{"role": "user", "content": "hello"}]}
 DAY_SECONDS = KEPT_MS / 1000
@@ -179,7 +179,7 @@ async def test_duplicates_in_one_group_commit_have_one_effect(house: House) -> N
         tasks = [
             asyncio.create_task(house.post("/v1/threads", THREAD, once="a")) for _ in range(20)
         ]
-        await asyncio.sleep(0.05)
+        await rest()
     replies = await asyncio.gather(*tasks)
     assert {reply.body for reply in replies} == {replies[0].body}
     assert sorted(reply.replayed for reply in replies) == [False] + [True] * 19
@@ -218,9 +218,9 @@ async def test_a_duplicate_of_what_is_rolled_back_takes_its_place(house: House) 
         failing = asyncio.create_task(
             house.post("/v1/threads/runs", {**fine, "assistant_id": "asst_nobody"}, once="a")
         )
-        await asyncio.sleep(0.05)
+        await rest()
         fitting = asyncio.create_task(house.post("/v1/threads/runs", fine, once="a"))
-        await asyncio.sleep(0.05)
+        await rest()
     assert (await failing).status == 404
     assert (await fitting).ok()["status"] == "queued"
     assert (rows(house, "threads"), rows(house, "runs")) == (1, 1)

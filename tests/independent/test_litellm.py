@@ -213,7 +213,8 @@ def test_a_cancel_does_not_wait_for_it(client: OpenAI) -> None:
     begun = time.monotonic()
     client.beta.threads.runs.cancel(run.id, thread_id=run.thread_id)
     assert until(client, run, *TERMINAL).status == "cancelled"
-    assert time.monotonic() - begun < 3
+    # The model takes a minute.
+    assert time.monotonic() - begun < 30
 
 
 # A model with tools, of another family.

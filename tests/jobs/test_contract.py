@@ -63,7 +63,7 @@ class TestPgQueuer(JobsContract):
             return await house.service.store.scan(held_jobs)
 
         async def until_held_behind(job_id: int) -> HeldJob:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not (found := await held()) or found[-1].id <= job_id:
                     await asyncio.sleep(0.01)
             (job,) = found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runbell.pacing import TokenBucket
@@ -28,6 +28,7 @@ def granted_at(count: int, start: float, gaps: list[int]) -> list[Fraction]:
     return granted
 
 
+@settings(deadline=None, derandomize=True)
 @given(count=st.integers(1, 40), start=STARTS, gaps=GAPS)
 def test_no_window_has_more_than_a_burst_and_what_came_in_meanwhile(
     count: int, start: float, gaps: list[int]
@@ -40,6 +41,7 @@ def test_no_window_has_more_than_a_burst_and_what_came_in_meanwhile(
             assert last - first + 1 <= count + window * count / 60 + Fraction(1, 1000)
 
 
+@settings(deadline=None, derandomize=True)
 @given(count=st.integers(1, 40), start=STARTS, gaps=GAPS)
 def test_it_grants_what_a_plain_count_of_tokens_grants(
     count: int, start: float, gaps: list[int]
@@ -56,6 +58,7 @@ def test_it_grants_what_a_plain_count_of_tokens_grants(
     assert granted_at(count, start, gaps) == expected
 
 
+@settings(deadline=None, derandomize=True)
 @given(count=COUNTS, start=STARTS)
 def test_what_is_left_can_be_had_at_once_and_no_more(count: int, start: float) -> None:
     """A bucket that nobody has used is full; `left` counts down to nothing."""
@@ -71,6 +74,7 @@ def test_what_is_left_can_be_had_at_once_and_no_more(count: int, start: float) -
     assert refused.retry_after == pytest.approx(60 / count, rel=1e-3)
 
 
+@settings(deadline=None, derandomize=True)
 @given(count=st.integers(1, 1_000), start=STARTS, after=st.floats(0, 1))
 def test_who_comes_back_when_told_is_let_in_and_not_before(
     count: int, start: float, after: float
@@ -89,6 +93,7 @@ def test_who_comes_back_when_told_is_let_in_and_not_before(
         assert not bucket.take(refused.full_at, early).granted
 
 
+@settings(deadline=None, derandomize=True)
 @given(count=st.integers(1, 1_000), ago=st.floats(0, 1e6), start=STARTS)
 def test_a_bucket_whose_moment_has_passed_is_like_a_new_one(
     count: int, ago: float, start: float

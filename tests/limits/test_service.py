@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -34,21 +35,27 @@ def limited_api(limited: Served, new_key: NewKey, rpm: int | None) -> Api:
 
 
 def drained(limited: Served, key: str) -> None:
-    """Use up what a key has, on one connection."""
-    connection = http.client.HTTPConnection("127.0.0.1", limited.port, timeout=30)
-    status = 200
-    while status == 200:
-        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
-        response = connection.getresponse()
-        response.read()
-        status = response.status
-    assert status == 429
-    connection.close()
+    """Use up what a key has, on several connections: faster than it comes back."""
+
+    def drain() -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", limited.port, timeout=60)
+        status = 200
+        while status == 200:
+            connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+            response = connection.getresponse()
+            response.read()
+            status = response.status
+        connection.close()
+        return status
+
+    with ThreadPoolExecutor(8) as pool:
+        assert {each.result() for each in [pool.submit(drain) for _ in range(8)]} == {429}
 
 
 def test_every_kind_of_answer_carries_the_limit(limited: Served, new_key: NewKey) -> None:
     """Successes, errors of every layer, an answer that nothing changed, and a stream."""
     api = limited_api(limited, new_key, 20)
+    began = time.monotonic()
     assistant = api.post("/v1/assistants", {"model": "echo"})
     body = {
         "assistant_id": assistant.ok()["id"],
@@ -77,18 +84,20 @@ def test_every_kind_of_answer_carries_the_limit(limited: Served, new_key: NewKey
     assert statuses == [200, 200, 200, 200, 304, 404, 404, 405, 400, 415, 400]
     assert [answer.headers["x-ratelimit-limit-requests"] for answer in answers] == ["20"] * 11
     # Each counts once; at 20 a minute, one comes back every three seconds.
+    back = (time.monotonic() - began) / 3 + 1
     for number, answer in enumerate(answers, 1):
-        assert 20 - number <= left(answer) <= 20 - number + 3
+        assert 20 - number <= left(answer) <= 20 - number + back
 
 
 def test_a_refusal_says_when_to_come_back(limited: Served, new_key: NewKey) -> None:
     api = limited_api(limited, new_key, 2)
+    began = time.monotonic()
     assert [api.get("/v1/models").status for _ in range(3)] == [200, 200, 429]
     answer = api.get("/v1/models")
     assert left(answer) == 0
     assert (answer.error["type"], answer.error["code"]) == ("requests", "rate_limit_exceeded")
     ms = int(answer.headers["retry-after-ms"])
-    assert 20_000 < ms <= 30_000
+    assert 30_000 - 1000 * (time.monotonic() - began) <= ms <= 30_000
     assert int(answer.headers["retry-after"]) == -(-ms // 1000)
     assert answer.error["message"].startswith("Rate limit reached for API key sk-rb***")
     assert (
@@ -234,7 +243,7 @@ def test_the_async_sdk_waits_as_well(limited: Served, new_key: NewKey) -> None:
 
 def test_a_whole_run_within_a_limit(limited: Served, new_key: NewKey) -> None:
     """Create, poll to the end and read the answer, beginning with nothing left."""
-    key = new_key(600)
+    key = new_key(300)
     drained(limited, key)
     with OpenAI(base_url=limited.base_url, api_key=key) as client:
         assistant = client.beta.assistants.create(model="echo")

@@ -47,7 +47,7 @@ EXAMPLES = 6
 MOST_EDGES = 250
 """Systematic requests for each operation."""
 
-LIMIT_S = 20
+LIMIT_S = 60
 """Seconds within which every request is answered, a stream to its end."""
 
 OTHER_REASONS: dict[str | None, tuple[str, ...]] = {

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -67,8 +68,10 @@ def test_a_listener_that_was_cut_misses_nothing(house: House) -> None:
             house.rows(ALLOW.format("false"))
             house.rows(f"SELECT pg_terminate_backend(pid) FROM ({LISTENERS}) AS listeners")
             eventually(lambda: not house.rows(LISTENERS), "nobody listens")
-            house.served[1].api().post(f"{path}/{second}/cancel").ok()
-            house.served[1].api().post(f"{_path(run)}/cancel").ok()
+            for each in (f"{path}/{second}", _path(run)):
+                # It may have to come again, since new connections are allowed to nobody.
+                cancel = partial(house.served[1].api().post, f"{each}/cancel")
+                eventually(lambda: cancel().status == 200, "it is cancelled")  # noqa: B023
             assert not waiting.done()
             assert not behind.done()
             assert heard == told
@@ -77,14 +80,14 @@ def test_a_listener_that_was_cut_misses_nothing(house: House) -> None:
             # Also where something has failed: else nothing here would end.
             house.api.post(f"{_path(run)}/cancel")
         try:
-            lines = behind.result(20).body.decode().splitlines()
+            lines = behind.result(60).body.decode().splitlines()
             kinds = [each.removeprefix("event: ") for each in lines if each.startswith("event: ")]
             assert kinds[1:] == ["thread.run.queued", "thread.run.cancelled", "done"]
-            assert waiting.result(20).ok()["status"] == "cancelled"
+            assert waiting.result(60).ok()["status"] == "cancelled"
             eventually(streaming.done, "the stream has told of it")
         finally:
             over.set()
-        streaming.result(20)
+        streaming.result(60)
     assert heard == [*told, "thread.run.cancelled"]
 
 
@@ -93,14 +96,13 @@ ALLOW = "UPDATE pg_database SET datallowconn = {} WHERE datname = current_databa
 
 def _follow(house: House, run_id: str, until: str, heard: list[str], over: threading.Event) -> None:
     """Stream the feed, and write down what it says of a run."""
-    connection = http.client.HTTPConnection("127.0.0.1", house.served[0].port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", house.served[0].port, timeout=60)
     key = f"Bearer {house.served[0].key}"
     headers = {"Authorization": key, "Accept": "text/event-stream"}
     connection.request("GET", "/v1/events?after=evt_0", headers=headers)
     answer = connection.getresponse()
     assert answer.status == 200
     with closing(connection), closing(answer):
-        # Where nothing is told any more, its heartbeats go on.
         while until not in heard and not over.is_set():
             line = answer.readline().decode()
             assert line, "the stream has ended"
@@ -128,7 +130,8 @@ def test_whoever_gets_no_connection_is_told_to_come_again(house: House) -> None:
             house.rows("ROLLBACK")
         assert {each.status for each in answers} == {503}
         assert {each.headers["retry-after"] for each in answers} == {"1"}
-        assert [each.status for each in pool.map(change, range(16))] == [200] * 16
+    # One after the other: little patience is had with each other, too.
+    assert [change(number).status for number in range(16)] == [200] * 16
     house.api.post(f"{_path(run)}/cancel").ok()
 
 
@@ -142,7 +145,7 @@ def test_a_clock_that_is_wrong_or_jumps_changes_nothing(house: House) -> None:
         thread = {"messages": [{"role": "user", "content": "call f {}"}]}
         body = {"assistant_id": house.assistant, "thread": thread, "expires_after": 1}
         run = made_by.post("/v1/threads/runs", body).ok()
-        assert abs(run["created_at"] - waiting["created_at"]) < 60
+        assert abs(run["created_at"] - waiting["created_at"]) < strange.JUMP_S / 2
         assert run["expires_at"] - run["created_at"] in (1, 2)
         eventually(lambda run=run: _status(house, run) == "expired", "it expires")  # type: ignore[misc]
     assert _status(house, waiting) == "requires_action"
@@ -178,13 +181,14 @@ def test_a_deployment_is_not_noticed(house: House) -> None:
             for served in house.served:
                 eventually(lambda: _more(completed, users), "there is a load")
                 served.stop()
+                again = balancer.again
+                eventually(lambda: balancer.again > again, "the balancer notices")  # noqa: B023
                 served.start()
             eventually(lambda: _more(completed, users), "it goes on")
         finally:
             over.set()
         for user in users:
-            user.result(30)
-    assert balancer.again > 0, "nobody noticed anything, not even the balancer"
+            user.result(60)
     house.check()
 
 

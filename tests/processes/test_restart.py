@@ -15,7 +15,8 @@ from runbell.testing.receivers import Receiver
 from tests.processes.house import House, several
 from tests.served import eventually
 
-RECOVERY_S = 5.0
+RECOVERY_S = 3 * 5.0
+"""Three times what is promised, since the machine may be busy."""
 
 
 @pytest.fixture
@@ -48,10 +49,10 @@ def test_a_restart_of_the_database_is_waited_for(server: PrivatePostgresql, tmp_
                 assert waited.ok()["status"] == "completed"
             finally:
                 over.set()
-            made = {run for each in asking for run in each.result(30)}
+            made = {run for each in asking for run in each.result(60)}
         assert set(statuses) == {200, 503}
-        eventually(lambda: not house.rows(GOING_ON), "all have ended", 30)
-        eventually(lambda: not house.rows(OWED), "nothing is owed any more", 30)
+        eventually(lambda: not house.rows(GOING_ON), "all have ended")
+        eventually(lambda: not house.rows(OWED), "nothing is owed any more")
         histories = house.check()
         assert made <= set(histories)
         told = {event["id"] for history in histories.values() for event in history}

@@ -15,7 +15,7 @@ from tests.served import Api
 
 def sent(api: Api, data: bytes) -> tuple[int, bytes]:
     """What the service answers to these bytes, sent at once: the status, and everything."""
-    with socket.create_connection(("127.0.0.1", api.served.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", api.served.port), timeout=60) as connection:
         connection.sendall(data)
         answered = b""
         while chunk := connection.recv(1 << 20):
@@ -82,7 +82,7 @@ def test_it_does_not_matter_in_what_pieces_a_request_is_read(size: int) -> None:
         connection.connection_made(wire)
         for start in range(0, len(data), size):
             connection.data_received(data[start : start + size])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(bodies) < 2:
                 await asyncio.sleep(0)
         for _ in range(10):

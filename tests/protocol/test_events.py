@@ -147,7 +147,7 @@ def test_a_run_that_needs_a_tool(project: Project, feed: Feed, assistant: Assist
 def test_a_run_that_does_not_complete(
     project: Project, feed: Feed, assistant: Assistant, text: str, life: list[str]
 ) -> None:
-    run = ask(project.client, assistant, text, expires_after=1)
+    run = ask(project.client, assistant, text, expires_after=3)
     until(project.client, run, life[-1])
     events = feed.read()
     assert kinds(events) == life

@@ -18,6 +18,9 @@ from tests.protocol.scenario import (
 )
 from tests.served import Api
 
+LONG_ENOUGH = 3
+"""Seconds to live, for a run that has to get somewhere first, on a busy machine too."""
+
 
 def expired(client: OpenAI, run: Run) -> Run:
     """Wait for the run to expire, and look at what every expired run has."""
@@ -33,15 +36,15 @@ def expired(client: OpenAI, run: Run) -> Run:
 
 
 def test_a_run_in_progress_expires(client: OpenAI, echo: Assistant) -> None:
-    run = ask(client, echo, "sleep 600", expires_after=1)
-    assert run.expires_at - run.created_at == 1  # type: ignore[operator]
+    run = ask(client, echo, "sleep 600", expires_after=LONG_ENOUGH)
+    assert run.expires_at - run.created_at == LONG_ENOUGH  # type: ignore[operator]
     ended = expired(client, run)
     assert ended.started_at is not None
     assert messages_of(client, run.thread_id) == ["sleep 600"]
 
 
 def test_a_run_that_waits_for_outputs_expires(client: OpenAI, echo: Assistant) -> None:
-    run = ask(client, echo, "call get-weather {}", expires_after=1)
+    run = ask(client, echo, "call get-weather {}", expires_after=LONG_ENOUGH)
     expired(client, run)
     (step,) = client.beta.threads.runs.steps.list(run.id, thread_id=run.thread_id)
     assert step.status == "expired"
@@ -57,7 +60,7 @@ def test_a_queued_run_expires(client: OpenAI, echo: Assistant) -> None:
 
 
 def test_outputs_do_not_extend_the_time_of_a_run(api: Api, client: OpenAI, echo: Assistant) -> None:
-    run = ask(client, echo, "call get-weather {}\nsleep 600", expires_after=2)
+    run = ask(client, echo, "call get-weather {}\nsleep 600", expires_after=LONG_ENOUGH)
     waiting = until(client, run, "requires_action")
     resumed = client.beta.threads.runs.submit_tool_outputs(
         run.id, thread_id=run.thread_id, tool_outputs=outputs_for(waiting, ["rain"])
@@ -76,9 +79,9 @@ def test_an_expired_run_frees_its_thread(client: OpenAI, echo: Assistant) -> Non
 @pytest.mark.parametrize("text", ["hello", "fail server_error x", "incomplete"])
 def test_an_ended_run_does_not_expire(client: OpenAI, echo: Assistant, text: str) -> None:
     """Its `expires_at` stays, and passes without an effect."""
-    run = until(client, ask(client, echo, text, expires_after=1))
+    run = until(client, ask(client, echo, text, expires_after=LONG_ENOUGH))
     # A run that was created later, with the same time to live, has expired: so would have this one.
-    later = ask(client, echo, "sleep 600", expires_after=1)
+    later = ask(client, echo, "sleep 600", expires_after=LONG_ENOUGH)
     expired(client, later)
     assert fields(client.beta.threads.runs.retrieve(run.id, thread_id=run.thread_id)) == fields(run)
 

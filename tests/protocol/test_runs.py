@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
 from openai.types.beta import Assistant
+from sqlalchemy import bindparam, update
 
+from runbell.storage import schema
+from runbell.storage.statements import Statement
+from runbell.testing.embedded import embedded
 from tests.protocol.scenario import (
     answer_of,
     ask,
@@ -20,6 +26,7 @@ from tests.protocol.scenario import (
     until,
 )
 from tests.served import Api, Served
+from tests.web import Web
 
 DEFAULTS: dict[str, Any] = {
     "instructions": "",
@@ -416,3 +423,43 @@ def test_the_expiry_of_a_service_is_a_setting(tmp_path: Any) -> None:
         assert run.expires_at - run.created_at == 1234  # type: ignore[operator]
         run = ask(client, bare(client), "hello", expires_after=60)
         assert run.expires_at - run.created_at == 60  # type: ignore[operator]
+
+
+DAMAGE = Statement(
+    "test.damage",
+    "What nobody can read.",
+    update(schema.runs)
+    .values(config=bindparam("text"))
+    .where(schema.runs.c.id == bindparam("key")),
+)
+
+
+def test_a_list_has_the_runs_that_can_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One whose row was damaged keeps no other from being found, however the list is paged; the log
+    names it, and who asks for it is told that something is wrong."""
+
+    async def story() -> None:
+        async with embedded(tmp_path / "runbell.db") as service:
+            web, thread = Web(service), await service.thread("hello")
+            first, *damaged, last = [
+                await service.run(thread, on_active_run="enqueue") for _ in range(4)
+            ]
+            for run in damaged:
+                damage = {"key": run, "text": "x"}
+                await service.store.write(lambda tx: tx.execute(DAMAGE, damage))  # noqa: B023
+            path = f"/v1/threads/{thread}/runs"
+
+            async def listed(query: str) -> tuple[list[str], bool]:
+                page = (await web.get(query).answered()).json()
+                return [run["id"] for run in page["data"]], page["has_more"]
+
+            assert await listed(f"{path}?limit=3&order=asc") == ([first], True)
+            assert await listed(f"{path}?limit=1&order=asc&after={first}") == ([last], False)
+            assert await listed(f"{path}?limit=1&order=asc&before={last}") == ([first], False)
+            assert await listed("/v1/runs") == ([last, first], False)
+            assert f"the row of run {damaged[0]} cannot be read" in caplog.text
+            assert (await web.get(f"{path}/{damaged[0]}").answered()).status == 500
+
+    asyncio.run(story())

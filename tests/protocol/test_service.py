@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 from openai import OpenAI
 
+from runbell.storage.store import Transaction
+from runbell.testing.embedded import EmbeddedService, on_a_service
 from tests.protocol.scenario import (
     answer_of,
     ask,
@@ -18,6 +22,7 @@ from tests.protocol.scenario import (
 )
 from tests.protocol.wire import inspect
 from tests.served import Api, Served, eventually
+from tests.web import Web
 
 
 def test_models_are_those_that_are_served(client: OpenAI) -> None:
@@ -30,6 +35,26 @@ def test_the_service_is_alive_and_ready(served: Served) -> None:
     for path in ("/healthz", "/readyz"):
         assert served.request("GET", path).status == 200
         assert served.request("HEAD", path).status == 200
+
+
+@on_a_service()
+async def test_a_process_whose_writes_take_too_long_is_not_ready(service: EmbeddedService) -> None:
+    """Whatever it is that holds them up; a balancer finds another one. Then it is ready again."""
+    go_on = threading.Event()
+
+    async def hold(tx: Transaction) -> None:
+        go_on.wait(60)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runbell.service.app.PROBE_SECONDS", 0.05)
+        holding = asyncio.create_task(service.ctx.store.write(hold))
+        answer = await Web(service).get("/readyz").answered()
+        go_on.set()
+        await holding
+    assert answer.status == 503
+    assert answer.json()["reason"] == "a write to the database takes longer than 0.05 s"
+    await service.advance(1)
+    assert (await Web(service).get("/readyz").answered()).status == 200
 
 
 def test_a_browser_is_led_to_the_docs(served: Served) -> None:

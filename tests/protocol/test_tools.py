@@ -197,7 +197,7 @@ def test_an_ended_run_takes_no_outputs(
 
 
 def test_an_expired_run_takes_no_outputs(api: Api, client: OpenAI, echo: Assistant) -> None:
-    run = waiting(client, echo, expires_after=1)
+    run = waiting(client, echo, expires_after=3)
     until(client, run, "expired")
     outputs = outputs_for(run, ["rain", "found"])
     refused(submit(api, run, outputs), 'Runs in status "expired" do not accept tool outputs.')

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from runbell.storage import postgresql
 from tests.receiver.databases import empty_database, new_inbox
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take longer for a connection than anybody would wait elsewhere."""
+    monkeypatch.setattr(postgresql, "WAIT_SECONDS", 60.0)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -99,4 +99,4 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def _done(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run_coroutine_threadsafe(work, _loop()).result(20)
+    return asyncio.run_coroutine_threadsafe(work, _loop()).result(60)

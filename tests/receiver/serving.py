@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import http.client
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -27,7 +28,7 @@ from tests.receiver.house import SECRET
 
 __all__ = ["Served", "serve"]
 
-LIMIT_S = 25.0
+LIMIT_S = 60.0
 
 
 def serve(argv: list[str] | None = None) -> None:
@@ -83,7 +84,8 @@ class Served:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *arguments: str) -> None:
-        """Start it; connections wait at the socket until it listens."""
+        """Start it; connections wait at the socket until it listens, also those of somebody who
+        was killed before they were taken."""
         fd = self._listener.fileno()
         self.process = subprocess.Popen(
             [
@@ -96,17 +98,34 @@ class Served:
             cwd=Path(__file__).parents[2],
         )
 
-    def push(self, event_id: str, body: bytes, limit_s: float = LIMIT_S) -> int | None:
-        """POST a webhook; its status, None where no answer came."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=limit_s)
+    def push(self, event_id: str, body: bytes) -> int | None:
+        """POST a webhook; its status, None where the process was killed before it answered."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)
         try:
             headers = headers_for([SECRET], event_id, int(time.time()), body)
             connection.request("POST", "/hooks", body, headers)
+            if not self._says_something(connection.sock):
+                return None
             return connection.getresponse().status
         except (OSError, http.client.HTTPException):
             return None
         finally:
             connection.close()
+
+    def _says_something(self, connection: socket.socket) -> bool:
+        """Wait for the first of an answer, or for the end of the process."""
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline:
+            ended = self.has_ended
+            if select.select([connection], [], [], 0 if ended else 0.01)[0]:
+                return True
+            if ended:
+                return False
+        raise AssertionError("it neither answers nor ends")
+
+    @property
+    def has_ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
 
     def wait_dead(self) -> bytes:
         """Return what it said, when it was killed."""

@@ -13,6 +13,7 @@ import uvicorn
 
 from runbell import AsyncWaiter
 from runbell.client.records import Polled
+from runbell.pacing import Backstop
 from runbell.receiver import Inbox, Receiver
 from tests.receiver.databases import new_inbox
 from tests.served import Served
@@ -59,7 +60,10 @@ def test_a_wait_by_webhook_from_beginning_to_end(tmp_path: Path) -> None:
         async with listening(receiver, listener), served.async_client() as client:
             for source in (receiver, inbox):
                 polls: list[Any] = []
-                async with AsyncWaiter(client, events=source, hooks=[polls.append]) as waiter:
+                # No look is due before everything is over.
+                async with AsyncWaiter(
+                    client, events=source, hooks=[polls.append], policy=Backstop(silence=600)
+                ) as waiter:
                     assistant = await client.beta.assistants.create(model="echo")
                     threads = [
                         await client.beta.threads.create(
@@ -75,13 +79,13 @@ def test_a_wait_by_webhook_from_beginning_to_end(tmp_path: Path) -> None:
                             for thread in threads
                         )
                     )
-                    ended = await asyncio.wait_for(waiter.wait_all(runs, hold=False), 20)
+                    ended = await asyncio.wait_for(waiter.wait_all(runs, hold=False), 60)
                 assert [run.status for run in ended] == ["completed"] * 5
                 looks = [each for each in polls if isinstance(each, Polled)]
                 asked = [each for each in looks if not each.pushed]
                 assert len(asked) < len(runs) / 2, asked
                 assert any(each.pushed for each in looks)
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while not {run.id for run in runs} <= set(handled):
                         await asyncio.sleep(0.01)
         inbox.close()

@@ -17,7 +17,15 @@ import pytest
 from runbell.clock import VirtualClock
 from runbell.errors import ConfigurationError
 from runbell.receiver import InProgress, ReceivedEvent, ReceivedRunEvent, Receiver, desk
-from tests.receiver.house import House, body_of, housed, on_a_receiver, on_every_inbox, run_event
+from tests.receiver.house import (
+    House,
+    body_of,
+    eventually,
+    housed,
+    on_a_receiver,
+    on_every_inbox,
+    run_event,
+)
 
 BODY = body_of("response.completed")
 
@@ -126,11 +134,11 @@ def test_a_function_that_is_not_async_does_not_stop_the_loop(tmp_path: Path) -> 
 
     def handler(event: Any) -> None:
         inside.set()
-        assert release.wait(20)
+        assert release.wait(60)
 
     async def story(house: House) -> None:
         await house.push("wh_1", BODY)
-        assert await asyncio.to_thread(inside.wait, 20)
+        assert await asyncio.to_thread(inside.wait, 60)
         assert (await house.push("wh_2", BODY)).status == 200
         release.set()
         await house.until(lambda: house.state("wh_2") == "handled")
@@ -355,6 +363,7 @@ def test_two_processes_share_one_inbox(inbox: str) -> None:
                 for _ in range(2)
             ]
             for number, house in enumerate(houses):
+                house.beside = houses
 
                 @house.receiver.on("*")
                 async def handler(event: Any, number: int = number) -> None:
@@ -392,6 +401,7 @@ def test_a_claim_is_renewed_while_its_handler_runs_and_lapses_with_its_process(
             housed(inbox, lease=9, clock=clock) as first,
             housed(inbox, lease=9, clock=clock) as second,
         ):
+            first.beside = [first, second]
 
             @first.receiver.on("*")
             async def slow(event: Any) -> None:
@@ -542,10 +552,7 @@ async def test_when_what_was_missing_comes_nobody_waits_any_longer(house: House)
 
 
 async def eventually_without_time(house: House, count: int) -> None:
-    for _ in range(2_000):
-        if len(house.handled) >= count:
-            return
-        await asyncio.sleep(0.001)
+    await eventually(lambda: len(house.handled) >= count, "all are handled")
 
 
 @on_every_inbox()

@@ -15,7 +15,7 @@ from runbell.cli.served import ServedProcess
 
 ROOT = Path(__file__).parents[2]
 SCENARIOS = Path(__file__).with_name("scenarios.py")
-LIMIT_SECONDS = 120.0
+LIMIT_SECONDS = 300.0
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ def story(
         listener.on_silence(lambda: told.append("silence"))
         await listener.start("changes")
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await tell(listener, told)
         finally:
             await listener.close()
@@ -153,7 +153,7 @@ def test_a_step_that_fails_is_done_again() -> None:
             await asyncio.sleep(0)
 
         task = asyncio.create_task(lasting("a step", step))
-        await asyncio.wait_for(came_through.wait(), 10)
+        await asyncio.wait_for(came_through.wait(), 60)
         assert not task.done()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -178,10 +178,10 @@ def test_where_nobody_can_be_asked_nothing_is_claimed(
     before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may have happened or not, and the error says that."""
-    monkeypatch.setattr(postgresql, "WAIT_SECONDS", 0.1)
 
     async def story() -> None:
         async with cut(before=before, gone=True) as (store, url):
+            monkeypatch.setattr(postgresql, "WAIT_SECONDS", 0.1)
             with pytest.raises(OutcomeUnknown, match="happened or not"):
                 await add(store, [])
             assert await there(url) == (0 if before else 1)

@@ -82,7 +82,7 @@ def test_writers_do_not_wait_behind_a_change_that_waits_for_a_backup(
             async with backup.transaction():
                 await backup.execute("LOCK TABLE webhook_endpoints IN ACCESS SHARE MODE")
                 migration = asyncio.create_task(migrate(url))
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while not caplog.records:
                         await asyncio.sleep(0.01)
                     await connection.execute(rename)

@@ -1,17 +1,20 @@
 """A process that is stopped in the middle of a transaction is in nobody's way: what each writes all
-the time is its own."""
+the time is its own. And a row that somebody holds keeps only those for a moment who want it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import asyncpg
 import pytest
 
-from runbell.storage import idempotency
+from runbell.errors import StorageUnavailable
+from runbell.storage import idempotency, postgresql
+from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.probes import probe
 from runbell.storage.store import Transaction
-from runbell.testing.postgresql import opened_postgresql
+from runbell.testing.postgresql import database, emptied, opened_postgresql
 
 DAY_MS = idempotency.KEPT_MS
 OLD = """
@@ -48,7 +51,7 @@ def test_it_holds_up_no_other(do: Callable[[Transaction, str], Awaitable[None]],
             first = asyncio.create_task(store.write(stopped))
             await amid.wait()
             try:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(60):
                     for key in ("second", "third"):
                         await store.write(lambda tx: do(tx, key))  # noqa: B023
             finally:
@@ -56,5 +59,41 @@ def test_it_holds_up_no_other(do: Callable[[Transaction, str], Awaitable[None]],
                 await first
             assert (await store.fetch(LEFT))[0][0] == left
             assert await store.fetch("SELECT * FROM probes") == []
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("haste_seconds", "patience"), [(3_600.0, "10ms"), (0.0, "50ms")])
+def test_when_a_row_is_held_for_long_nobody_waits_long_for_one(
+    haste_seconds: float, patience: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is turned away says so to the others of the process, for a while: else those who come
+    again and again for that row would have all connections all the time."""
+    monkeypatch.setattr(postgresql, "ROW_SECONDS", 0.05)
+    monkeypatch.setattr(postgresql, "HASTY_ROW_SECONDS", 0.01)
+    monkeypatch.setattr(postgresql, "HASTE_SECONDS", haste_seconds)
+
+    async def story() -> None:
+        url = await database()
+        store, somebody = await PostgresqlStore.open(url), await asyncpg.connect(url)
+
+        async def waits(tx: postgresql.PostgresqlTransaction) -> str:
+            return str((await tx.fetch("SHOW lock_timeout"))[0][0])
+
+        async def wants(tx: postgresql.PostgresqlTransaction) -> None:
+            await tx.fetch("SELECT FROM projects FOR UPDATE")
+
+        await store.fetch("INSERT INTO projects VALUES ('p', 'p', 1)")
+        assert await store.write(waits) == "50ms"  # type: ignore[arg-type]
+        async with somebody.transaction():
+            await somebody.execute("SELECT FROM projects FOR UPDATE")
+            for _ in range(2):
+                with pytest.raises(StorageUnavailable, match="lock timeout"):
+                    await store.write(wants)  # type: ignore[arg-type]
+                assert await store.write(waits) == patience  # type: ignore[arg-type]
+        await somebody.close()
+        await store.write(wants)  # type: ignore[arg-type]
+        await store.close()
+        await emptied(url)
 
     asyncio.run(story())

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import psutil
@@ -17,7 +18,7 @@ import pytest
 from runbell.errors import ConfigurationError, MissingExtra
 from runbell.storage import private_postgresql
 from runbell.storage.private_postgresql import PrivatePostgresql
-from runbell.testing.postgresql import FORGETFUL
+from runbell.testing.postgresql import FORGETFUL, server
 from tests.served import eventually
 
 
@@ -39,42 +40,61 @@ def test_what_was_committed_is_there_at_the_next_start(folder: Path) -> None:
         finally:
             await connection.close()
 
-    server = PrivatePostgresql(folder, FORGETFUL)
-    server.start()
-    pid = server.pid
-    asyncio.run(use(server.url(), "CREATE TABLE kept AS SELECT 7 AS number"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(private_postgresql, "STOP_SECONDS", 0.1)
-        with pytest.raises(ConfigurationError, match=rf"is in use \(process {pid}\)"):
-            PrivatePostgresql(folder, FORGETFUL).start()
-    server.stop()
-    server.stop()
+    own = PrivatePostgresql(folder, FORGETFUL)
+    own.start()
+    pid = own.pid
+    asyncio.run(use(own.url(), "CREATE TABLE kept AS SELECT 7 AS number"))
+    own.stop()
+    own.stop()
     assert not psutil.pid_exists(pid)
-    server.start()
+    another = PrivatePostgresql(folder, FORGETFUL)
+    assert another.url_of_running() is None
+    own.start()
     try:
-        assert asyncio.run(use(server.url(), "SELECT number FROM kept")) == 7
+        # A command beside it is told where it is; who would run it is refused at once.
+        assert another.url_of_running() == own.url()
+        assert asyncio.run(use(own.url(), "SELECT number FROM kept")) == 7
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(private_postgresql.time, "sleep", _never)
+            with pytest.raises(ConfigurationError, match=rf"is in use \(process {own.pid}\)"):
+                another.start()
     finally:
-        server.stop()
+        own.stop()
+
+
+def _never(seconds: float) -> None:
+    raise AssertionError("nobody waits")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can promise it")
 def test_it_ends_with_the_process_that_started_it(folder: Path) -> None:
-    """Also where that is killed."""
+    """Also where that is killed; what stays of it in the folder for what is temporary is removed by
+    the next one to start, and nothing of those who live."""
+    alive = Path(parse_qs(urlsplit(server().url()).query)["host"][0])
+    foreign = Path(tempfile.mkdtemp(prefix=private_postgresql.SOCKETS))
     program = (
         "import sys, time; from pathlib import Path\n"
         "from runbell.storage.private_postgresql import PrivatePostgresql\n"
         "server = PrivatePostgresql(Path(sys.argv[1])); server.start()\n"
-        "print(server.pid, flush=True); time.sleep(60)\n"
+        "print(server.pid, server._sockets, flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        pid = int(process.stdout.readline())
+        number, sockets = process.stdout.readline().split()
+        pid = int(number)
         assert psutil.pid_exists(pid)
         process.send_signal(signal.SIGKILL)
         process.wait(30)
     eventually(lambda: not _runs(pid), "the server has ended")
+    assert Path(sockets).exists()
+    after = PrivatePostgresql(folder, FORGETFUL)
+    after.start()
+    after.stop()
+    assert not Path(sockets).exists()
+    assert (alive.exists(), foreign.exists()) == (True, True)
+    foreign.rmdir()
 
 
 def _runs(pid: int) -> bool:

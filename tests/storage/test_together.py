@@ -155,13 +155,13 @@ def test_what_comes_in_the_moment_in_which_patience_ends_is_not_lost() -> None:
     """Whoever waited has it; else nobody would, ever again."""
 
     async def story() -> None:
-        lines = Lines(1, patience=0.002)
+        lines = Lines(1, patience=0.2)
         held = await lines.shared._borrow()
         waiting = asyncio.create_task(lines.shared._borrow())
         await asyncio.sleep(0)
-        asyncio.get_running_loop().call_later(0.001, lines.shared._give_back, held)
+        asyncio.get_running_loop().call_later(0.01, lines.shared._give_back, held)
         # Now both happen in one turn of the event loop, in this order.
-        time.sleep(0.01)  # noqa: ASYNC251 - that is what a busy event loop does
+        time.sleep(0.25)  # noqa: ASYNC251 - that is what a busy event loop does
         assert await waiting is held
 
     asyncio.run(story())

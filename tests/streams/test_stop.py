@@ -13,27 +13,24 @@ from openai.types.beta import Assistant
 from tests.protocol.scenario import say, until
 from tests.served import Api, Served, eventually
 
-STOP_SECONDS = 5.0
-PROMPT_SECONDS = 2.0
-
 
 def test_a_stream_ends_promptly_and_its_run_goes_on(tmp_path: Path) -> None:
-    """With an error, since the run has not settled; the next start takes it up."""
-    with Served(tmp_path, args=["--shutdown-grace", "3"]) as served:
+    """With an error, since the run has not settled, and long before the process has to end; the
+    next start takes it up."""
+    with Served(tmp_path, args=["--shutdown-grace", "3600"]) as served:
         client = served.client()
         echo = client.beta.assistants.create(model="echo")
-        thread = say(client, "sleep 4\nhello")
+        thread = say(client, "sleep 5\nhello")
         stream = client.beta.threads.runs.create(thread, assistant_id=echo.id, stream=True)
         for event in stream:
             if event.event == "thread.run.in_progress":
                 run = event.data
                 break
-        began = time.monotonic()
         served.terminate()
+        # Else it would tell how the run ends, for which the process waits.
         with pytest.raises(APIError, match="the run goes on: retrieve it"):
             list(stream)
-        assert time.monotonic() - began < PROMPT_SECONDS
-        served.stop(STOP_SECONDS)
+        served.kill()
         served.start(port=served.port)
         assert until(client, run, "completed").status == "completed"
 
@@ -54,7 +51,7 @@ def test_a_client_that_does_not_read_holds_nothing_up(tmp_path: Path) -> None:
             )
             assert raw.recv(10)
             _wait_until_stuck(raw)
-            served.stop(STOP_SECONDS)
+            served.stop()
         assert "ERROR" not in served.stderr(), served.output()
 
 

@@ -330,9 +330,9 @@ def in_a_thread(port: int = 0) -> Iterator[ModelServer]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     try:
         yield server
     finally:
         stopping.set()
-        thread.join(10)
+        thread.join(60)

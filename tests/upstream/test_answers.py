@@ -23,14 +23,14 @@ from tests.upstream.model_server import (
     text,
     usage,
 )
-from tests.upstream.talk import Talk, on_a_server, request, soon, talking
+from tests.upstream.talk import Talk, on_a_server, request, rest, soon, talking
 
 
 def answer_to(*events: Any, asked: Any = None, **options: Any) -> Any:
     """What the backend makes of a stream of these events."""
 
     async def story() -> Any:
-        async with talking() as talk, asyncio.timeout(30):
+        async with talking() as talk, asyncio.timeout(100):
             talk.server.will(stream(*events, **options))
             return await talk.said(asked)
 
@@ -41,7 +41,7 @@ def failure_of(*events: Any, asked: Any = None, **options: Any) -> ModelError:
     """The error that the backend makes of it, at the end of the run's time."""
 
     async def story() -> ModelError:
-        async with talking() as talk, asyncio.timeout(30):
+        async with talking() as talk, asyncio.timeout(100):
             talk.server.otherwise = stream(*events, **options)
             now = talk.clock.now_ms()
             with pytest.raises(ModelError) as caught:
@@ -317,5 +317,5 @@ async def test_turns_share_a_connection(talk: Talk) -> None:
         await soon(lambda pause=pause: pause.reached)
         pause.go()
         await soon(lambda: talk.server.asked.over)
-        await asyncio.sleep(0.02)
+        await rest()
     assert {exchange.connection for exchange in talk.server.chats} == {1}

@@ -22,7 +22,7 @@ CALLED = finish("tool_calls")
 
 def answer_to(*events: Any, **asked: Any) -> Said:
     async def story() -> Said:
-        async with talking() as talk, asyncio.timeout(30):
+        async with talking() as talk, asyncio.timeout(100):
             talk.server.will(stream(*events))
             return await talk.said(request(tools=TOOLS, **asked))
 

@@ -63,7 +63,7 @@ async def test_waiting_for_a_place_is_no_call(talk: Talk) -> None:
 )
 def test_how_a_call_ended(reply: Any, outcome: str) -> None:
     async def story() -> None:
-        async with talking() as talk, asyncio.timeout(30):
+        async with talking() as talk, asyncio.timeout(100):
             talk.server.will(reply)
             await asyncio.wait([talk.begin()])
             assert talk.observed == [(outcome, 0)]

@@ -47,6 +47,17 @@ class Stage:
             thread = beta.threads.create(messages=[{"role": "user", "content": text}]).id
         return beta.threads.runs.create(thread, assistant_id=self.assistant, **options)
 
+    def at_work(self):
+        """A new run, whose model is at work for longer than any test."""
+        run, runs = self.run("sleep 600"), self.direct.beta.threads.runs
+        while run.status != "in_progress":
+            run = runs.retrieve(run.id, thread_id=run.thread_id)
+        return run
+
+    def cancel(self, run):
+        """Cancel it past the front."""
+        self.direct.beta.threads.runs.cancel(run.id, thread_id=run.thread_id)
+
     def text(self, run):
         """What the run answered."""
         page = self.direct.beta.threads.messages.list(run.thread_id, run_id=run.id)

@@ -10,10 +10,11 @@ import httpx
 import openai
 from openai.types.beta.threads import Run
 
+from runbell.clock import SystemClock
 from runbell.pacing import Fixed
 
 QUICK = Fixed(0.02)
-LIMIT = 20.0
+LIMIT = 60.0
 """Seconds after which a story that hangs has failed."""
 
 
@@ -78,6 +79,15 @@ def async_client(handler):
         base_url="http://server.test/v1",
         http_client=httpx.AsyncClient(transport=transport),
     )
+
+
+class Ahead(SystemClock):
+    """The machine's time, which a test sets forward, by `seconds`."""
+
+    seconds = 0.0
+
+    def monotonic(self):
+        return super().monotonic() + self.seconds
 
 
 class Story:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import pickle
 import sqlite3
 import threading
 import time
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -13,11 +16,15 @@ import pytest
 
 import runbell
 from runbell.client import fleet
+from runbell.client.calls import Calls
 from runbell.client.diagnosis import shown
+from runbell.client.hands import ToolOutcome
 from runbell.client.journal import Journal
 from runbell.client.options import agreed
+from runbell.client.wishes import UseTools
 from runbell.errors import BadAnswer, ConfigurationError, RunbellError
 from runbell.pacing import Backoff, Fixed
+from runbell.runs import ToolCall
 from tests.waiter.mock import (
     LIMIT,
     PAGE,
@@ -47,7 +54,7 @@ def test_what_is_to_be_cancelled_is_not_begun_again():
         return answer(fields("expired"))
 
     with runbell.Waiter(client(serve), restart_on={"expired"}, policy=QUICK) as waiter:
-        assert ended(waiter.cancel, run(), timeout=10).status == "expired"
+        assert ended(waiter.cancel, run(), timeout=60).status == "expired"
     assert [path.rpartition("/")[2] for path in posts] == ["cancel"]
 
 
@@ -63,9 +70,11 @@ def test_a_function_that_outlives_its_waiter_is_written_down(tmp_path):
         return "sunny"
 
     with after(gate), runbell.Waiter(client(wants_one_call), tools={"f": f}, journal=path) as old:
-        with pytest.raises(runbell.WaitTimeout):
-            ended(old.wait, run(), timeout=0.3)
+        story = Story(old.wait, run())
+        until(lambda: ran)
         old.close()
+        with pytest.raises(RunbellError, match="closed"):
+            story.end()
         gate.set()
     with Journal(path) as journal:
         until(lambda: journal.output("run_1", "call_1") == "sunny")
@@ -139,6 +148,38 @@ def test_outputs_that_are_still_needed_are_kept(monkeypatch):
     assert all(b"quick" in body and b"late" in body for body in sent.values())
 
 
+class Acting:
+    """A wait, as far as the calls of its tools look at it."""
+
+    def __init__(self, run_id):
+        self.id, self.wish, self.tell = run_id, None, lambda *args, **more: None
+        self.terms = SimpleNamespace(tool_timeout=None, raise_tool_errors=False, context=None)
+
+
+def test_an_output_that_is_there_is_not_forgotten_while_the_next_call_begins():
+    """As where a server wants another call answered, too, and others have had theirs meanwhile."""
+    numbers = itertools.count()
+    at_work = Calls(lambda deed: next(numbers), lambda tool: False, remembered=1)
+    one, two = ToolCall("call_1", "f", "{}"), ToolCall("call_2", "f", "{}")
+    wait, other = Acting("run_1"), Acting("run_2")
+
+    def use(wait, *calls):
+        wait.wish = UseTools(calls, {"f": None}, math.inf)
+        return at_work.use(wait, wait.wish, 0.0)
+
+    def lands(number, output):
+        for wait, _, _ in at_work.landed(number, ToolOutcome(output), None):
+            wait.wish = None
+
+    assert use(wait, one) is None
+    assert use(other, one) is None
+    lands(0, "sunny")
+    lands(1, "of another run")
+    assert use(wait, one, two) is None
+    ((found, outputs, _),) = at_work.landed(2, ToolOutcome("windy"), None)
+    assert (found, outputs) == (wait, {"call_1": "sunny", "call_2": "windy"})
+
+
 # Events.
 
 
@@ -203,7 +244,7 @@ def test_a_client_of_the_other_kind_is_refused():
     azure.close()
 
 
-@pytest.mark.parametrize("options", [{"policy": Backoff(max_polls=1)}, {"timeout": 0.2}])
+@pytest.mark.parametrize("options", [{"policy": Backoff(max_polls=1)}, {"timeout": 1.0}])
 @pytest.mark.parametrize("accepts", [True, False])
 def test_a_run_that_is_given_up_is_cancelled_and_that_is_said(options, accepts):
     posts = []
@@ -291,7 +332,7 @@ def test_a_timeout_says_what_failed_last():
         raise httpx.ConnectError("refused")
 
     with runbell.Waiter(client(serve)) as waiter, pytest.raises(runbell.WaitTimeout) as caught:
-        waiter.wait(runbell.RunRef("thread_1", "run_1"), timeout=0.2)
+        waiter.wait(runbell.RunRef("thread_1", "run_1"), timeout=1.0)
     assert caught.value.__notes__ == [
         "the last request failed: APIConnectionError: Connection error."
     ]

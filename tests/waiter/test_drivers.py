@@ -84,7 +84,7 @@ class VirtualMailbox(threads.Mailbox):
 
     def take(self, until):
         with self.news:
-            assert self.news.wait_for(lambda: not self.flying, 20)
+            assert self.news.wait_for(lambda: not self.flying, 60)
             mail, self.mail = self.mail, []
             if mail:
                 return mail
@@ -188,7 +188,7 @@ class Bell:
 
 
 def subscribed(bell, run):
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + 60
     while run.id not in bell.subscribed:
         assert time.monotonic() < limit
         time.sleep(0.01)
@@ -203,7 +203,7 @@ def meanwhile(work):
     worker = threading.Thread(target=work)
     worker.start()
     yield
-    worker.join(20)
+    worker.join(60)
     assert not worker.is_alive()
 
 
@@ -216,7 +216,7 @@ def test_an_event_ends_a_wait_without_a_call(stage):
         bell.ring(settled(stage, run, "completed"))
 
     with runbell.Waiter(stage.client, events=bell) as waiter, meanwhile(ring):
-        ended = waiter.wait(run, timeout=20)
+        ended = waiter.wait(run, timeout=60)
     assert (ended.status, ended.usage.completion_tokens) == ("completed", 1)
     assert not stage.front.seen
     assert not bell.subscribed
@@ -229,7 +229,7 @@ def test_tools_start_from_an_event(stage):
     async def story():
         client = stage.async_client()
         async with client, runbell.AsyncWaiter(client, events=bell, tools=tools) as waiter:
-            waiting = asyncio.create_task(waiter.wait(run, timeout=20))
+            waiting = asyncio.create_task(waiter.wait(run, timeout=60))
             await asyncio.sleep(0)
             await asyncio.sleep(0.05)
             asks = await asyncio.to_thread(settled, stage, run, "requires_action")
@@ -254,8 +254,8 @@ def test_a_truncated_event_is_one_look_and_a_lost_one_costs_time_only(stage):
         bell.ring(settled(stage, run, "completed"), truncated=True)
 
     with runbell.Waiter(stage.client, events=bell) as waiter, meanwhile(ring):
-        assert waiter.wait(run, timeout=20).status == "completed"
+        assert waiter.wait(run, timeout=60).status == "completed"
     assert len(stage.front.looks) == 1
     lost = stage.run("hello")
     with runbell.Waiter(stage.client, events=Bell(), policy=Fixed(0.2)) as waiter:
-        assert waiter.wait(lost, timeout=20).status == "completed"
+        assert waiter.wait(lost, timeout=60).status == "completed"

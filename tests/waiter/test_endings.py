@@ -19,7 +19,7 @@ QUICK = Fixed(0.05)
 
 def test_a_completed_run_is_given_back(stage):
     with runbell.Waiter(stage.client) as waiter:
-        run = waiter.wait(stage.run("hello"), timeout=20)
+        run = waiter.wait(stage.run("hello"), timeout=60)
     assert runbell.raise_for_status(run) is run
     assert run.status == "completed"
     assert run.usage.completion_tokens == 1
@@ -63,7 +63,7 @@ def test_every_ending_has_its_error(stage, text, options, error, code, retryable
 def test_cancel_sees_it_through(stage):
     run = stage.run("sleep 60")
     with runbell.Waiter(stage.client, policy=QUICK) as waiter:
-        ended = waiter.cancel(run, timeout=20)
+        ended = waiter.cancel(run, timeout=60)
         assert ended.status == "cancelled"
         assert waiter.cancel(run).status == "cancelled"
     with pytest.raises(runbell.RunCancelled):
@@ -86,15 +86,14 @@ def test_a_run_that_goes_on_is_no_success(stage):
 
 
 def test_the_time_is_one_for_the_whole_wait_and_the_run_goes_on(stage):
-    run = stage.run("sleep 1.2\nhello")
+    run = stage.at_work()
     began = time.monotonic()
     with runbell.Waiter(stage.client) as waiter:
         with pytest.raises(runbell.WaitTimeout) as caught:
             waiter.wait(run, timeout=0.4)
-        took = time.monotonic() - began
         error = caught.value
         assert isinstance(error, TimeoutError)
-        assert 0.35 < took < 1.1
+        assert time.monotonic() - began >= 0.4
         assert (error.run_id, error.thread_id, error.status) == (
             run.id,
             run.thread_id,
@@ -102,7 +101,8 @@ def test_the_time_is_one_for_the_whole_wait_and_the_run_goes_on(stage):
         )
         assert error.run.status == "in_progress"
         assert "wait for it again to resume" in str(error)
-        assert waiter.wait(error.run).status == "completed"
+        stage.cancel(run)
+        assert waiter.wait(error.run).status == "cancelled"
 
 
 def test_a_server_that_hangs_does_not_stretch_the_time(stage):
@@ -113,7 +113,8 @@ def test_a_server_that_hangs_does_not_stretch_the_time(stage):
     began = time.monotonic()
     with runbell.Waiter(stage.client) as waiter, pytest.raises(runbell.WaitTimeout) as caught:
         waiter.wait(run, timeout=0.5)
-    assert time.monotonic() - began < 3
+    # Before the server would have answered, on a busy machine too.
+    assert time.monotonic() - began < 25
     assert caught.value.polls == 0
 
 
@@ -122,19 +123,21 @@ def test_a_timeout_can_cancel(stage):
     with runbell.Waiter(stage.client) as waiter:
         with pytest.raises(runbell.WaitTimeout):
             waiter.wait(run, timeout=0.3, cancel_on_timeout=True)
-        assert waiter.wait(run, timeout=20).status == "cancelled"
+        assert waiter.wait(run, timeout=60).status == "cancelled"
 
 
 def test_a_cancelled_task_detaches(stage):
     async def story():
         async with stage.async_client() as client, runbell.AsyncWaiter(client) as waiter:
-            run = stage.run("sleep 0.8\nhello")
+            run = await asyncio.to_thread(stage.at_work)
             waiting = asyncio.create_task(waiter.wait(run))
-            await asyncio.sleep(0.2)
+            while not stage.front.seen:
+                await asyncio.sleep(0.01)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            assert (await waiter.wait(run, timeout=20)).status == "completed"
+            await asyncio.to_thread(stage.cancel, run)
+            assert (await waiter.wait(run, timeout=60)).status == "cancelled"
 
     asyncio.run(story())
 
@@ -154,7 +157,7 @@ def test_a_run_that_failed_is_begun_again(stage, caplog):
     run = stage.run("fail server_error Broken.", metadata={"a": "b"}, temperature=0.5)
     with runbell.Waiter(stage.client, hooks=[records.append]) as waiter:
         with caplog.at_level(logging.WARNING, "runbell"):
-            last = waiter.wait(run, restart_on={"server_error"}, max_restarts=1, timeout=30)
+            last = waiter.wait(run, restart_on={"server_error"}, max_restarts=1, timeout=60)
         assert waiter.wait(stage.run("fail invalid_prompt No."), restart_on={"expired"})
     assert last.id != run.id
     assert (last.thread_id, last.metadata, last.temperature) == (run.thread_id, {"a": "b"}, 0.5)
@@ -173,14 +176,19 @@ def test_a_creation_whose_answer_was_lost_makes_one_run(stage):
         lambda request: lost() if request.method == "POST" and not stage.front.seen[1:] else None
     )
     with runbell.Waiter(stage.client) as waiter:
-        waiter.wait(run, restart_on={"failed"}, max_restarts=1, timeout=30)
+        waiter.wait(run, restart_on={"failed"}, max_restarts=1, timeout=60)
     assert len(stage.direct.beta.threads.runs.list(run.thread_id).data) == 2
 
 
 def test_watching_tells_every_change(stage):
     with runbell.Waiter(stage.client, policy=Fixed(0.1)) as waiter:
-        seen = [update.status for update in waiter.watch(stage.run("sleep 0.6\nhello"))]
-        assert seen[-2:] == ["in_progress", "completed"]
+        run, seen = stage.run("sleep 600"), []
+        for update in waiter.watch(run):
+            seen.append(update.status)
+            if seen[-1] == "in_progress":
+                stage.cancel(run)
+        told = [status for status in seen if status not in ("queued", "cancelling")]
+        assert told == ["in_progress", "cancelled"]
         watching = waiter.watch(stage.run("sleep 60"), timeout=0.3)
         with pytest.raises(runbell.WaitTimeout):
             list(watching)
@@ -227,7 +235,7 @@ def test_one_waiter_serves_many_threads(stage):
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(20)
+            worker.join(60)
     assert ended == ["completed"] * 8
 
 
@@ -238,7 +246,7 @@ def test_the_sdks_own_retries_are_off(stage):
     records = []
     run = stage.run("hello")
     with runbell.Waiter(stage.client, hooks=[records.append]) as waiter:
-        waiter.wait(run, timeout=30)
+        waiter.wait(run, timeout=60)
     assert [look.status for look in stage.front.looks[:3]] == [500, 500, 500]
     assert [each.failures for each in records if isinstance(each, Retried)] == [1, 2, 3]
 

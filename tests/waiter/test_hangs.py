@@ -238,7 +238,7 @@ def test_a_hook_that_waits_is_told_that_it_cannot():
             errors.append(str(error))
 
     with jobs() as waiter, pytest.raises(runbell.WaitTimeout):
-        ended(waiter.wait, Job("busy"), hooks=[hook], timeout=0.2)
+        ended(waiter.wait, Job("busy"), hooks=[hook], timeout=1.0)
     assert "a hook must not wait" in errors[0]
 
 

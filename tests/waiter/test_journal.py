@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import stat
@@ -18,6 +19,7 @@ from runbell.errors import RunbellError
 from tests.waiter.mock import (
     LIMIT,
     QUICK,
+    Ahead,
     Story,
     after,
     answer,
@@ -179,6 +181,44 @@ def test_durations_are_kept_and_bounded(tmp_path):
         assert journal._all(shown, '["b"]') == [(None, 600.0, 0, 7)]
 
 
+def test_a_kind_that_is_no_unicode_is_kept_like_any_other(tmp_path):
+    """A server's JSON may hold half of a surrogate pair."""
+    half = Stretch(json.dumps(["gpt-\ud800"], ensure_ascii=False), None, (1.0, 2.0), 1, "\udfff")
+    with Journal(tmp_path / "w.db") as journal:
+        journal.note(half)
+        journal.note(Stretch('["ü"]', None, (1.0, 2.0), 2))
+    with Journal(tmp_path / "w.db") as journal:
+        assert [json.loads(each.key) for each in journal.stretches()] == [["gpt-\ud800"], ["ü"]]
+        journal.begin("run", "call", "f", time.time())
+        with pytest.raises(RunbellError, match="can't encode"):
+            journal.finish("run", "call", "\ud800")
+
+
+def test_the_keeper_outlives_any_error_and_goes_on_renewing_claims(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("runbell.client.journal.LEASE_SECONDS", 0.06)
+    monkeypatch.setattr("runbell.client.journal.WRITE_SECONDS", 0.0)
+    insert, defects = Journal._insert, [ValueError("with a secret")] * 2
+
+    def fail(self, noted):
+        if defects:
+            raise defects.pop()
+        insert(self, noted)
+
+    monkeypatch.setattr(Journal, "_insert", fail)
+    held, noted = "select held_until from tool_calls", Stretch('["m"]', None, (1.0, 2.0), 1)
+    with Journal(tmp_path / "w.db") as journal:
+        journal.begin("run", "call", "f", time.time())
+        for left in (1, 0):
+            journal.note(noted)
+            until(lambda: len(defects) == left)  # noqa: B023 - it is waited for here
+        last = journal._all(held)[0][0]
+        until(lambda: journal._all(held)[0][0] > last)
+        journal.note(noted)
+        until(journal.stretches)
+    (said,) = [each.getMessage() for each in caplog.records if each.name == "runbell"]
+    assert said.endswith("durations were not kept: ValueError")
+
+
 # Threads.
 
 
@@ -204,12 +244,18 @@ def test_functions_wait_for_a_thread_and_are_not_begun_when_nobody_wants_them(mo
         wanted = tuple((f"{run_id}_{n}", "f") for n in range(3))
         return answer(asking(run_id, wanted))
 
-    with runbell.Waiter(client(serve), tools={"f": f}, policy=QUICK) as waiter, after(gate):
-        given_up = Story(waiter.wait, run("queued", "run_1"), timeout=0.3)
+    clock, tools = Ahead(), {"f": f}
+    with (
+        runbell.Waiter(client(serve), clock=clock, tools=tools, policy=QUICK) as waiter,
+        after(gate),
+    ):
+        given_up = Story(waiter.wait, run("queued", "run_1"), timeout=300)
         until(lambda: len(ran) == 2)
+        clock.seconds = 300
+        # It looks at the clock when somebody comes.
+        story = Story(waiter.wait, run("queued", "run_2"))
         with pytest.raises(runbell.WaitTimeout):
             given_up.end()
-        story = Story(waiter.wait, run("queued", "run_2"))
         gate.set()
         assert story.end().status == "completed"
     assert len(ran) == 5  # the third call of the first run was not wanted any more

@@ -140,7 +140,7 @@ def test_it_is_kept_in_the_journal(tmp_path):
 
     with runbell.Waiter(client(serve), journal=path, policy=QUICK) as waiter:
         for number in range(3):
-            ended(waiter.wait, run("queued", f"run_{number}"), timeout=20)
+            ended(waiter.wait, run("queued", f"run_{number}"), timeout=60)
     with Journal(path) as journal:
         rows = journal._all("select key, queue_seconds, run_seconds, ended from durations")
     assert [(json.loads(row[0]), row[1], row[3]) for row in rows] == [
@@ -170,7 +170,7 @@ def test_each_part_of_a_run_is_a_stretch_and_its_stamps_are_of_the_first():
     told = []
     with runbell.Waiter(client(serve), tools={"f": lambda: "x"}, policy=QUICK) as waiter:
         waiter._learning.observe = lambda kind, seen, view, now: told.append((seen, view))
-        ended(waiter.wait, run(), timeout=20)
+        ended(waiter.wait, run(), timeout=60)
     # Until it wanted outputs, and from the submission to the end.
     assert [view.status for _, view in told] == ["requires_action", "completed"]
     assert all(stretch_of(*each)[1][1] < 20 for each in told)
@@ -261,7 +261,7 @@ def test_quota_is_read_from_an_answer_and_from_a_refusal():
         waiter._driver._fleet._saw_remaining = lambda *given, sent, reset: seen.append(
             (*given[:2], reset)
         )
-        ended(waiter.wait, run(), timeout=20)
+        ended(waiter.wait, run(), timeout=60)
     # What is refused says it too.
     assert seen == [(0.0, 500.0, 0.12), (12.0, 500.0, 61.5)]
 

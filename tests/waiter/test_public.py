@@ -87,13 +87,14 @@ def plain(client: OpenAI, run: Run) -> None:
 """
 
 
+@pytest.mark.timeout(600)  # where the checks have left no cache, all of the SDK is read
 def test_types_reach_the_user(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(TYPED)
     # With the settings that the checks have, and so with their cache of the SDK.
     command = [sys.executable, "-m", "mypy", "--strict", str(program)]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=580, check=False
     )
     notes = [
         line.split("Revealed type is ")[1].strip('"').split(".")[-1].rstrip('"]')
@@ -153,7 +154,7 @@ def test_a_provider_of_ones_own():
     answers = [{"id": "a", "state": "busy"}, {"id": "a", "state": "ok"}]
     first = {"id": "a", "state": "new"}
     with runbell.Waiter(answers, providers=[Things()], policy=Fixed(0.01)) as waiter:
-        assert waiter.wait(first, timeout=10) == {"id": "a", "state": "ok"}
+        assert waiter.wait(first, timeout=60) == {"id": "a", "state": "ok"}
     with pytest.raises(runbell.RunbellError, match="dict is nothing that can be waited for"):
         provider_of(first)
 

@@ -33,7 +33,7 @@ def test_an_odd_answer_to_a_submission_is_tried_again(odd):
     ran = []
     waiter = runbell.Waiter(client(serve), tools={"f": lambda: ran.append(1)}, policy=QUICK)
     with waiter:
-        assert ended(waiter.wait, run(), timeout=20).status == "completed"
+        assert ended(waiter.wait, run(), timeout=60).status == "completed"
     assert (len(posts), len(ran)) == (2, 1)
 
 
@@ -48,7 +48,7 @@ def test_an_odd_answer_to_a_cancel_is_tried_again_or_looked_at(odd):
         return answer(fields("cancelled"))
 
     with runbell.Waiter(client(serve), policy=QUICK) as waiter:
-        assert ended(waiter.cancel, run(), timeout=20).status == "cancelled"
+        assert ended(waiter.cancel, run(), timeout=60).status == "cancelled"
 
 
 @pytest.mark.parametrize("odd", ["page", "null", "half"])
@@ -62,7 +62,7 @@ def test_an_odd_answer_to_a_restart_is_tried_again(odd):
         return answer(fields("completed", "run_2"))
 
     with runbell.Waiter(client(serve), policy=QUICK, restart_on={"expired"}) as waiter:
-        assert ended(waiter.wait, run("expired"), timeout=20).id == "run_2"
+        assert ended(waiter.wait, run("expired"), timeout=60).id == "run_2"
 
 
 @pytest.mark.parametrize("odd", ODD)
@@ -74,7 +74,7 @@ def test_an_odd_answer_to_a_look_is_one_failure(odd):
         return ODD[odd] if len(looks) == 1 else answer(fields("completed"))
 
     with runbell.Waiter(client(serve), policy=QUICK) as waiter:
-        assert ended(waiter.wait, run(), timeout=20).status == "completed"
+        assert ended(waiter.wait, run(), timeout=60).status == "completed"
 
 
 def test_whoever_answers_nothing_else_ends_its_own_wait_alone():
@@ -88,7 +88,7 @@ def test_whoever_answers_nothing_else_ends_its_own_wait_alone():
     tools = {"f": lambda: "x"}
     with runbell.Waiter(client(serve), tools=tools, policy=QUICK, max_errors=2) as waiter:
         runs = [run(), run("queued", "run_2")]
-        odd, good = ended(waiter.wait_all, runs, return_errors=True, timeout=20)
+        odd, good = ended(waiter.wait_all, runs, return_errors=True, timeout=60)
     assert isinstance(odd, BadAnswer)
     assert good.status == "completed"
 

@@ -130,7 +130,7 @@ def test_calls_are_made_together_and_submitted_together(stage):
     run = stage.run(f"{CALL}\ncall look-up {{}}")
     tools = {"get_weather": meet, "look-up": meet}
     with runbell.Waiter(stage.client, policy=QUICK, hooks=[records.append]) as waiter:
-        ended = waiter.wait(run, tools=tools, timeout=30)
+        ended = waiter.wait(run, tools=tools, timeout=60)
     assert stage.text(ended) == "Oslo\nnobody"
     assert len([each for each in records if isinstance(each, ToolCalled)]) == 2
     (submitted,) = [each for each in records if isinstance(each, Submitted)]
@@ -155,7 +155,7 @@ def test_asynchronous_functions_run_on_the_loop_of_whoever_waits(stage):
         async with stage.async_client() as client, runbell.AsyncWaiter(client) as waiter:
             who.set("the caller")
             run = stage.run(f"{CALL}\ncall look-up {{}}")
-            return await waiter.wait(run, tools=tools, policy=QUICK, timeout=30)
+            return await waiter.wait(run, tools=tools, policy=QUICK, timeout=60)
 
     assert stage.text(asyncio.run(story())) == "the caller\nthe caller"
 
@@ -175,7 +175,7 @@ def test_a_function_that_raises_tells_the_model(stage):
 
     records = []
     with runbell.Waiter(stage.client, policy=QUICK, hooks=[records.append]) as waiter:
-        ended = waiter.wait(stage.run(CALL), tools=[get_weather], timeout=30)
+        ended = waiter.wait(stage.run(CALL), tools=[get_weather], timeout=60)
     assert json.loads(stage.text(ended)) == {"error": "ValueError: no such city"}
     assert [e.error for e in records if isinstance(e, ToolCalled)] == ["ValueError: no such city"]
 
@@ -273,7 +273,7 @@ def test_a_wait_that_begins_again_does_not_call_again(stage):
     with runbell.Waiter(stage.client, policy=QUICK, tools=[get_weather]) as waiter:
         with pytest.raises(runbell.WaitTimeout):
             waiter.wait(run, timeout=0.3)
-        assert stage.text(waiter.wait(run, timeout=30)) == "rain"
+        assert stage.text(waiter.wait(run, timeout=60)) == "rain"
     assert calls == ["Oslo"]
 
 
@@ -291,7 +291,7 @@ def crash(record):
         os._exit(9)
 
 with runbell.Waiter(client, journal=journal, hooks=[crash]) as waiter:
-    run = waiter.wait(runbell.RunRef(thread, run), tools=[get_weather], timeout=30)
+    run = waiter.wait(runbell.RunRef(thread, run), tools=[get_weather], timeout=60)
 print(run.status)
 """
 

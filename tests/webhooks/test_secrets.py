@@ -10,7 +10,7 @@ import sys
 import traceback
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runbell.errors import ConfigurationError, InvalidSecret, MissingExtra
@@ -19,6 +19,7 @@ from runbell.webhooks import PublicKey, Secret
 TEXT = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
+@settings(deadline=None, derandomize=True)
 @given(key=st.binary(min_size=24, max_size=64))
 def test_a_secret_is_read_as_it_was_written(key: bytes) -> None:
     secret = Secret(key)

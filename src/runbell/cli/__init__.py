@@ -31,13 +31,16 @@ EXTRA_OF_PACKAGE = {
 WRONG_ARGUMENTS = 2
 """The exit code for arguments, and for settings, that make no sense."""
 
+INTERRUPTED = 130
+"""What a shell expects of a command that Ctrl-C has ended: 128, and the signal's number."""
+
 
 def main() -> None:
     """Run the command that the arguments name, and end the process.
 
     The exit code is 0 when the command did what it says, 1 when it could not, 2 when the arguments
-    or the settings are wrong. Errors of ours are one sentence on stderr: a traceback means a
-    defect of Runbell.
+    or the settings are wrong, 130 when it was interrupted. Errors of ours are one sentence on
+    stderr: a traceback means a defect of Runbell.
     """
     for stream in (sys.stdout, sys.stderr):
         _never_fail_to_print(stream)
@@ -56,6 +59,9 @@ def main() -> None:
         if extra is None:
             raise
         sys.exit(f"runbell: {MissingExtra('this command', extra)}")
+    except KeyboardInterrupt:
+        # While something is imported; where a command runs already, Typer ends it in this way.
+        sys.exit(INTERRUPTED)
 
 
 def _never_fail_to_print(stream: TextIO) -> None:

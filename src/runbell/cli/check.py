@@ -35,7 +35,7 @@ def _check_shared(url: str) -> Report:
     from runbell.service.databases import named_server
 
     async def check_it() -> Report:
-        with named_server(url) as (server, _):
+        with named_server(url, beside=True, create=False) as (server, _):
             from runbell.service.checking import check_postgresql
 
             return await check_postgresql(server)

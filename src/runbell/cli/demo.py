@@ -34,7 +34,7 @@ __all__ = ["demo"]
 MODEL = "echo"
 QUESTION = "What is 2+2?"
 POLL_MS = 100
-LIMIT_SECONDS = 20.0
+LIMIT_SECONDS = 60.0
 Histories = dict[str, list[tuple[str, int]]]
 """The statuses of runs by id, each with its moment, in milliseconds since the epoch."""
 
@@ -132,7 +132,7 @@ async def _fails(stage: Stage) -> str:
 
 
 async def _expires(stage: Stage) -> str:
-    run = await stage.settle(await stage.begin("sleep 60", extra={"expires_after": 1}))
+    run = await stage.settle(await stage.begin("sleep 60", extra={"expires_after": 3}))
     return _reason(run)
 
 
@@ -173,7 +173,7 @@ STORIES = (
         "expires",
         _expires,
         ("queued", "in_progress", "expired"),
-        "Not finished 1 s after its creation; it was in_progress.",
+        "Not finished 3 s after its creation; it was in_progress.",
     ),
     Story(
         "is cancelled",

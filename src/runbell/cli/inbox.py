@@ -105,15 +105,14 @@ def replay(
     all_dead: Annotated[bool, typer.Option("--dead", help="Every dead letter.")] = False,
 ) -> None:
     """Have events handled once more, from their first attempt, whatever came after them."""
-    from runbell.clock import SystemClock
     from runbell.receiver import desk
 
     ids = event_ids or []
     if bool(ids) == all_dead:
         raise typer.BadParameter("name events, or --dead")
-    now_ms = SystemClock().now_ms()
 
     async def work(store: Store) -> list[str]:
+        now_ms = await store.read(desk.now)
         if all_dead:
             count = await store.write(lambda tx: desk.replay_dead(tx, now_ms))
             typer.echo(f"{count} dead letter{'' if count == 1 else 's'} to be handled again")

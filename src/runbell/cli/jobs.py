@@ -75,7 +75,7 @@ def _with_store(database: str | None, work: Callable[[Store], Awaitable[T]]) -> 
     async def run() -> T:
         from runbell.service.databases import open_store
 
-        async with open_store(settings) as store:
+        async with open_store(settings, create=False) as store:
             return await work(store)
 
     return asyncio.run(run())

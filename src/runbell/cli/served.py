@@ -24,8 +24,8 @@ from runbell.errors import RunbellError
 __all__ = ["ServedProcess"]
 
 LISTENING = re.compile(r"^runbell: listening on (http://\S+)$")
-START_SECONDS = 30.0
-STOP_SECONDS = 10.0
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
 """How long to wait for a graceful end; the service promises 5 seconds."""
 
 

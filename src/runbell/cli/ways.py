@@ -34,7 +34,7 @@ __all__ = ["GIVE_UP_SECONDS", "MIX", "TUTORIAL", "WAYS", "Compared", "Scene", "c
 GIVE_UP_SECONDS = 10.0
 """After which the tutorial's loop gives up here; in the tutorials it is 60 s."""
 
-LIMIT_SECONDS = 30.0
+LIMIT_SECONDS = 90.0
 FAILURES = frozenset({"failed", "expired", "cancelled", "incomplete"})
 
 

@@ -56,14 +56,16 @@ class Calls:
 
     def use(self, wait: Wait, wish: UseTools, now: float) -> dict[str, str] | None:
         """Have the calls made that are not made yet: the outputs, None where some are not there."""
+        # First of all: what it has is needed while the rest begins.
+        self._acting.add(wait)
         if now < wish.until:
             for call in wish.calls:
                 if (wait.id, call.id) not in self._outcomes:
                     self._use(wait, call, wish.tools[call.name])
         outputs = self.outputs(wait, wish)
         if now >= wish.until or len(outputs) == len({call.id for call in wish.calls}):
+            self._acting.discard(wait)
             return outputs
-        self._acting.add(wait)
         return None
 
     def outputs(self, wait: Wait, wish: UseTools) -> dict[str, str]:
@@ -90,6 +92,10 @@ class Calls:
                     found.append((wait, outputs, error))
         self._advance()
         return found
+
+    def left(self, wait: Wait) -> None:
+        """It wants nothing any more; what was begun for it goes on."""
+        self._acting.discard(wait)
 
     def abandon(self) -> None:
         """Forget what is under way: nobody will hear of it."""

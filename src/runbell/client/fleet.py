@@ -6,7 +6,6 @@ says which deeds are to be begun and until when nothing else is to be done, and 
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import logging
 import math
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runbell.client import records
+from runbell.client.alarms import Alarms
 from runbell.client.asking import Asking
 from runbell.client.calls import Calls
 from runbell.client.deeds import (
@@ -101,7 +101,7 @@ class Fleet:
         self._heard_of = False
         self._told_meanwhile: set[Wait] = set()
         self._flights: dict[int, _Flight] = {}
-        self._timers: list[tuple[float, int, Wait]] = []
+        self._alarms = Alarms()
         self._calls = Calls(self._call, takes_thread, REMEMBERED_CALLS)
 
     @property
@@ -123,7 +123,6 @@ class Fleet:
                 wait.finish(None, error)
         self._calls.abandon()
         self._flights.clear()
-        self._timers.clear()
         self._orders.clear()
 
     def turn(self, mail: Iterable[Mail]) -> Turn:
@@ -145,7 +144,8 @@ class Fleet:
         return Turn(orders, self._until())
 
     def _until(self) -> float | None:
-        moments = [self._timers[0][0]] if self._timers else []
+        alarm = self._alarms.next_at()
+        moments = [] if alarm is None else [alarm]
         if len(self._flights) < self._most and (at := self._pacer.next_at()) is not None:
             moments.append(at)
         return min(moments, default=None)
@@ -200,8 +200,6 @@ class Fleet:
                 now = self._clock.monotonic()
                 if (outputs := self._calls.use(wait, wish, now)) is not None:
                     self._step(wait, outputs)
-                else:
-                    self._timer(wish.until, wait)
 
     def _end(self, wait: Wait, value: Any, error: BaseException | None) -> None:
         try:
@@ -230,10 +228,10 @@ class Fleet:
         self._told_meanwhile.discard(wait)
         if self._probe is wait:
             self._probe = None
+        self._alarms.cancel(wait)
+        self._calls.left(wait)
         self._pacer.forget(wait)
         self._unindex(wait, wait.id)
-        if not self._open:
-            self._timers.clear()
 
     def _index(self, wait: Wait) -> None:
         self._asking.joined(wait)
@@ -269,22 +267,15 @@ class Fleet:
     # Time.
 
     def _arm(self, wait: Wait) -> None:
-        """See to it that the deadline is heeded, also one that has come nearer."""
-        if wait.flow is not None and wait.deadline < wait.armed:
-            wait.armed = wait.deadline
-            self._timer(wait.deadline, wait)
-
-    def _timer(self, at: float, wait: Wait) -> None:
-        if at < math.inf:
-            heapq.heappush(self._timers, (at, next(self._numbers), wait))
+        """See to it that the deadline is heeded, also one that has come nearer, and the moment at
+        which outputs are wanted, finished or not."""
+        if wait.flow is not None:
+            wish = wait.wish
+            at = min(wait.deadline, wish.until) if isinstance(wish, UseTools) else wait.deadline
+            self._alarms.set(wait, at)
 
     def _ring(self, now: float) -> None:
-        while self._timers and self._timers[0][0] <= now:
-            at, _, wait = heapq.heappop(self._timers)
-            if wait.flow is None:
-                continue
-            if at >= wait.armed:
-                wait.armed = math.inf
+        while (wait := self._alarms.due(now)) is not None:
             if wait.deadline <= now:
                 self._pacer.forget(wait)
                 self._step(wait, error=TimeIsUp())

@@ -159,6 +159,7 @@ class Journal:
         self._keeper: threading.Thread | None = None
         self._news = threading.Event()
         self._closing = False
+        self._complaints: set[tuple[str, type[Exception], str]] = set()
         self._pruned = -math.inf
         try:
             # Outputs of tools are nobody else's business. SQLite's own files get the same mode.
@@ -291,14 +292,18 @@ class Journal:
     def _keep(self) -> None:
         """See to it that claims are renewed and durations written; called with `_side` held."""
         if self._keeper is None:
-            self._keeper = threading.Thread(
-                target=self._keep_going, name="runbell-journal", daemon=True
-            )
-            self._keeper.start()
+            keeper = threading.Thread(target=self._keep_going, name="runbell-journal", daemon=True)
+            try:
+                keeper.start()
+            except RuntimeError as error:  # no more threads now: the next call tries again
+                self._complain("nobody renews claims and writes durations", error)
+            else:
+                self._keeper = keeper
         elif self._noted:
             self._news.set()
 
     def _keep_going(self) -> None:
+        """Whatever goes wrong with one claim or duration, those after it are seen to."""
         while True:
             if not self._noted:
                 self._news.wait(LEASE_SECONDS / 3)
@@ -321,8 +326,8 @@ class Journal:
                 "update tool_calls set held_until = ? where owner = ? and held_until > 0",
                 (time.time() + LEASE_SECONDS, self._owner),
             )
-        except sqlite3.Error as error:  # there is another try before the claims are lost
-            log.warning("claims in the journal %s were not renewed: %s", self.path, error)
+        except Exception as error:  # noqa: BLE001 - there is another try before they are lost
+            self._complain("claims were not renewed", error)
 
     def _write_noted(self) -> None:
         with self._side:
@@ -332,11 +337,19 @@ class Journal:
         try:
             self._db.execute("begin immediate")
             with self._db:
-                self._insert(noted)
-        except sqlite3.Error as error:
-            log.warning("durations were not kept in the journal %s: %s", self.path, error)
+                self._insert([_storable(each) for each in noted])
+        except Exception as error:  # noqa: BLE001 - they are worth less than what else is kept
+            self._complain("durations were not kept", error)
 
-    def _insert(self, noted: Iterable[Stretch]) -> None:
+    def _complain(self, what: str, error: Exception) -> None:
+        """Say what went wrong, each kind of it once. Only SQLite's own words: others may quote what
+        was to be written."""
+        words = str(error) if isinstance(error, sqlite3.Error) else ""
+        if (what, type(error), words) not in self._complaints:
+            self._complaints.add((what, type(error), words))
+            log.warning("the journal %s: %s: %s", self.path, what, words or type(error).__name__)
+
+    def _insert(self, noted: Sequence[Stretch]) -> None:
         self._db.executemany(
             "insert into durations (key, queue_seconds, run_seconds, ended, at_ms, "
             "queue_low, queue_high, run_low, run_high, run_id, first) "
@@ -365,7 +378,7 @@ class Journal:
     def _problems(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeEncodeError) as error:
             raise RunbellError(f"the journal {self.path} can't be used: {error}") from error
 
     def _all(self, statement: str, *values: str | int) -> list[Any]:
@@ -388,6 +401,16 @@ def _row(stretch: Stretch) -> Sequence[float | str | None]:
         stretch.run_id or None,
         stretch.first,
     )
+
+
+def _storable(stretch: Stretch) -> Stretch:
+    """A server's JSON may hold half of a surrogate pair, which no UTF-8 has: it becomes what JSON
+    writes for it."""
+    key, run_id = (
+        str(each).encode("utf-8", "backslashreplace").decode()
+        for each in (stretch.key, stretch.run_id)
+    )
+    return stretch._replace(key=key, run_id=run_id)
 
 
 class History(NamedTuple):

@@ -134,7 +134,7 @@ class Wait:
 
     # A hundred thousand of these have to fit into memory.
     __slots__ = (
-        "age", "answered", "armed", "began", "dated", "deadline", "done", "expires", "expires_at",
+        "age", "alarm", "answered", "began", "dated", "deadline", "done", "expires", "expires_at",
         "failures", "flow", "id", "item", "kind", "last_error", "order", "part_began",
         "pending_until", "policy", "polls", "polls_of_part", "refused", "restarts", "retry_at",
         "running_from", "status", "terms", "thread_id", "waiting_until", "wish",
@@ -167,7 +167,7 @@ class Wait:
         self.flow: Flow[Any] | None = None
         self.wish: Any = None
         self.order: int | None = None
-        self.armed = math.inf
+        self.alarm: tuple[float, int, Wait] | None = None
 
     @property
     def view(self) -> View:

@@ -40,6 +40,7 @@ __all__ = [
     "move_cursor",
     "newest",
     "news",
+    "now",
     "of_subject",
     "others",
     "prune",
@@ -105,6 +106,14 @@ _again = {
     "forced": true(),
     "ended_at_ms": null(),
 }
+NOW = Statement(
+    "inbox.now",
+    "What time it is: a file's machine says so, and a server, for all who use it.",
+    select(literal_column("CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)")),
+    postgresql=select(
+        literal_column("CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)")
+    ),
+)
 REPLAY = Statement(
     "inbox_events.replay",
     "Handle an event once more, whatever came after it; not one that is being handled.",
@@ -292,6 +301,12 @@ async def others(tx: Transaction, event_id: str, limit: int = 10) -> list[Other]
     """The other bodies that came under an id."""
     rows = await tx.fetch_all(OTHERS, {"key": event_id, "limit": limit})
     return [Other(*row) for row in rows]
+
+
+async def now(tx: Transaction) -> int:
+    """What time it is for those who share the inbox, in milliseconds since the epoch."""
+    row = await tx.fetch_one(NOW, {})
+    return int(row[0]) if row is not None else 0
 
 
 async def replay(tx: Transaction, event_id: str, now_ms: int) -> bool:

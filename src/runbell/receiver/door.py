@@ -74,9 +74,9 @@ class Door:
         self._storing = _Room(options.max_bodies)
         self._quiet_until: dict[str, float] = {}
 
-    def open(self, take_in: TakeIn) -> None:
-        """Let events in: `take_in` stores them."""
-        self._take_in = take_in
+    def open(self, take_in: TakeIn, clock: Clock) -> None:
+        """Let events in: `take_in` stores them, and `clock` is that of the inbox from now on."""
+        self._take_in, self._clock = take_in, clock
 
     def shut(self) -> None:
         """Let nobody in: senders come again."""

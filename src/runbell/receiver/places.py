@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+from runbell.clock import SystemClock
 from runbell.errors import ConfigurationError, MissingExtra
 from runbell.receiver import arrivals, desk
 from runbell.receiver.arrivals import Arrival, Stored
@@ -56,7 +57,7 @@ class SQLitePlace:
             return store.write(lambda tx: arrivals.store(tx, arrival))
 
         try:
-            yield OpenInbox(store, take_in, _say_nothing)
+            yield OpenInbox(store, take_in, _say_nothing, SystemClock())
         finally:
             await store.close()
 

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from runbell.clock import Clock
 from runbell.receiver.arrivals import Arrival, Stored
 from runbell.runs import Deliver
 from runbell.storage.store import Store
@@ -89,11 +90,13 @@ class OpenInbox:
     Attributes:
         take_in: keeps what came, and returns when that is committed; raises StorageUnavailable.
         announce: tells other processes that an event about this was stored; never waits.
+        clock: what time it is for all who share the inbox.
     """
 
     store: Store
     take_in: TakeIn
     announce: Callable[[str | None], None]
+    clock: Clock
 
 
 class Place(Protocol):

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Final
+from typing import Final, cast
 
 import asyncpg
 import msgspec
@@ -23,9 +23,11 @@ from runbell.receiver.arrivals import Arrival, Stored
 from runbell.receiver.ports import FRESH_AT_ONCE, PAGE, Audience, Idle, OpenInbox
 from runbell.receiver.schema import INBOX
 from runbell.runs import Deliver
+from runbell.storage.lasting import lasting
 from runbell.storage.listening import Listener
-from runbell.storage.migrate_postgresql import bring_forward, revision
+from runbell.storage.migrate_postgresql import CHANGING, bring_forward, revision, tend
 from runbell.storage.postgresql import PostgresqlStore, connect, unavailable
+from runbell.storage.shared_clock import SharedClock
 from runbell.storage.store import Store
 from runbell.storage.urls import check_readable, readable, without_password
 
@@ -46,13 +48,14 @@ MOST_BYTES: Final = 7_500
 MOST_UNTOLD: Final = 10_000
 """Events that wait to be told, while the database is away; the sweep finds the others."""
 
-AGAIN_SECONDS: Final = 0.2
-"""From one try to tell them to the next."""
-
 SWEEP_SECONDS: Final = 5.0
 SWEEPS_BACK: Final = 4
 """A sweep reads on from where the one so many before it ended: positions are given before the
 commit, and a transaction that is kept waiting is ended by the database after 10 seconds."""
+
+CHURNING: Final = ("inbox_events", "inbox_runs", "inbox_once")
+"""Tables whose rows are changed a few times each: an event when it is claimed and when it ends, a
+run at each of its events."""
 
 WATCHERS: Final = 2
 """Connections of a process that only watches, beside the one that listens."""
@@ -78,10 +81,13 @@ class PostgresqlPlace:
         await _prepare(self._url)
         with readable("inbox"):
             store = await PostgresqlStore.open(self._url)
-        teller = Teller(store)
+        teller, clock = Teller(store), SharedClock(store)
         try:
-            yield OpenInbox(store, Intake(store).take, teller.tell)
+            await clock.set()
+            clock.start()
+            yield OpenInbox(store, Intake(store).take, teller.tell, clock)
         finally:
+            await clock.stop()
             await teller.stop()
             await store.close()
 
@@ -147,10 +153,16 @@ class Intake:
         if len(self._writers) < WRITERS:
             writer = self._loop.create_task(self._write(), name="inbox-intake")
             self._writers.add(writer)
-            writer.add_done_callback(self._writers.discard)
         return await stored
 
     async def _write(self) -> None:
+        try:
+            await self._write_waiting()
+        finally:
+            # Not a callback, which comes a turn later: what arrives until then would count on it.
+            self._writers.discard(cast(asyncio.Task[None], asyncio.current_task()))
+
+    async def _write_waiting(self) -> None:
         while self._waiting:
             group = [self._waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(self._waiting)))]
             came = [arrival for arrival, _ in group]
@@ -186,7 +198,8 @@ class Teller:
         self._store = store
         self._untold: dict[str, None] = {}
         self._news = asyncio.Event()
-        self._telling = asyncio.create_task(self._tell_all(), name="inbox-telling")
+        telling = lasting("telling of what was stored in the inbox", self._tell_next)
+        self._telling = asyncio.create_task(telling, name="inbox-telling")
 
     def tell(self, subject: str | None) -> None:
         """An event about this was committed; those about nothing are waited for by nobody."""
@@ -201,16 +214,11 @@ class Teller:
         with contextlib.suppress(StorageUnavailable):
             await self._tell()
 
-    async def _tell_all(self) -> None:
-        while True:
-            await self._news.wait()
+    async def _tell_next(self) -> None:
+        if not self._untold:
             self._news.clear()
-            try:
-                await self._tell()
-            except StorageUnavailable:
-                # Who listens has lost the database too, and looks again by itself.
-                self._news.set()
-                await asyncio.sleep(AGAIN_SECONDS)
+            await self._news.wait()
+        await self._tell()
 
     async def _tell(self) -> None:
         while self._untold:
@@ -334,6 +342,11 @@ async def _prepare(url: str) -> None:
         with unavailable():
             async with connection.transaction():
                 await bring_forward(connection, INBOX)
+                for table in CHURNING:
+                    # Where they are somebody else's, that one has said so, or will.
+                    with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
+                        async with connection.transaction():
+                            await tend(connection, table, CHANGING)
     except asyncpg.InsufficientPrivilegeError as error:
         raise ConfigurationError(
             f"the inbox cannot be made in {without_password(url)}: {error}"

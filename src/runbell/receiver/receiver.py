@@ -44,6 +44,7 @@ ONCE_SECONDS: Final = 3_600.0
 class _Running:
     inbox: OpenInbox
     worker: Worker
+    clock: Clock
     loop: asyncio.AbstractEventLoop
 
     @property
@@ -69,7 +70,8 @@ class Receiver:
             public key. `(secret, datetime)` is good until then.
         inbox: the database: `sqlite:///FILE`, or `postgresql://USER@HOST/DATABASE`. Several
             processes may share it.
-        clock: what time it is.
+        clock: what time it is; by default the machine says so, and on PostgreSQL the database, for
+            all who share it.
         rng: for the jitter of retries.
         options: see `runbell.receiver.Options`.
 
@@ -93,14 +95,15 @@ class Receiver:
             unknown = sorted(set(options) - set(Options.__dataclass_fields__))
             raise ConfigurationError(f"a receiver has no options {unknown}") from None
         self._place = place_of(inbox)
-        self._clock = clock or SystemClock()
+        self._clock = clock
         self._rng = rng or random.Random()
         self._handlers = Handlers()
         self._numbers = Numbers()
         self._watch = Watch(self._place)
         self._running: _Running | None = None
-        keys = Keys(secrets, self._clock.now_ms())
-        self._door = Door(keys, self.options, self._clock, self._numbers, self._stored)
+        now = clock or SystemClock()
+        keys = Keys(secrets, now.now_ms())
+        self._door = Door(keys, self.options, now, self._numbers, self._stored)
 
     def on(self, *types: str) -> Callable[[F], F]:
         """Decorate a function that is called for events of these types.
@@ -132,12 +135,13 @@ class Receiver:
         if self._running is not None:
             raise ConfigurationError("this receiver runs already: one lifespan is enough")
         async with self._place.open() as inbox:
+            clock = self._clock or inbox.clock
             worker = Worker(
-                inbox.store, self._handlers, self.options, self._clock, self._numbers, self._rng
+                inbox.store, self._handlers, self.options, clock, self._numbers, self._rng
             )
-            self._running = _Running(inbox, worker, asyncio.get_running_loop())
+            self._running = _Running(inbox, worker, clock, asyncio.get_running_loop())
             worker.start()
-            self._door.open(inbox.take_in)
+            self._door.open(inbox.take_in, clock)
             try:
                 yield
             finally:
@@ -196,7 +200,7 @@ class Receiver:
             ConfigurationError: the receiver does not run.
         """
         running = self._now_running()
-        return Once(key, running.store, self._clock, round(lease * 1000), running.loop)
+        return Once(key, running.store, running.clock, round(lease * 1000), running.loop)
 
     async def catch_up(self, client: FeedClient, *, types: str | None = None) -> CaughtUp:
         """Fetch from the service's feed what was missed, and handle it like what is pushed.
@@ -215,7 +219,7 @@ class Receiver:
             StorageError: the inbox can't be written.
         """
         running = self._now_running()
-        return await feed.catch_up(client, self._fetched, running.store, self._clock, types)
+        return await feed.catch_up(client, self._fetched, running.store, running.clock, types)
 
     async def metrics(self, accept: str = "") -> Page:
         """The numbers for Prometheus. `docs/receiving.md` says what each one means.
@@ -226,8 +230,9 @@ class Receiver:
         Raises:
             StorageUnavailable: the inbox can't be read.
         """
-        found = await self._now_running().store.scan(desk.load)
-        return self._numbers.page(accept, found, self._clock.now_ms())
+        running = self._now_running()
+        found = await running.store.scan(desk.load)
+        return self._numbers.page(accept, found, running.clock.now_ms())
 
     async def _fetched(self, arrival: Arrival) -> Any:
         stored = await self._door.accept(arrival)

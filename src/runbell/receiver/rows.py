@@ -35,7 +35,7 @@ from sqlalchemy import (
 
 from runbell.receiver import schema, turns
 from runbell.receiver.events import Envelope
-from runbell.receiver.order import HANDLE, Verdict, decide
+from runbell.receiver.order import HANDLE, Around, Verdict, decide
 from runbell.storage.codec import JsonColumn, to_json
 from runbell.storage.statements import Statement, limited
 from runbell.storage.store import Row, Transaction
@@ -105,12 +105,27 @@ CLAIM = Statement(
         _e.position.in_(select(cast(_places_there.c.value, _e.position.type)))
     ),
 )
+_untils = func.json_each(bindparam("untils")).table_valued("key")
+_untils_there = (
+    func.json_each_text(cast(bindparam("untils"), JSON))
+    .table_valued("key", "value")
+    .alias("untils")
+)
+_place = _e.position.type
 POSTPONE = Statement(
     "inbox_events.postpone",
-    "It is not an event's turn yet.",
+    "It is not the turn of some events yet; each has its own moment.",
+    # Not from the list itself, as below: SQLite can't do that in the versions of old systems.
     update(schema.events)
-    .values(due_at_ms=bindparam("until_ms"))
-    .where(_e.position == bindparam("place")),
+    .values(
+        due_at_ms=func.json_extract(
+            bindparam("untils"), literal_column("'$.\"' || position || '\"'")
+        )
+    )
+    .where(_e.position.in_(select(cast(_untils.c.key, _place)))),
+    postgresql=update(schema.events)
+    .values(due_at_ms=cast(_untils_there.c.value, _e.due_at_ms.type))
+    .where(_e.position == cast(_untils_there.c.key, _place)),
 )
 _ended = update(schema.events).values(
     state=bindparam("outcome"),
@@ -241,17 +256,18 @@ async def claim(
     rows = await tx.fetch_all(DUE, {"now_ms": now_ms, "limit": limit})
     free = await turns.hold_free(tx, (row[3] for row in rows if row[4] is not None))
     looking = _Looking(tx, holder, now_ms, now_ms + lease_ms, gap_ms, free)
+    due: list[_Due] = []
     for row in rows:
         claimed, forced = _claimed(row), bool(row[10])
         if claimed.position in held:
             # The clock was set, or nobody here came to renew it: its handler still runs.
-            await _postpone(tx, claimed, now_ms + lease_ms)
+            looking.postponed[claimed.position] = now_ms + lease_ms
         elif claimed.attempt > max_attempts:
             # It ended every process that held it: nobody was left to say that it failed.
             looking.over.append(Over(claimed, "dead", forced))
         else:
-            await looking.at(claimed, forced)
-    await looking.hold_taken()
+            due.append((claimed, forced))
+    await looking.at(due)
     return Claims(looking.taken, looking.over, looking.hurried, len(rows) == limit)
 
 
@@ -339,6 +355,10 @@ async def release(tx: Transaction, holder: str, now_ms: int) -> None:
     await tx.execute(RELEASE, {"holder": holder, "now_ms": now_ms})
 
 
+_Due = tuple[Claimed, bool]
+"""An event whose time has come, and whether somebody has asked for it by hand."""
+
+
 @dataclass(slots=True)
 class _Looking:
     """One look at what is due, and what came of it so far.
@@ -347,6 +367,7 @@ class _Looking:
         until_ms: for how long events are held.
         free: runs that nobody else decides on meanwhile.
         taken_now: those of `taken` of which the inbox does not know yet.
+        postponed: likewise, until when events are put off.
     """
 
     tx: Transaction
@@ -359,50 +380,90 @@ class _Looking:
     over: list[Over] = field(default_factory=list)
     hurried: set[str] = field(default_factory=set)
     taken_now: list[Claimed] = field(default_factory=list)
+    postponed: dict[int, int] = field(default_factory=dict)
 
-    async def at(self, claimed: Claimed, forced: bool) -> None:
-        """Take an event if it is its turn."""
-        run = claimed.envelope.subject
-        verdict = HANDLE
-        if claimed.envelope.sequence is not None and run is not None:
-            if run not in self.free:
-                return  # looked at again when whoever decides on it has decided
-            verdict = await self._turn(claimed, run, forced)
-        if verdict.what == "stale":
-            self.over.append(Over(claimed, "stale", forced))
-        elif verdict.what == "handle":
-            self.taken.append(claimed)
-            self.taken_now.append(claimed)
-        else:
-            await _postpone(self.tx, claimed, verdict.until_ms)
-            if claimed.envelope.urgent and run is not None:
-                # What stands in front of it may wait for a gap, and has to wait no longer.
-                self.hurried.add(run)
+    async def at(self, due: Sequence[_Due]) -> None:
+        """Take those events whose turn it is.
 
-    async def hold_taken(self) -> None:
-        """Write down who holds what was taken."""
-        if self.taken_now:
-            places = to_json([claimed.position for claimed in self.taken_now])
-            held = {"places": places, "holder": self.holder, "until_ms": self.until_ms}
-            await self.tx.execute(CLAIM, held)
-            self.taken_now.clear()
+        What is decided on an event depends on what was decided on one of the same run: so they are
+        looked at together with those of other runs, and after one another.
+        """
+        while due:
+            first, due = _first_of_each_run(due)
+            await self._decide(first)
+            await self._write_down()
+        await self._write_down()
 
-    async def _turn(self, claimed: Claimed, run: str, forced: bool) -> Verdict:
-        if any(taken.envelope.subject == run for taken in self.taken_now):
-            # What is decided on this one depends on that.
-            await self.hold_taken()
+    async def _decide(self, due: Sequence[_Due]) -> None:
+        ordered = [each for each in due if _run_of(each) in self.free]
+        envelopes = [claimed.envelope for claimed, _ in ordered]
+        around = await turns.around(self.tx, envelopes) if ordered else ()
+        known = {each[0].position: found for each, found in zip(ordered, around, strict=True)}
+        for each in due:
+            if _run_of(each) is None:
+                self._do(each, HANDLE)
+            elif each[0].position in known:
+                self._do(each, self._turn(each, known[each[0].position]))
+            # Or it is looked at again when whoever decides on its run has decided.
+
+    def _turn(self, due: _Due, around: Around) -> Verdict:
+        claimed, forced = due
         return decide(
             claimed.envelope.sequence or 0,
-            await turns.around(self.tx, claimed.envelope),
+            around,
             urgent=claimed.envelope.urgent,
             forced=forced,
             gap_until_ms=claimed.received_at_ms + self.gap_ms,
             now_ms=self.now_ms,
         )
 
+    def _do(self, due: _Due, verdict: Verdict) -> None:
+        claimed, forced = due
+        run = claimed.envelope.subject
+        if verdict.what == "stale":
+            self.over.append(Over(claimed, "stale", forced))
+        elif verdict.what == "handle":
+            self.taken.append(claimed)
+            self.taken_now.append(claimed)
+        else:
+            self.postponed[claimed.position] = verdict.until_ms
+            if claimed.envelope.urgent and run is not None:
+                # What stands in front of it may wait for a gap, and has to wait no longer.
+                self.hurried.add(run)
 
-async def _postpone(tx: Transaction, claimed: Claimed, until_ms: int) -> None:
-    await tx.execute(POSTPONE, {"place": claimed.position, "until_ms": until_ms})
+    async def _write_down(self) -> None:
+        """Tell the inbox who holds what was taken, and until when the others are put off."""
+        if self.taken_now:
+            places = to_json([claimed.position for claimed in self.taken_now])
+            held = {"places": places, "holder": self.holder, "until_ms": self.until_ms}
+            await self.tx.execute(CLAIM, held)
+            self.taken_now.clear()
+        if self.postponed:
+            untils = to_json({str(place): until for place, until in self.postponed.items()})
+            await self.tx.execute(POSTPONE, {"untils": untils})
+            self.postponed.clear()
+
+
+def _run_of(due: _Due) -> str | None:
+    """The run that an event has a number in."""
+    envelope = due[0].envelope
+    return envelope.subject if envelope.sequence is not None else None
+
+
+def _first_of_each_run(due: Sequence[_Due]) -> tuple[list[_Due], list[_Due]]:
+    """The first event of each run, and all that belong to none; and those behind them."""
+    first: list[_Due] = []
+    others: list[_Due] = []
+    seen: set[str] = set()
+    for each in due:
+        run = _run_of(each)
+        if run in seen:
+            others.append(each)
+            continue
+        if run is not None:
+            seen.add(run)
+        first.append(each)
+    return first, others
 
 
 async def _end(

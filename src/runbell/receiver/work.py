@@ -116,20 +116,20 @@ class Worker:
         while True:
             self._news.clear()
             free = min(self._options.concurrency - len(self._held), MOST_CLAIMED)
-            claims = None
+            due_ms = None
             if free > 0:
-                claims = await self._until_stored(partial(self._claim, free))
-                for claimed in claims.taken:
-                    self._take_up(claimed)
-            if claims is None or not claims.full:
-                await self._rest()
+                due_ms = await self._until_stored(lambda: self._store.read(rows.next_due))
+                if due_ms is not None and due_ms <= self._clock.now_ms():
+                    claims = await self._until_stored(partial(self._claim, free))
+                    for claimed in claims.taken:
+                        self._take_up(claimed)
+                    if claims.taken or claims.full:
+                        continue
+            await self._rest(due_ms)
 
     async def _claim(self, limit: int) -> rows.Claims:
         options, now_ms = self._options, self._clock.now_ms()
         held = {claimed.position for claimed in self._held.values()}
-        due_ms = await self._store.read(rows.next_due)
-        if due_ms is None or due_ms > now_ms:
-            return rows.Claims()
         claims = await self._unit(
             lambda tx: rows.claim(
                 tx,
@@ -173,11 +173,14 @@ class Worker:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("an event was not handled to its end", exc_info=error)
 
-    async def _rest(self) -> None:
-        """Return when there may be something to do."""
-        due_ms = await self._until_stored(lambda: self._store.read(rows.next_due))
+    async def _rest(self, due_ms: int | None) -> None:
+        """Return when there may be something to do.
+
+        Args:
+            due_ms: when the next event is due; None where none is, or where there is no room.
+        """
         seconds = self._options.poll
-        if due_ms is not None and len(self._held) < self._options.concurrency:
+        if due_ms is not None:
             seconds = min(seconds, max(0.0, (due_ms - self._clock.now_ms()) / 1000))
         if self._news.is_set() or not seconds:
             return

@@ -45,6 +45,10 @@ logger = logging.getLogger(__name__)
 MAX_FIELDS = 2 * MAX_IDS
 """Parameters that a query may have: as many ids as can be asked for, each on its own, and more."""
 
+PROBE_SECONDS = 3.0
+"""How long a write may take in a process that says that it is ready: longer than one row that
+somebody holds keeps all of its connections."""
+
 _PREFIXES = ("/openai/v1/", "/openai/")
 """Where Azure's clients look for the API."""
 
@@ -99,7 +103,7 @@ class App:
         self._limits = Limits(ctx.clock, ctx.settings.rpm)
         self._stopping = False
         self._probe_again = float("-inf")
-        self._writable = False
+        self._unwritable: str | None = None
         self._paths = _Paths(ROUTES if api else ())
         self._pages = _PAGES if api else logs.PROBES
 
@@ -306,16 +310,21 @@ class App:
         if now >= self._probe_again:
             # Kept for a moment: whoever asks, with no key, must not keep the writer busy.
             self._probe_again = now + 1.0
-            self._writable = await self._probe()
-        return None if self._writable else "the database cannot be written"
+            self._unwritable = await self._probe()
+        return self._unwritable
 
-    async def _probe(self) -> bool:
+    async def _probe(self) -> str | None:
+        """Write, as a request does; what is wrong with that."""
         now_ms = self._ctx.clock.now_ms()
         try:
-            await self._ctx.store.write(lambda tx: probe(tx, now_ms))
+            # In line with all others: where they wait for so long, others can serve them better.
+            async with asyncio.timeout(PROBE_SECONDS):
+                await self._ctx.store.write(lambda tx: probe(tx, now_ms))
         except StorageUnavailable:
-            return False
-        return True
+            return "the database cannot be written"
+        except TimeoutError:
+            return f"a write to the database takes longer than {PROBE_SECONDS:g} s"
+        return None
 
 
 def _to_the_docs(method: str) -> Answer:

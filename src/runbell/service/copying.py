@@ -152,7 +152,7 @@ async def _session(url: str, *, changes: bool) -> AsyncIterator[asyncpg.Connecti
     Args:
         changes: make or change the schema where it is not today's.
     """
-    with named_server(url) as (server, _):
+    with named_server(url, beside=True, create=changes) as (server, _):
         from runbell.service.postgresql import as_it_is, migrating
         from runbell.storage.postgresql import unavailable
 

@@ -42,12 +42,18 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
 
 @contextlib.contextmanager
-def named_server(url: str) -> Iterator[tuple[str, str]]:
+def named_server(
+    url: str, *, beside: bool = False, create: bool = True
+) -> Iterator[tuple[str, str]]:
     """A PostgreSQL database where it can be reached, and what it is called in messages; the server
     of `postgresql-embedded` runs meanwhile.
 
+    Args:
+        beside: where a service runs that server already, that one will do.
+        create: make its data where there is none.
+
     Raises:
-        ConfigurationError: the server is in use, or does not start.
+        ConfigurationError: the server is in use, or does not start; or there is no data.
         MissingExtra: what it needs is not installed.
     """
     try:
@@ -57,7 +63,7 @@ def named_server(url: str) -> Iterator[tuple[str, str]]:
             raise
         raise MissingExtra("a PostgreSQL database", "postgresql") from None
     if url.startswith(EMBEDDED):
-        with private_server(url) as (private, folder):
+        with private_server(url, beside=beside, create=create) as (private, folder):
             yield private, f"the PostgreSQL in {folder}"
         return
     yield url, location(url)
@@ -68,15 +74,22 @@ async def open_store(settings: Settings, *, create: bool = True) -> AsyncIterato
     """The store alone, also beside a running service, its schema up to date.
 
     Args:
-        create: make the SQLite file where there is none.
+        create: make an installation where there is none.
 
     Raises:
-        ConfigurationError: the database can't be used.
+        ConfigurationError: the database can't be used; or there is no installation.
         StorageUnavailable: it is locked, or can't be reached.
     """
     if not settings.database.startswith("sqlite:"):
-        async with open_database(settings) as database:
-            yield database.store
+        with named_server(settings.database, beside=True, create=create) as (server, name):
+            from runbell.service.postgresql import open_existing, open_postgresql
+
+            if create:
+                async with open_postgresql(server, name) as database:
+                    yield database.store
+            else:
+                async with open_existing(server, name) as existing:
+                    yield existing
         return
     path = sqlite_path(settings.database)
     if not create and not path.exists():

@@ -19,27 +19,39 @@ from runbell.service.neighbours import CHANNEL, Neighbours, SharedChanges
 from runbell.service.operations.context import Context
 from runbell.service.retelling import Retelling
 from runbell.service.settings import EMBEDDED, Settings, location
-from runbell.service.shared_clock import SharedClock
 from runbell.service.shared_limits import SharedLimits
 from runbell.storage.listening import Listener
 from runbell.storage.migrate import SERVICE
 from runbell.storage.migrate_postgresql import LOCK, revision, upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore, connect, unavailable
 from runbell.storage.private_postgresql import PrivatePostgresql
+from runbell.storage.shared_clock import SharedClock
 from runbell.storage.urls import without_password
 
 if TYPE_CHECKING:
     import asyncpg
 
-__all__ = ["PostgresqlDatabase", "migrate", "migrating", "open_postgresql", "private_server"]
+__all__ = [
+    "PostgresqlDatabase",
+    "as_it_is",
+    "migrate",
+    "migrating",
+    "open_existing",
+    "open_postgresql",
+    "private_server",
+]
 
 logger = logging.getLogger(__name__)
 
 PRIVATE_FOLDER = "runbell.postgresql"
 """Where the data of a private server is, unless the URL says so."""
 
-LOCK_SECONDS = 2
-"""How long a change of the schema waits for a table, and others behind it, before it lets them."""
+LOCK_SECONDS = 1
+"""How long a change of the schema waits for a table, and others behind it, before it lets them:
+shorter than a request waits."""
+
+FEW = 2
+"""Connections of a command."""
 
 OLDEST = 14
 """The oldest PostgreSQL that it is tested with, and has what the feed needs."""
@@ -170,9 +182,12 @@ async def _upgrade(connection: asyncpg.Connection) -> None:
 
 
 @contextlib.asynccontextmanager
-async def as_it_is(url: str) -> AsyncIterator[asyncpg.Connection]:
+async def as_it_is(url: str, name: str | None = None) -> AsyncIterator[asyncpg.Connection]:
     """A connection to an installation's database, of which nothing is changed; while it is open, no
     service starts.
+
+    Args:
+        name: for messages; by default the URL's own, without its password.
 
     Raises:
         ConfigurationError: it has no installation, or one of another version's.
@@ -183,9 +198,9 @@ async def as_it_is(url: str) -> AsyncIterator[asyncpg.Connection]:
         with unavailable():
             await connection.execute("SELECT pg_advisory_lock($1)", LOCK + 1)
             found = await revision(connection, SERVICE)
-            name = without_password(url)
+            name = name or without_password(url)
             if found is None:
-                raise ConfigurationError(f"there is no installation of Runbell in {name}")
+                raise no_installation(name)
             if found != SERVICE.head:
                 raise ConfigurationError(
                     f"{name} has schema {found}, this version of Runbell has {SERVICE.head}: "
@@ -196,12 +211,54 @@ async def as_it_is(url: str) -> AsyncIterator[asyncpg.Connection]:
         connection.terminate()
 
 
+@contextlib.asynccontextmanager
+async def open_existing(url: str, name: str) -> AsyncIterator[PostgresqlStore]:
+    """The store of an installation that is there, and whose schema is this version's.
+
+    Args:
+        name: for messages.
+
+    Raises:
+        ConfigurationError: it is not.
+        StorageUnavailable: it can't be used now.
+    """
+    async with as_it_is(url, name):
+        store = await PostgresqlStore.open(url, FEW)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def no_installation(name: str) -> ConfigurationError:
+    """What to say of a database that is to be read, and has nothing of ours."""
+    return ConfigurationError(
+        f"there is no installation of Runbell in {name}: name yours with --database, or make one "
+        "with runbell migrate"
+    )
+
+
 @contextlib.contextmanager
-def private_server(url: str) -> Iterator[tuple[str, Path]]:
-    """A server of this process's own: the URL of its database, and where its data is."""
+def private_server(url: str, *, beside: bool, create: bool) -> Iterator[tuple[str, Path]]:
+    """A server of this process's own: the URL of its database, and where its data is.
+
+    Args:
+        beside: one that another process runs on this data will do.
+        create: make the data where there is none.
+
+    Raises:
+        ConfigurationError: there is no data, it is in use, or the server does not start.
+        MissingExtra: its wheel is not installed.
+    """
     path = unquote(url.removeprefix(EMBEDDED).removeprefix("://").removeprefix("/"))
     folder = Path(path or PRIVATE_FOLDER).resolve()
     server = PrivatePostgresql(folder)
+    if not create and not server.has_data:
+        raise no_installation(str(folder))
+    running = server.url_of_running() if beside else None
+    if running is not None:
+        yield running, folder
+        return
     server.start()
     try:
         yield server.url(), folder

@@ -6,9 +6,14 @@ and the table is not flushed to the disk: a crash of the database forgets what w
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from runbell.errors import StorageUnavailable
 from runbell.service.limits import Headers, bucket_of, headers_of
 from runbell.service.operations.access import Caller
-from runbell.storage.postgresql import PostgresqlStore
+from runbell.storage.postgresql import WAIT_SECONDS, PostgresqlStore
 
 __all__ = ["SharedLimits"]
 
@@ -38,6 +43,9 @@ SELECT full_at, extract(epoch FROM clock_timestamp())::float8 FROM runbell_limit
 class SharedLimits:
     """Counts the requests of every key that has a limit, at any process.
 
+    One at a time: who asks for work and says that it is alive uses the same few connections, and
+    must not stand behind a flood of requests, nor behind a key whose row somebody holds.
+
     Args:
         rpm: requests a minute of a key that has no limit of its own; 0 is no limit.
     """
@@ -45,6 +53,7 @@ class SharedLimits:
     def __init__(self, store: PostgresqlStore, rpm: int) -> None:
         self._store = store
         self._rpm = rpm
+        self._turns = asyncio.Lock()
 
     async def count(self, caller: Caller) -> Headers:
         """Count a request; headers for its answer, none where the key has no limit.
@@ -58,11 +67,25 @@ class SharedLimits:
             return []
         bucket = bucket_of(rpm)
         span = bucket.capacity * bucket.interval
-        rows = await self._store.fetch(TAKE, caller.key_id, bucket.interval, span)
-        while not rows:
-            # It may be gone by then, and the next try is the first of a new bucket.
-            rows = await self._store.fetch(LOOK, caller.key_id) or await self._store.fetch(
-                TAKE, caller.key_id, bucket.interval, span
-            )
+        async with self._turn():
+            rows = await self._store.fetch(TAKE, caller.key_id, bucket.interval, span)
+            while not rows:
+                # It may be gone by then, and the next try is the first of a new bucket.
+                rows = await self._store.fetch(LOOK, caller.key_id) or await self._store.fetch(
+                    TAKE, caller.key_id, bucket.interval, span
+                )
         full_at, now = rows[0]
         return headers_of(caller, rpm, bucket.take(full_at, now))
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            words = f"requests of keys that have a limit wait for longer than {WAIT_SECONDS:g} s"
+            raise StorageUnavailable(words) from error
+        try:
+            yield
+        finally:
+            self._turns.release()

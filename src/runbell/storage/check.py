@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import and_, bindparam, func, select, text, tuple_
 
 from runbell.runs import TRANSITIONS, RunStatus
-from runbell.storage import check_webhooks, schema
+from runbell.storage import check_webhooks, runs, schema
 from runbell.storage.report import Named, Report, rows
 from runbell.storage.statements import Statement, limited
 from runbell.storage.store import Transaction
@@ -40,26 +40,15 @@ _STAMPS = {
 }
 
 _TERMINAL = frozenset(str(status) for status in RunStatus if status.is_terminal)
-_RUN_COLUMNS = (
-    "position",
-    "id",
-    "project_id",
-    "thread_id",
-    "status",
-    "sequence",
-    "waits_turn",
-    "expires_at_ms",
-    "error_code",
-    "status_reason",
-    *_STAMPS.values(),
-)
+_READ = tuple(column.name for column in runs.ROW.selected_columns)
 
 RUNS = Statement(
     "check.runs",
     "Every run, its thread where there is one, and how many events it has.",
     limited(
         select(
-            *(schema.runs.c[name] for name in _RUN_COLUMNS),
+            _r.position,
+            *(_r[name] for name in _READ),
             _r.tool_calls.is_not(None).label("calls"),
             _r.pending_messages.is_not(None).label("pending"),
             _t.project_id.label("thread_project"),
@@ -181,6 +170,10 @@ async def _check_runs(tx: Transaction, report: Report, now_ms: int | None) -> No
             continue
         for rule in _broken(run, status):
             report.add(rule, run_id, told)
+        try:
+            runs.record_of([run[name] for name in _READ])
+        except runs.UNREADABLE as error:
+            report.add("a run that cannot be read", run_id, str(error))
         if (
             now_ms is not None
             and not status.is_terminal

@@ -90,7 +90,7 @@ async def readable(tx: Transaction, thread_id: str, row: Row | None) -> RunRecor
     those behind it from beginning."""
     if row is None:
         return None
-    found = runs.readable((row,))
+    found = list(runs.readable((row,)))
     if not found:
         rows = await tx.fetch_all(LIVE_OF_THREAD, {"thread": thread_id})
         found = [record for record in runs.readable(rows) if record.run.waits_turn]

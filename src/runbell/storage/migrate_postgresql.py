@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import asyncpg
 
 __all__ = [
+    "CHANGING",
     "LOCK",
     "bring_forward",
     "revision",
@@ -86,8 +87,7 @@ CREATE UNLOGGED TABLE IF NOT EXISTS runbell_limits (
 """
 """What the keys of all processes have asked for: when the bucket of each is full again."""
 
-
-_CHANGING = {
+CHANGING = {
     "autovacuum_vacuum_scale_factor": "0.02",
     "autovacuum_vacuum_threshold": "1000",
     "autovacuum_analyze_scale_factor": "0.02",
@@ -103,7 +103,7 @@ _GROWING = {
 for what comes tomorrow."""
 
 _VACUUM = {
-    **dict.fromkeys(("runs", "deliveries", "run_steps", "idempotency_keys"), _CHANGING),
+    **dict.fromkeys(("runs", "deliveries", "run_steps", "idempotency_keys"), CHANGING),
     **dict.fromkeys(("events", "attempts", "messages"), _GROWING),
 }
 _OPTIONS = """

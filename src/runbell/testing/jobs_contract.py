@@ -39,7 +39,7 @@ Self = TypeVar("Self")
 Houses = Callable[[], AbstractAsyncContextManager[tuple[Store, Engine]]]
 """Opens a store without rows, and says what makes an engine on it."""
 
-LIMIT = 20.0
+LIMIT = 60.0
 """Seconds that something may take which is to happen at once."""
 
 

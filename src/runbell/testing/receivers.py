@@ -262,7 +262,7 @@ class Receiver:
     def url(self) -> str:
         return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}/hooks"
 
-    def wait_for(self, count: int, limit_s: float = 20.0) -> list[Received]:
+    def wait_for(self, count: int, limit_s: float = 60.0) -> list[Received]:
         """The first `count` requests; fails when they are not there in time."""
         deadline = time.monotonic() + limit_s
         while len(self.requests) < count:

@@ -341,7 +341,7 @@ class PgQueuerJobs:
                 raise NotYet(timedelta(0), "its worker stops") from None
             raise
         except Stopping:
-            # What is due stays so: another worker goes on with it, and nothing has failed.
+            # Nothing has failed: another worker goes on with it, or the next start.
             raise NotYet(timedelta(0), "its worker stops") from None
         except RetryRequested:
             raise

@@ -1,7 +1,8 @@
 """What time is it, for all processes on a database: the database's time.
 
 Runs are made on one machine, expire on another and are shown by a third; and PostgreSQL itself
-says when a job is due. So there is one clock, and that of a machine may be wrong, or jump.
+says when a job is due. What one receiver holds, another takes when its time is over. So there is
+one clock, and that of a machine may be wrong, or jump.
 """
 
 from __future__ import annotations
