@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import bindparam, update
 
 from runbell.errors import StorageUnavailable
 from runbell.service.jobs import Handler, Job, JobKind
 from runbell.service.jobs import embedded as engine
 from runbell.service.jobs.embedded import EmbeddedJobs
 from runbell.service.operations import runs
+from runbell.storage import schema
+from runbell.storage.statements import Statement
 from runbell.storage.store import Transaction
 from runbell.testing.embedded import EmbeddedService, on_a_service
 
@@ -128,6 +131,43 @@ async def test_what_an_earlier_process_left_is_handed_out_first(service: Embedde
     worker.start()
     await service.settle()
     assert worker.begun == [*lost, *waiting]
+
+
+BREAK = Statement(
+    "runs.break",
+    "A run that nobody can read any more.",
+    update(schema.runs)
+    .values(config=bindparam("broken"))
+    .where(schema.runs.c.id == bindparam("run")),
+)
+
+
+@on_a_service(started=False)
+async def test_a_run_that_is_unreadable_keeps_no_other_from_being_found(
+    service: EmbeddedService,
+) -> None:
+    """Neither one that was lost with its worker nor one that is queued. It is handed out itself,
+    so that what it fails with is said."""
+    (lost,) = await queued(service, 1)
+    service.start()
+    await service.settle()
+    await service.crash()
+    broken, good = await queued(service, 2)
+    keys = [lost, broken, good]
+
+    async def breaks(tx: Transaction) -> None:
+        for run in (lost, broken):
+            await tx.later(BREAK, {"run": run, "broken": "{"})
+
+    await service.store.write(breaks)
+    service.build()
+    worker = Worker(service)
+    worker.start()
+    await service.settle()
+    assert worker.begun == keys
+    (late,) = await queued(service, 1)
+    await service.settle()
+    assert worker.begun == [*keys, late]
 
 
 @on_a_service(started=False, max_concurrent_runs=3)

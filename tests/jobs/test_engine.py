@@ -14,9 +14,12 @@ from pgqueuer.domain.errors import RetryRequested
 from pgqueuer.domain.models import TracebackRecord
 from pgqueuer.ports.repository import EntrypointExecutionParameter
 
+from runbell.service.jobs import Job
 from runbell.service.jobs.held import COUNT
+from runbell.service.jobs.missing import sweep_once
 from runbell.service.jobs.queries import FORGET, PUT, NotYet, install, queries
-from runbell.testing.postgresql import database, emptied
+from runbell.storage.store import Transaction
+from runbell.testing.postgresql import database, emptied, opened_postgresql
 
 SAID = "SELECT priority, status, entrypoint, payload, attempts, slot, queue_manager_id, "
 _UNLIMITED = EntrypointExecutionParameter(concurrency_limit=0)
@@ -189,3 +192,26 @@ def test_held_jobs_are_counted_without_a_look_at_the_others() -> None:
     plan = asyncio.run(_explained())
     assert "runbell_held_idx" in plan
     assert "Seq Scan" not in plan
+
+
+async def _sweeps() -> list[list[Job] | None]:
+    """What is found by one that looks, by another meanwhile, and by a third behind them."""
+    looked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def sweep(tx: Transaction) -> list[Job] | None:
+        found = await sweep_once(tx, 0, 1_000)
+        looked.set()
+        await go_on.wait()
+        return found
+
+    async with opened_postgresql() as store:
+        first = asyncio.create_task(store.write(sweep))
+        await asyncio.wait_for(looked.wait(), 30)
+        second = await store.write(lambda tx: sweep_once(tx, 0, 1_000))
+        go_on.set()
+        return [await first, second, await store.write(sweep)]
+
+
+def test_of_several_that_sweep_at_a_time_one_looks() -> None:
+    """The tables are searched by one process for all, and by the next one when that has ended."""
+    assert asyncio.run(_sweeps()) == [[], None, []]

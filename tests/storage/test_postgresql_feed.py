@@ -10,12 +10,13 @@ from pathlib import Path
 
 import asyncpg
 
+from runbell.service.postgresql import migrate
 from runbell.storage import events, projects
-from runbell.storage.migrate_postgresql import upgrade_postgresql
+from runbell.storage.migrate_postgresql import _OFFSET, upgrade_postgresql
 from runbell.storage.postgresql import PostgresqlStore, PostgresqlTransaction
 from runbell.storage.records import Project
 from runbell.storage.store import Transaction
-from runbell.testing.postgresql import database, emptied
+from runbell.testing.postgresql import database, emptied, server
 from runbell.testing.storage_contract.stories import event
 
 
@@ -71,6 +72,11 @@ async def told(store: PostgresqlStore, run_id: str) -> None:
     await store.write(lambda tx: events.append(tx, event(1, run_id, "p")))
 
 
+async def offset(store: PostgresqlStore) -> int:
+    """By how much positions have been put ahead."""
+    return int((await store.fetch("SELECT runbell_feed_offset()"))[0][0])
+
+
 @on_postgresql
 async def test_what_commits_later_is_not_in_front_of_a_cursor(
     store: PostgresqlStore, url: str
@@ -124,27 +130,86 @@ async def test_a_writer_that_gives_up_holds_nobody_back(store: PostgresqlStore, 
 
 
 @on_postgresql
+async def test_a_start_beside_units_that_are_open_passes_none_over(
+    store: PostgresqlStore, url: str
+) -> None:
+    """Every process that starts looks whether positions have to be put ahead. A unit that is open
+    holds the horizon back behind events that are there, as anybody's does in another database of
+    the server: that is no reason to, and would leave what it commits behind the cursor of who
+    reads."""
+    await told(store, "before")
+    elsewhere = await asyncpg.connect(server().url("postgres"))
+    async with elsewhere.transaction():
+        await elsewhere.fetch("SELECT pg_current_xact_id()")
+        slow = Writer(store, "slow")
+        await slow.appended()
+        await told(store, "quick")
+        await migrate(url)
+    await elsewhere.close()
+    seen = await read(store, None)
+    await slow.commit()
+    assert await offset(store) == 0
+    assert seen == ["evt_before_1"]
+    assert seen + await read(store, seen[-1]) == ["evt_before_1", "evt_slow_1", "evt_quick_1"]
+
+
+@on_postgresql
 async def test_events_that_came_from_elsewhere_stay_in_front(
     store: PostgresqlStore, url: str
 ) -> None:
     """As after a restore into another server, where the numbers of transactions are low again: the
-    next start puts what is new behind what is there."""
+    next start puts what is new behind what is there, whoever has a transaction at that moment.
+    Sessions that are open notice, also in a database of which an earlier version had made the
+    offset a constant."""
     connection = await asyncpg.connect(url)
+    elsewhere = await asyncpg.connect(server().url("postgres"))
     try:
-        await connection.execute(
-            "INSERT INTO events VALUES ($1, 'p', 'evt_old', 'old', 1, 'thread.run.queued', 1, '')",
-            1 << 50,
-        )
+        await connection.execute(_OFFSET.format(offset=0).replace("STABLE", "IMMUTABLE"))
         await upgrade_postgresql(connection)
-        await upgrade_postgresql(connection)
-        await told(store, "new")
-        assert await read(store, None) == ["evt_old", "evt_new_1"]
+        await told(store, "warm")
+        for _ in range(10):
+            # So often, that the session keeps its plan.
+            assert await read(store, None) == ["evt_warm_1"]
+        async with elsewhere.transaction():
+            await elsewhere.fetch("SELECT pg_current_xact_id()")
+            await connection.execute(
+                "INSERT INTO events VALUES "
+                "($1, 'p', 'evt_old', 'old', 1, 'thread.run.queued', 1, '')",
+                1 << 50,
+            )
+            await upgrade_postgresql(connection)
+            moved = await offset(store)
+            assert moved > 0
+            assert await read(store, None) == ["evt_warm_1", "evt_old"]
+            await upgrade_postgresql(connection)
+            assert await offset(store) == moved, "once is enough"
+            await told(store, "new")
+        assert await read(store, None) == ["evt_warm_1", "evt_old", "evt_new_1"]
         assert await read(store, "evt_old") == ["evt_new_1"]
     finally:
-        await connection.execute(
-            "CREATE OR REPLACE FUNCTION runbell_feed_offset() RETURNS bigint "
-            "LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT 0::bigint'"
-        )
+        await elsewhere.close()
+        await connection.execute(_OFFSET.format(offset=0))
+        await connection.close()
+
+
+@on_postgresql
+async def test_the_feed_is_read_by_an_index_from_the_cursor_to_the_horizon(
+    store: PostgresqlStore, url: str
+) -> None:
+    """Both are conditions of the index: neither what was read nor what is behind is looked at."""
+    params = {"project": "p", "low": 1, "limit": 10}
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("SET enable_seqscan = off")
+        for statement in (events.PAGE, events.NEWEST):
+            this = statement.postgresql
+            args = [params[name] for name in this.names]
+            rows = await connection.fetch(f"EXPLAIN {this.text}", *args)
+            plan = "\n".join(row[0] for row in rows)
+            assert re.search("Index Cond: .*pg_snapshot_xmin", plan), plan
+            assert "Filter" not in plan
+            assert "Sort" not in plan
+    finally:
         await connection.close()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from runbell.clock import VirtualClock
 from runbell.runs import RunStatus
 from runbell.runs.run import Run
 from runbell.service.hints import (
+    ENOUGH_OF_A_KIND,
     ENOUGH_OF_ALL,
     LEARNED_A_SECOND,
     LEAST_MS,
@@ -239,6 +242,64 @@ def test_in_one_second_not_all_kinds_are_worked_out_anew() -> None:
     for model in kinds:
         lived.hint(model)
     assert len(lived.learned()) == len(kinds)
+
+
+def test_runs_that_another_process_executes_teach_both() -> None:
+    """Who has queued them and is asked for hints, and who executes them, from one end to the
+    other: in a single process, all of that is known. Nobody keeps what has ended."""
+    clock, sequence = VirtualClock(), count(1)
+    queues, executes, alone = (Hints(clock) for _ in range(3))
+
+    def move(run: Run, status: RunStatus, **fields: int) -> Run:
+        now_ms = clock.now_ms()
+        run = replace(run, status=status, sequence=next(sequence), updated_at_ms=now_ms, **fields)
+        record = RunRecord(run, RunConfig("m"))
+        here, there = (queues, executes) if status is RunStatus.QUEUED else (executes, queues)
+        here.moved(record)
+        there.heard(run)
+        alone.moved(record)
+        return run
+
+    for number in range(ENOUGH_OF_A_KIND):
+        now_ms, sequence = clock.now_ms(), count(1)
+        run = Run(
+            f"run_{number}", "p", "t", "a", RunStatus.QUEUED, now_ms, now_ms + 600_000, now_ms
+        )
+        run = move(run, RunStatus.QUEUED)
+        clock.advance(1.0)
+        begun = run = move(run, RunStatus.IN_PROGRESS, started_at_ms=clock.now_ms())
+        queues.heard(replace(run, status=RunStatus.FAILED, sequence=1))  # it is late
+        clock.advance(20.0)
+        move(run, RunStatus.COMPLETED, completed_at_ms=clock.now_ms())
+    after = replace(begun, updated_at_ms=clock.now_ms() - 19_500)
+    told = [
+        each.poll_after_ms(RunRecord(after, RunConfig("m"))) for each in (queues, executes, alone)
+    ]
+    assert told == [told[0]] * 3
+    assert told[0] != UNKNOWN_MS
+    assert [each._parts for each in (queues, executes, alone)] == [{}] * 3
+    assert queues._known.dump() == executes._known.dump() == alone._known.dump()
+
+
+def test_a_run_that_was_taken_over_teaches_from_its_row() -> None:
+    """Of its only part the row tells all. One that was being cancelled has taught before."""
+    clock = VirtualClock()
+    hints = Hints(clock)
+    now_ms = clock.now_ms()
+    run = Run("r", "p", "t", "a", RunStatus.COMPLETED, now_ms, now_ms + 600_000, now_ms + 3_000)
+    run = replace(run, sequence=3, started_at_ms=now_ms + 1_000, completed_at_ms=now_ms + 3_000)
+    hints.moved(RunRecord(run, RunConfig("m")))
+    cancelled = replace(run, id="c", status=RunStatus.CANCELLED, sequence=4)
+    cancelled = replace(cancelled, cancelling_at_ms=now_ms + 2_000, cancelled_at_ms=now_ms + 3_000)
+    hints.moved(RunRecord(replace(cancelled, completed_at_ms=None), RunConfig("m")))
+    (kind,) = hints._kinds.values()
+    assert list(kind.waiting) == [(2.0, 1.0, True)]
+    # Behind a wait for a tool it tells when the part begins, and not since when that had waited.
+    after = replace(run, id="t", status=RunStatus.IN_PROGRESS, sequence=5, completed_at_ms=None)
+    hints.moved(RunRecord(after, RunConfig("m")))
+    after = replace(after, status=RunStatus.FAILED, sequence=6, updated_at_ms=now_ms + 7_000)
+    hints.moved(RunRecord(after, RunConfig("m")))
+    assert list(kind.waiting)[1:] == [(4.0, None, True)]
 
 
 @on_a_service()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from runbell.runs import Run, RunStatus
+from runbell.service.neighbours import SharedChanges
 from runbell.service.operations import threads
 from runbell.service.routes.runs import _Look
 from runbell.service.wire.preferences import MAX_WAIT_SECONDS, knows, wait_seconds
@@ -391,6 +392,24 @@ async def test_a_service_that_stops_answers_with_what_there_is(service: Embedded
     late = web.get(path, ("Prefer", "wait=60"))
     await service.settle()
     answered(service, late)
+
+
+@on_a_service()
+async def test_a_change_that_nobody_tells_is_found_before_the_time_is_over(
+    service: EmbeddedService,
+) -> None:
+    """As of a process that was killed behind its commit, where there are several."""
+    web, run, path = await in_progress(service)
+    changes = service.ctx.changes
+    changes.look_seconds = SharedChanges.look_seconds
+    exchange = await pending(service, web.get(path, ("Prefer", "wait=60")))
+    changes.publish = lambda _: None  # type: ignore[method-assign]
+    service.backend.turn.say("Hi")
+    await service.settle()
+    assert await service.status(run) is RunStatus.COMPLETED
+    await pending(service, exchange)
+    await service.advance(SharedChanges.look_seconds)
+    assert answered(service, exchange).json()["status"] == "completed"
 
 
 async def _without_reading(service: EmbeddedService, run: str) -> Run:

@@ -6,6 +6,7 @@ Where there are several processes, `service/neighbours.py` tells the others too.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Protocol, Self
@@ -43,7 +44,14 @@ class Moved(Protocol):
 
 class Changes:
     """Tells of each committed change: to listeners, which are quick and never wait, and to those
-    who wait for certain runs or for a project."""
+    who wait for certain runs or for a project.
+
+    Attributes:
+        look_seconds: after so long without news whoever waits looks again; not at all, where no
+            change can be made without being told.
+    """
+
+    look_seconds = math.inf
 
     def __init__(self) -> None:
         self._listeners: list[Callable[[Moved], None]] = []

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from runbell.clock import Clock
 from runbell.pacing.foresight import Foresight, Key
 from runbell.runs import Run, RunStatus
+from runbell.service.changes import Moved
 from runbell.storage import runs
 from runbell.storage.runs import RunRecord
 from runbell.storage.store import Store
@@ -49,9 +50,17 @@ _CUT_SHORT = frozenset({RunStatus.CANCELLING, RunStatus.CANCELLED, RunStatus.EXP
 
 @dataclass(slots=True)
 class _Part:
-    """The part of a run that goes on: from a start, or from tool outputs, until it is settled."""
+    """The part of a run that goes on: from a start, or from tool outputs, until it is settled.
 
-    queued_ms: int
+    Attributes:
+        kind: of which kind the run is.
+        sequence: of the run's latest event that is known here.
+        queued_ms: since when it waits for its start; None where nobody here knows.
+    """
+
+    kind: Key
+    sequence: int
+    queued_ms: int | None
     started_ms: int | None = None
 
 
@@ -59,7 +68,7 @@ class _Ended(NamedTuple):
     """How long a part of a run took, in seconds."""
 
     ran: float
-    queued: float
+    queued: float | None
     whole: bool
 
 
@@ -81,7 +90,8 @@ class _Kind:
 
 
 class Hints:
-    """Learns from the runs that move in this process, and says when to look at one.
+    """Learns from the runs that move in this process, or elsewhere after they were queued or begun
+    in it, and says when to look at one.
 
     A run that ends is noted, which costs nothing. Before a hint is given, what was noted of its
     kind is learned, in order; that is what takes time, so it is done once a second at the most.
@@ -101,10 +111,10 @@ class Hints:
             run = record.run
             ended_ms, whole = _end_of_only_part(run)
             if ended_ms is not None and run.started_at_ms:
-                part = _Part(run.created_at_ms, run.started_at_ms)
-                key = _key(record)
-                if len(self._note(key, part, ended_ms, whole=whole).waiting) == WAITING:
-                    self._learn(key, self._kinds[key])
+                part = _Part(_key(record), run.sequence, run.created_at_ms, run.started_at_ms)
+                kind = self._note(part, run.started_at_ms, ended_ms, whole=whole)
+                if len(kind.waiting) == WAITING:
+                    self._learn(part.kind, kind)
         for key, kind in self._kinds.items():
             self._learn(key, kind)
 
@@ -112,12 +122,33 @@ class Hints:
         """A run has changed its status."""
         run = record.run
         if run.status is RunStatus.QUEUED:
-            self._parts[run.id] = _Part(run.updated_at_ms)
-            if len(self._parts) > MOST_OPEN:
-                del self._parts[next(iter(self._parts))]
+            self._begin(run.id, _Part(_key(record), run.sequence, run.updated_at_ms))
             return
+        if run.id not in self._parts:
+            part = _begun_elsewhere(record)
+            if part is None:
+                return
+            self._begin(run.id, part)
+        self._go_on(run)
+
+    def heard(self, run: Moved) -> None:
+        """A run has changed its status in another process. Of what kind it is nobody tells: it is
+        learned from where its part has begun here, and forgotten then."""
         part = self._parts.get(run.id)
-        if part is None:
+        # What was told before the latest change here may be heard behind it.
+        if part is not None and run.sequence > part.sequence:
+            self._go_on(run)
+
+    def _begin(self, run_id: str, part: _Part) -> None:
+        self._parts[run_id] = part
+        if len(self._parts) > MOST_OPEN:
+            del self._parts[next(iter(self._parts))]
+
+    def _go_on(self, run: Moved) -> None:
+        part = self._parts[run.id]
+        part.sequence = run.sequence
+        if run.status is RunStatus.QUEUED:
+            part.queued_ms, part.started_ms = run.updated_at_ms, None
             return
         if run.status is RunStatus.IN_PROGRESS:
             part.started_ms = run.updated_at_ms
@@ -125,16 +156,17 @@ class Hints:
         del self._parts[run.id]
         if part.started_ms is None:
             return
-        key = _key(record)
-        kind = self._note(key, part, run.updated_at_ms, whole=run.status not in _CUT_SHORT)
+        whole = run.status not in _CUT_SHORT
+        kind = self._note(part, part.started_ms, run.updated_at_ms, whole=whole)
         if len(kind.waiting) == WAITING and self._may_learn(kind):  # nobody asks for a hint
-            self._learn(key, kind)
+            self._learn(part.kind, kind)
 
-    def _note(self, key: Key, part: _Part, at_ms: int, *, whole: bool) -> _Kind:
-        assert part.started_ms is not None
+    def _note(self, part: _Part, started_ms: int, at_ms: int, *, whole: bool) -> _Kind:
         # The wall clock can be set back; nothing ever took less than no time.
-        ran = max(at_ms - part.started_ms, 0) / 1000
-        queued = max(part.started_ms - part.queued_ms, 0) / 1000
+        ran = max(at_ms - started_ms, 0) / 1000
+        waited = part.queued_ms
+        queued = None if waited is None else max(started_ms - waited, 0) / 1000
+        key = part.kind
         kind = self._kinds[key] = self._kinds.pop(key) if key in self._kinds else _Kind()
         kind.waiting.append(_Ended(ran, queued, whole))
         kind.runs += 1
@@ -164,10 +196,11 @@ class Hints:
             return UNKNOWN_MS
         if kind is not None and kind.waiting and self._may_learn(kind):
             self._learn(key, kind)
-        part = self._parts.get(record.run.id)
+        run = record.run
         elapsed = 0.0
-        if part is not None and part.started_ms is not None:
-            elapsed = (self._clock.now_ms() - part.started_ms) / 1000
+        if run.status is RunStatus.IN_PROGRESS:
+            # Its row says since when, whoever executes it.
+            elapsed = max(self._clock.now_ms() - run.updated_at_ms, 0) / 1000
         seconds = self._known.poll_after(key, elapsed)
         return max(LEAST_MS, min(round(seconds * 1000), MOST_MS))
 
@@ -177,8 +210,25 @@ class Hints:
         return min(map(self.poll_after_ms, open_ones), default=None)
 
 
+_BEGUN = 2
+"""Events of a run that has begun for the first time."""
+
 _ONE_PART = 3
 """Events of a run that was queued, in progress and then ended, or was to be cancelled."""
+
+
+def _begun_elsewhere(record: RunRecord) -> _Part | None:
+    """The part of a run of which nothing is known here but its row; None where that doesn't tell,
+    or where the part was over before."""
+    run = record.run
+    if run.status is RunStatus.IN_PROGRESS:
+        queued_ms = run.created_at_ms if run.sequence == _BEGUN else None
+        return _Part(_key(record), run.sequence, queued_ms)
+    ended_ms, _ = _end_of_only_part(run)
+    was_over = run.cancelling_at_ms and run.status is not RunStatus.CANCELLING
+    if ended_ms is None or was_over or not run.started_at_ms:
+        return None
+    return _Part(_key(record), run.sequence, run.created_at_ms, run.started_at_ms)
 
 
 def _end_of_only_part(run: Run) -> tuple[int | None, bool]:

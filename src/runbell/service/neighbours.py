@@ -25,7 +25,7 @@ from runbell.storage.listening import Listener
 from runbell.storage.postgresql import PostgresqlStore
 from runbell.storage.store import Transaction
 
-__all__ = ["CHANNEL", "Neighbours", "SharedChanges", "ToldRun"]
+__all__ = ["CHANNEL", "LOOK_SECONDS", "Neighbours", "SharedChanges", "ToldRun"]
 
 CHANNEL = "runbell_changes"
 
@@ -34,6 +34,10 @@ MOST_TOLD = 40
 
 FIRST_SECONDS, LAST_SECONDS = 0.002, 0.1
 """From one look for the feed's horizon to the next, while something is behind it."""
+
+LOOK_SECONDS = 15.0
+"""From one look at the rows to the next, for all who wait for a change or follow runs: a process
+that was killed behind a commit has told nobody of it."""
 
 MOST_UNTOLD = 10_000
 """Changes that wait to be told, while the database is away."""
@@ -90,6 +94,8 @@ class SharedChanges(Changes):
     committed one after the other, each with a flush of its own, in all of PostgreSQL. What a
     process could not tell any more, since it was killed, is found by whoever looks again.
     """
+
+    look_seconds = LOOK_SECONDS
 
     def __init__(self, store: PostgresqlStore, listener: Listener) -> None:
         super().__init__()

@@ -87,6 +87,7 @@ class PostgresqlDatabase(Database):
         )
         if self._jobs is not None:
             neighbours.on_work(self._jobs.look)
+        neighbours.on_change(ctx.hints.heard)
         self._retelling = Retelling(ctx, neighbours)
         self._retelling.start()
         neighbours.start()

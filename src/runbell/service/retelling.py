@@ -16,7 +16,7 @@ from dataclasses import replace
 from runbell.errors import RequestRefused, StorageUnavailable
 from runbell.runs import Run, RunStatus
 from runbell.service.changes import Moved
-from runbell.service.neighbours import Neighbours, ToldRun
+from runbell.service.neighbours import LOOK_SECONDS, Neighbours, ToldRun
 from runbell.service.operations import runs
 from runbell.service.operations.context import Context
 from runbell.service.routes.streaming import retold
@@ -28,11 +28,6 @@ from runbell.storage.runs import RunRecord
 __all__ = ["Retelling"]
 
 logger = logging.getLogger(__name__)
-
-
-LOOK_SECONDS = 15.0
-"""From one look at the rows of all runs that are followed to the next: a process that was killed
-behind a commit has told nobody of it."""
 
 BEING_TOLD_MS = 1_000
 """What has only just changed is being told: a look would find the last of several changes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runbell.storage import endpoints, holding, runs
+from runbell.storage import endpoints, holding
 from runbell.storage.endpoints import Listening
 from runbell.storage.runs import RunRecord
 from runbell.storage.store import Transaction
@@ -18,7 +18,7 @@ class Closing:
 
     Attributes:
         listening: the project's endpoints to which events are owed.
-        waiting: the run whose turn comes.
+        waiting: the run whose turn comes, of those that can be read.
     """
 
     listening: list[Listening]
@@ -37,5 +37,5 @@ async def look(tx: Transaction, project: str, thread_id: str, now_ms: int) -> Cl
     )
     return Closing(
         [endpoints.listening_of(row) for row in listening],
-        runs.record_of(waiting) if waiting is not None else None,
+        await holding.readable(tx, thread_id, waiting),
     )

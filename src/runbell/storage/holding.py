@@ -10,13 +10,14 @@ from runbell.storage.codec import JsonColumn
 from runbell.storage.records import Message
 from runbell.storage.runs import RunRecord
 from runbell.storage.statements import Statement, update_row
-from runbell.storage.store import Transaction
+from runbell.storage.store import Row, Transaction
 
 __all__ = [
     "active",
     "live",
     "next_waiting",
     "pending_messages",
+    "readable",
     "take_turn",
     "waiting",
 ]
@@ -80,7 +81,20 @@ async def active(tx: Transaction, thread_id: str) -> str | None:
 async def next_waiting(tx: Transaction, thread_id: str) -> RunRecord | None:
     """The run whose turn it is when the thread becomes free."""
     row = await tx.fetch_one(NEXT_WAITING, {"thread": thread_id})
-    return runs.record_of(row) if row is not None else None
+    return await readable(tx, thread_id, row)
+
+
+async def readable(tx: Transaction, thread_id: str, row: Row | None) -> RunRecord | None:
+    """What the row of `NEXT_WAITING` says. Where nobody can read that, the next run that can be
+    read has its turn: a row that is broken keeps neither the run in front of it from ending nor
+    those behind it from beginning."""
+    if row is None:
+        return None
+    found = list(runs.readable((row,)))
+    if not found:
+        rows = await tx.fetch_all(LIVE_OF_THREAD, {"thread": thread_id})
+        found = [record for record in runs.readable(rows) if record.run.waits_turn]
+    return found[0] if found else None
 
 
 async def pending_messages(tx: Transaction, run_id: str) -> tuple[Message, ...]:

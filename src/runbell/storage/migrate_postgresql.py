@@ -36,7 +36,13 @@ LOCK = 0x52756E62656C6C
 
 _OFFSET = """
 CREATE OR REPLACE FUNCTION runbell_feed_offset() RETURNS bigint
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT {offset}::bigint'
+LANGUAGE sql STABLE PARALLEL SAFE AS 'SELECT {offset}::bigint'
+"""
+"""Not immutable, although it hardly ever changes: sessions that are open would keep the old value,
+which is then a constant in their plans."""
+
+_MAY_CHANGE = """
+SELECT provolatile <> 'i' FROM pg_proc WHERE oid = to_regproc('runbell_feed_offset')
 """
 
 _FUNCTIONS = """
@@ -57,6 +63,14 @@ ALTER TABLE events ALTER COLUMN position SET DEFAULT runbell_feed_position();
 """A position is a transaction's number, and behind that the event's within it. Numbers of
 transactions grow; but a database that was restored elsewhere begins with low ones again, which is
 what the offset is for."""
+
+_NEXT = """
+SELECT runbell_feed_offset(), runbell_feed_horizon(),
+    (pg_snapshot_xmax(pg_current_snapshot())::text::bigint + runbell_feed_offset()) << 16
+"""
+"""The offset, the horizon, and where the next transaction's position will be at the least. The
+horizon may be far behind the newest event: any transaction that is open holds it, also one in
+another database of the server."""
 
 _REFERENCES = """
 SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname)
@@ -113,6 +127,8 @@ async def upgrade_postgresql(connection: asyncpg.Connection) -> None:
         if await connection.fetchval("SELECT to_regproc('runbell_feed_position')") is None:
             await connection.execute(_OFFSET.format(offset=0))
             await connection.execute(_FUNCTIONS)
+        elif not await connection.fetchval(_MAY_CHANGE):
+            await connection.execute("ALTER FUNCTION runbell_feed_offset() STABLE")
         await connection.execute(_LIMITS)
         for (drop,) in await connection.fetch(_REFERENCES):
             await connection.execute(drop)
@@ -143,15 +159,19 @@ async def bring_forward(connection: asyncpg.Connection, lineage: Lineage) -> Non
 async def stay_ahead(connection: asyncpg.Connection, end_of_feed: int = 0) -> None:
     """Let the next position be behind every event, also of those that came from elsewhere.
 
+    Where all of them were written here nothing is changed, whoever writes at this moment: a unit
+    that is under way has its position by the offset that there is. It would be committed in front
+    of a horizon that moves.
+
     Args:
         end_of_feed: what it is not to be in front of, besides.
     """
     latest = await connection.fetchval("SELECT coalesce(max(position), 0) FROM events")
     latest = max(latest, end_of_feed)
-    low = await connection.fetchval("SELECT runbell_feed_horizon()")
-    if latest >= low:
-        offset = await connection.fetchval("SELECT runbell_feed_offset()")
-        missing = ((latest - low) >> 16) + 1
+    # Asked behind that: whatever was seen and has a number of this server's has a lower one.
+    ((offset, horizon, ahead),) = await connection.fetch(_NEXT)
+    if latest >= ahead:
+        missing = ((latest - horizon) >> 16) + 1
         await connection.execute(_OFFSET.format(offset=offset + missing))
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "many",
     "page",
     "page_of_project",
+    "readable",
     "record_of",
     "set_metadata",
     "standing",
@@ -272,7 +273,7 @@ async def _readable_page(
     while True:
         rows, more = await pages.fetch(tx, page, owner)
         # A list's rows have their position behind all else.
-        found = list(_readable(row[:-1] for row in rows))
+        found = list(readable(row[:-1] for row in rows))
         if found or not more:
             return found, more
         # An empty page would be taken for the list's end.
@@ -313,10 +314,11 @@ async def latest(tx: Transaction, limit: int) -> list[RunRecord]:
 
     One that can't be read is left out: nobody has asked for that one.
     """
-    return list(_readable(await tx.fetch_all(LATEST, {"limit": limit})))
+    return list(readable(await tx.fetch_all(LATEST, {"limit": limit})))
 
 
-def _readable(rows: Iterable[Row]) -> Iterator[RunRecord]:
+def readable(rows: Iterable[Row]) -> Iterator[RunRecord]:
+    """What rows of runs say, without those that nobody can read."""
     for row in rows:
         try:
             yield record_of(row)

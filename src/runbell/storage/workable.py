@@ -12,7 +12,7 @@ from runbell.storage import schema
 from runbell.storage.statements import Statement, limited
 from runbell.storage.store import Transaction
 
-__all__ = ["Workable", "in_progress", "ready"]
+__all__ = ["Workable", "asked_model", "in_progress", "ready"]
 
 _r = schema.runs.c
 
@@ -44,7 +44,7 @@ IN_PROGRESS = Statement(
 
 @dataclass(frozen=True, slots=True)
 class Workable:
-    """A run that can be taken up: which model it asks for, and its position."""
+    """A run that can be taken up: which model it asks for (see `asked_model`), and its position."""
 
     id: str
     model: str
@@ -60,6 +60,15 @@ class _Asked(msgspec.Struct):
 _ASKED = msgspec.json.Decoder(_Asked)
 
 
+def asked_model(config: str) -> str:
+    """The model of a run; empty where nobody can read that: a row that is broken fails by itself,
+    and keeps no other from being found."""
+    try:
+        return _ASKED.decode(config).model
+    except msgspec.DecodeError:
+        return ""
+
+
 async def ready(tx: Transaction, limit: int, after: int = 0) -> list[Workable]:
     """Queued runs that may start, oldest first, behind the position `after`."""
     return await _page(tx, READY, limit, after)
@@ -72,4 +81,4 @@ async def in_progress(tx: Transaction, limit: int, after: int = 0) -> list[Worka
 
 async def _page(tx: Transaction, statement: Statement, limit: int, after: int) -> list[Workable]:
     rows = await tx.fetch_all(statement, {"limit": limit, "after": after})
-    return [Workable(key, _ASKED.decode(config).model, position) for key, position, config in rows]
+    return [Workable(key, asked_model(config), position) for key, position, config in rows]

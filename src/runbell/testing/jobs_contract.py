@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar, cast
@@ -26,13 +27,13 @@ import pytest
 
 from runbell.clock import SystemClock, VirtualClock
 from runbell.errors import StorageUnavailable
-from runbell.service.jobs import Job, JobKind
+from runbell.service.jobs import Job, JobKind, Stopping
 from runbell.service.settings import Settings
 from runbell.storage.store import Store, Transaction
 from runbell.testing.backends import ScriptedBackend
 from runbell.testing.embedded import EmbeddedService, Engine
 
-__all__ = ["House", "Houses", "JobsContract", "in_a_house"]
+__all__ = ["House", "Houses", "JobsContract", "in_a_house", "stopped_in_a_handler"]
 
 Self = TypeVar("Self")
 Houses = Callable[[], AbstractAsyncContextManager[tuple[Store, Engine]]]
@@ -121,6 +122,25 @@ class House:
 
 async def _ignore(key: str, turn: int | None = None) -> None:
     pass
+
+
+async def stopped_in_a_handler(house: House) -> None:
+    """Stop, while an endpoint's handler is at work that says so in the end."""
+    go_on = asyncio.Event()
+
+    async def deliver(key: str) -> None:
+        house.begun.append(key)
+        await go_on.wait()
+        raise Stopping
+
+    jobs = house.service.jobs
+    jobs.start({kind: deliver if kind is JobKind.DELIVER else _ignore for kind in JobKind})
+    await house.put(Job(JobKind.DELIVER, "we_1"))
+    await house.until(lambda: bool(house.begun))
+    stopping = asyncio.create_task(jobs.stop(LIMIT))
+    await asyncio.sleep(0)
+    go_on.set()
+    await stopping
 
 
 def in_a_house(
@@ -288,6 +308,21 @@ class JobsContract:
         assert house.cancelled == [slow]
 
     @in_a_house()
+    async def test_a_handler_that_says_that_the_process_stops_has_not_failed(
+        self, house: House
+    ) -> None:
+        """It is not called again, and nothing is logged as a defect."""
+        hears = _Hears(logging.ERROR)
+        logger = logging.getLogger("runbell")
+        logger.addHandler(hears)
+        try:
+            await stopped_in_a_handler(house)
+        finally:
+            logger.removeHandler(hears)
+        assert house.begun == ["we_1"]
+        assert hears.messages == []
+
+    @in_a_house()
     async def test_the_next_process_goes_on_with_what_was_not_finished(self, house: House) -> None:
         """At once, and with nothing that was."""
         house.busy = lambda key: True
@@ -337,6 +372,17 @@ class JobsContract:
         house.release(a)
         await house.until(lambda: len(house.begun) == 4)
         assert house.begun == [b, d, a, c]
+
+
+class _Hears(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 class _Lane:

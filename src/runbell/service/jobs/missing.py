@@ -6,15 +6,14 @@ and of an endpoint, where a process died between a commit and what follows it.
 
 from __future__ import annotations
 
-import msgspec
-
 from runbell.service.jobs import Job, JobKind
 from runbell.storage import owed
-from runbell.storage.postgresql import PostgresqlView
+from runbell.storage.postgresql import PostgresqlTransaction, PostgresqlView
 from runbell.storage.schema import LAST_MS
 from runbell.storage.store import Transaction
+from runbell.storage.workable import asked_model
 
-__all__ = ["missing_jobs", "models_in_line", "prune_log", "sweep_once"]
+__all__ = ["MAX_MODELS", "missing_jobs", "models_in_line", "prune_log", "sweep_once"]
 
 NEAR_MS = 600_000
 """Deadlines so near, in milliseconds, are to have a job: what is far is found by a later sweep,
@@ -97,25 +96,9 @@ MAX_MODELS = 200
 """Models beside those that this process knows, which it looks for."""
 
 
-class _Asked(msgspec.Struct):
-    model: str
-
-
-_ASKED = msgspec.json.Decoder(_Asked)
-
-
-def _model(config: str) -> str:
-    """The model of a run; empty where nobody can read that: a row that is broken fails by itself,
-    and keeps no other from being found."""
-    try:
-        return _ASKED.decode(config).model
-    except msgspec.DecodeError:
-        return ""
-
-
 async def sweep_once(tx: Transaction, now_ms: int, cancel_grace_ms: int) -> list[Job] | None:
     """What is owed and has no job; None where another process is looking for that."""
-    assert isinstance(tx, PostgresqlView)
+    assert isinstance(tx, PostgresqlTransaction), "a lock lasts no longer than its transaction"
     if not (await tx.fetch(SWEEPING, SWEEP))[0][0]:
         return None
     return await missing_jobs(tx, now_ms, cancel_grace_ms, near_ms=now_ms + NEAR_MS)
@@ -132,7 +115,7 @@ async def missing_jobs(
     """
     assert isinstance(tx, PostgresqlView)
     jobs = [
-        Job(JobKind.RUN, run_id, model=_model(config), turn=turn)
+        Job(JobKind.RUN, run_id, model=asked_model(config), turn=turn)
         for run_id, turn, config in await tx.fetch(TURNS, AT_ONCE)
     ]
     jobs += [

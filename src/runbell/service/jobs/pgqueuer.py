@@ -26,13 +26,23 @@ from runbell import faults
 from runbell.clock import Clock
 from runbell.errors import StorageUnavailable
 from runbell.pacing import RetryBackoff
+from runbell.runs import Run
 from runbell.service.jobs import Handler, Job, JobKind, Lane, Lanes, Stopping
 from runbell.service.jobs.drivers import PooledDriver
 from runbell.service.jobs.engine import Manager, Place
 from runbell.service.jobs.held import count_held, forget_earlier
 from runbell.service.jobs.looping import forever
-from runbell.service.jobs.missing import models_in_line, prune_log, sweep_once
-from runbell.service.jobs.putting import ANY_MODEL, LATER, SLACK_MS, Put, named, put, turn_of
+from runbell.service.jobs.missing import MAX_MODELS, models_in_line, prune_log, sweep_once
+from runbell.service.jobs.putting import (
+    ANY_MODEL,
+    LATER,
+    SLACK_MS,
+    Put,
+    named,
+    own_line,
+    put,
+    turn_of,
+)
 from runbell.service.jobs.queries import FORGET, PUT, NotYet, queries
 from runbell.storage import owed, runs
 from runbell.storage.listening import Listener
@@ -71,11 +81,12 @@ MAX_DEADLINES = 50
 """Deadlines, and endpoints of one process, that are handled at the same time."""
 
 MAX_UNPLACED = 50
-"""Runs of models that nobody has listed, which stand in one line until their place is known."""
+"""Runs of models that nobody had listed, which are looked at at a time: each gets a line then."""
 
 DEFERRED = frozenset((JobKind.EXPIRE.value, JobKind.FINISH_CANCEL.value, LATER))
 """Jobs that wait for their time."""
 
+LINE_UP = "UPDATE pgqueuer SET entrypoint = $3 WHERE id = $1 AND queue_manager_id = $2"
 RELEASE = "UPDATE pgqueuer SET dedupe_key = NULL WHERE id = $1 AND queue_manager_id = $2"
 
 
@@ -238,6 +249,8 @@ class PgQueuerJobs:
             loop.cancel()
         if self._manager is not None:
             self._manager.shutdown.set()
+        # Who waits for a place gives its job back at once.
+        self._room.set()
         if self._running:
             _, late = await asyncio.wait(self._running, timeout=grace)
             # Each gives its job back: another worker goes on with it.
@@ -330,11 +343,11 @@ class PgQueuerJobs:
             if self._stopping:
                 raise NotYet(timedelta(0), "its worker stops") from None
             raise
-        except RetryRequested:
-            raise
         except Stopping:
             # Nothing has failed: another worker goes on with it, or the next start.
             raise NotYet(timedelta(0), "its worker stops") from None
+        except RetryRequested:
+            raise
         except Exception as error:
             if job.attempts + 1 >= MAX_FAILURES:
                 logger.exception("%s failed too often and is kept aside", name)
@@ -380,18 +393,17 @@ class PgQueuerJobs:
                 await self._put_now([Job(JobKind.DELIVER, key)])
             case _:
                 run_id, turn, model = turn_of(key)
-                await self._run(run_id, turn, model)
+                await self._run(job, run_id, turn, model)
 
-    async def _run(self, run_id: str, turn: int, model: str) -> None:
+    async def _run(self, job: PickedJob, run_id: str, turn: int, model: str) -> None:
         # A turn that follows at once waits here for the end of the one before.
         while (before := self._turns.get(run_id)) is not None:
             await before.wait()
         ended = self._turns[run_id] = asyncio.Event()
         try:
-            lane = self._lanes.lane(model)
-            while not self._has_room(lane):
-                await self._room.wait()
-                lane = self._lanes.lane(model)
+            lane = await self._lane_with_room(job, run_id, model)
+            if lane is None:
+                return
             self._busy[lane] += 1
             try:
                 await self._handlers[JobKind.RUN](run_id, turn)
@@ -404,11 +416,46 @@ class PgQueuerJobs:
             del self._turns[run_id]
             ended.set()
 
-    async def _expire(self, run_id: str) -> None:
-        record = await self._store.read(lambda tx: runs.find(tx, run_id))
-        if record is None or record.run.status.is_terminal:
+    async def _lane_with_room(self, job: PickedJob, run_id: str, model: str) -> Lane | None:
+        """The lane of a run, when it has room; None where the run has ended.
+
+        Raises:
+            NotYet: the job waits elsewhere.
+        """
+        while not self._has_room(lane := self._lanes.lane(model)):
+            if self._stopping:
+                raise NotYet(timedelta(0), "its worker stops")
+            room = self._room
+            if job.entrypoint == ANY_MODEL:
+                if await self._not_ended(run_id) is None:
+                    return None
+                await self._line_up(job, model)
+            await room.wait()
+        return lane
+
+    async def _line_up(self, job: PickedJob, model: str) -> None:
+        """Let a job wait in its own model's line, in the table, and others have its place here.
+
+        Raises:
+            NotYet: it does; a model that has no line waits where it is.
+        """
+        name = own_line(model)
+        if name is None:
             return
-        early_ms = record.run.expires_at_ms - self._clock.now_ms()
+        await self._driver.fetch(LINE_UP, job.id, job.queue_manager_id, name)
+        if len(self._found) < MAX_MODELS:
+            self._found |= {model}
+        raise NotYet(timedelta(0), "its server is not known yet")
+
+    async def _not_ended(self, run_id: str) -> Run | None:
+        record = await self._store.read(lambda tx: runs.find(tx, run_id))
+        return None if record is None or record.run.status.is_terminal else record.run
+
+    async def _expire(self, run_id: str) -> None:
+        run = await self._not_ended(run_id)
+        if run is None:
+            return
+        early_ms = run.expires_at_ms - self._clock.now_ms()
         if early_ms > 0:
             raise NotYet(timedelta(milliseconds=early_ms + SLACK_MS), "it is early")
         await self._handlers[JobKind.EXPIRE](run_id)
@@ -428,12 +475,12 @@ class PgQueuerJobs:
     async def _sweep(self) -> None:
         """Put what the tables owe and has no job, now and again; forget old lines of its log."""
         now_ms = self._clock.now_ms()
-        found = await self._store.scan(lambda tx: sweep_once(tx, now_ms, self._cancel_grace_ms))
+        found = await self._store.write(lambda tx: sweep_once(tx, now_ms, self._cancel_grace_ms))
         if found is not None:
             await self._put_missing(found)
         # Models that only another process knows: who has them in line is not left waiting.
         self._found = await self._store.scan(models_in_line)
-        self.look()
+        self._have_room()
         while await self._store.write(prune_log):
             pass
         await self._clock.sleep(SWEEP_SECONDS * (0.9 + 0.2 * self._rng.random()))

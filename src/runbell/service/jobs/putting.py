@@ -12,7 +12,7 @@ from runbell.service.jobs.missing import missing_jobs
 from runbell.service.jobs.queries import queries
 from runbell.storage.postgresql import PostgresqlTransaction
 
-__all__ = ["ANY_MODEL", "LATER", "Put", "named", "put", "put_missing", "turn_of"]
+__all__ = ["ANY_MODEL", "LATER", "Put", "named", "own_line", "put", "put_missing", "turn_of"]
 
 SLACK_MS = 20
 """Deadlines are put so much later: the database's clock is not quite ours."""
@@ -60,6 +60,12 @@ def named(job: Job, now_ms: int, served: Callable[[str], bool]) -> Put:
             return Put(f"deliver:{job.key}@{job.due_ms}", LATER, job.key.encode(), delay)
     key = f"{job.kind}:{job.key}:{job.turn}"
     return Put(key, job.kind.value, job.key.encode(), delay)
+
+
+def own_line(model: str) -> str | None:
+    """What jobs of runs of this model are called; None where none could be called so."""
+    name = f"run:{model}"
+    return name if model and name != ANY_MODEL and "\x00" not in model else None
 
 
 def turn_of(payload: str) -> tuple[str, int, str]:

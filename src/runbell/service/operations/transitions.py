@@ -79,6 +79,8 @@ async def move(ctx: Context, tx: Transaction, record: RunRecord, change: Change)
         await ctx.jobs.enqueue(tx, job)
     elif moved.status.is_terminal:
         await ctx.jobs.forget(tx, Job(JobKind.EXPIRE, run.id))
+        if run.status is RunStatus.QUEUED and not run.waits_turn:
+            await ctx.jobs.forget(tx, _turn(record))
         await _end_steps(ctx, tx, moved)
     if moved.status.is_terminal and not run.waits_turn:
         event = await _append(ctx, tx, moved)

@@ -94,7 +94,7 @@ class Call(Generic[Body, Query]):
         *,
         settled_alone: bool = False,
     ) -> Seen:
-        """Look until it is enough, each time that one of `keys` has changed.
+        """Look until it is enough, each time that one of `keys` has changed, and now and then.
 
         Nothing of what was seen is held while this waits: thousands do so at the same time.
 
@@ -123,7 +123,7 @@ class Call(Generic[Body, Query]):
                     if enough(seen) or remaining <= 0 or self.ctx.changes.closed:
                         return seen
                     del seen
-                    await watch.changed(clock, remaining)
+                    await watch.changed(clock, min(remaining, self.ctx.changes.look_seconds))
                     if left.done():
                         raise ClientLeft
             finally:

@@ -7,12 +7,14 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import bindparam
 
 from runbell.errors import Conflict
 from runbell.runs import Run, RunStatus
-from runbell.storage import deadlines, holding, runs, workable
+from runbell.storage import closing, deadlines, holding, runs, schema, workable
 from runbell.storage.records import Message, RunConfig
 from runbell.storage.runs import RunRecord
+from runbell.storage.statements import Statement, update_row
 from runbell.storage.store import Store, Transaction
 from runbell.testing.storage_contract import strategies
 from runbell.testing.storage_contract.stories import (
@@ -30,6 +32,12 @@ S = RunStatus
 CONFIG = RunConfig(model="m")
 ENDED = [status for status in S if status.is_terminal]
 LIVE = [status for status in S if not status.is_terminal]
+
+BREAK = Statement(
+    "runs.break",
+    "A run that nobody can read any more.",
+    update_row(schema.runs, "config").where(schema.runs.c.id == bindparam("key")),
+)
 
 
 def new_run(name: str, thread: str = "", status: S = S.QUEUED, **fields: object) -> Run:
@@ -144,6 +152,26 @@ class RunContract:
         assert await store.read(lambda tx: holding.next_waiting(tx, "t3")) is None
         live = await store.read(lambda tx: holding.live(tx, "t1"))
         assert [record.run.id for record in live] == ["run_0", "run_1", "run_2", "run_a"]
+
+    @on_a_store
+    async def test_a_waiting_run_that_is_unreadable_is_passed_over(self, store: Store) -> None:
+        """Whoever ends in front of it can do so, and the next one that waits has its turn."""
+        await insert_runs(store, new_run("run_0", "t1"))
+        await insert_runs(store, *(new_run(f"run_{n}", "t1", waits_turn=True) for n in (1, 2, 3)))
+
+        async def following() -> list[str]:
+            """Who is next, as an end asks and as asked alone."""
+            end = await store.read(lambda tx: closing.look(tx, PROJECT, "t1", 1_000))
+            alone = await store.read(lambda tx: holding.next_waiting(tx, "t1"))
+            return [record.run.id for record in (end.waiting, alone) if record is not None]
+
+        seen = []
+        for number in (1, 2, 3):
+            seen.append(await following())
+            broken = {"key": f"run_{number}", "config": "{"}
+            await store.write(lambda tx, broken=broken: tx.execute(BREAK, broken))  # type: ignore[misc]
+        assert seen == [[f"run_{number}"] * 2 for number in (1, 2, 3)]
+        assert await following() == []
 
     @on_a_store
     async def test_a_run_that_takes_its_turn_brings_its_messages_once(self, store: Store) -> None:
