@@ -3,13 +3,14 @@
 import asyncio
 import json
 import socket
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from runbell.service.connection import MAX_HEAD, Connection
+from runbell.service.connection import AT_ONCE, HEAD_SECONDS, MAX_HEAD, Connection
 from tests.served import Api
 
 
@@ -145,3 +146,170 @@ def refused_as_always(answered: bytes, message: str) -> None:
     assert [line for line in lines if line.startswith("x-request-id: req_")]
     assert "connection: close" in lines
     assert f"content-length: {len(body)}" in lines
+
+
+# Time, and answers that are there at once.
+
+KEEP_ALIVE = 75
+GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+class Jumping(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only when it is told to."""
+
+    now = 1_000.0
+
+    def time(self) -> float:
+        return self.now
+
+    async def jump(self, seconds: float) -> None:
+        self.now += seconds
+        await turns()
+
+
+async def turns() -> None:
+    """What is due is done, and what follows it."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def connected(app: Any) -> tuple[Connection, Wire]:
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        timeout_keep_alive=KEEP_ALIVE,
+    )
+    config.load()
+    connection, wire = Connection(config, ServerState(), {}), Wire()
+    connection.connection_made(wire)
+    return connection, wire
+
+
+async def answer_at_once(scope: Any, receive: Any, send: Any) -> None:
+    assert scope[AT_ONCE]([(b"content-length", b"2")], b"ok")
+
+
+def on_a_loop(test: Callable[[Jumping], Coroutine[Any, Any, None]]) -> None:
+    loop = Jumping()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(test(loop))
+
+
+def test_who_begins_no_request_is_let_go() -> None:
+    async def wait(loop: Jumping) -> None:
+        _, wire = connected(answer_at_once)
+        await loop.jump(HEAD_SECONDS - 1)
+        assert not wire.closing
+        await loop.jump(2)
+        assert wire.closing
+
+    on_a_loop(wait)
+
+
+def test_the_time_of_a_head_counts_from_its_beginning() -> None:
+    """Whoever sends a byte now and then holds a connection no longer."""
+
+    async def wait(loop: Jumping) -> None:
+        connection, wire = connected(answer_at_once)
+        connection.data_received(GET)
+        await turns()
+        await loop.jump(KEEP_ALIVE - 1)
+        assert not wire.closing
+        connection.data_received(GET[:20])
+        await loop.jump(HEAD_SECONDS - 1)
+        assert not wire.closing
+        connection.data_received(GET[20:24])
+        await loop.jump(2)
+        assert wire.closing
+
+    on_a_loop(wait)
+
+
+def test_an_idle_connection_is_kept_for_a_while_after_each_answer() -> None:
+    async def wait(loop: Jumping) -> None:
+        connection, wire = connected(answer_at_once)
+        for _ in range(3):
+            connection.data_received(GET)
+            await turns()
+            await loop.jump(KEEP_ALIVE - 1)
+            assert not wire.closing
+        assert wire.written.count(b"200 OK") == 3
+        await loop.jump(2)
+        assert wire.closing
+
+    on_a_loop(wait)
+
+
+def test_who_waits_for_an_answer_is_not_let_go() -> None:
+    async def wait(loop: Jumping) -> None:
+        done = asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await done.wait()
+            await answer_at_once(scope, receive, send)
+
+        connection, wire = connected(app)
+        connection.data_received(GET)
+        await turns()
+        await loop.jump(10 * KEEP_ALIVE)
+        assert not wire.closing
+        done.set()
+        await turns()
+        assert b"200 OK" in wire.written
+        await loop.jump(KEEP_ALIVE + 1)
+        assert wire.closing
+
+    on_a_loop(wait)
+
+
+def test_an_answer_at_once_is_what_two_messages_make() -> None:
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"2")]
+
+    async def in_two(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def at_once(scope: Any, receive: Any, send: Any) -> None:
+        assert scope[AT_ONCE](headers, b"ok")
+
+    async def written(app: Any, data: bytes) -> bytes:
+        connection, wire = connected(app)
+        connection.server_state.default_headers = [(b"date", b"now")]
+        connection.data_received(data)
+        await turns()
+        return wire.written
+
+    for data in (GET, 2 * GET):
+        assert asyncio.run(written(at_once, data)) == asyncio.run(written(in_two, data)) != b""
+
+
+@pytest.mark.parametrize("why", ["head", "close", "line break", "not read", "left"])
+def test_what_cannot_be_answered_at_once_is_left_to_the_messages(why: str) -> None:
+    told: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        value = b"a\r\nset-cookie: b" if why == "line break" else b"a"
+        told.append(scope[AT_ONCE]([(b"x", value), (b"content-length", b"2")], b"ok"))
+
+    async def ask() -> bytes:
+        connection, wire = connected(app)
+        data = GET
+        if why == "head":
+            data = GET.replace(b"GET", b"HEAD")
+        elif why == "close":
+            data = GET.replace(b"Host", b"Connection: close\r\nHost")
+        elif why == "not read":
+            connection.pause_writing()
+        connection.data_received(data)
+        if why == "left":
+            connection.connection_lost(None)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return wire.written
+
+    written = asyncio.run(ask())
+    assert told == [False]
+    assert b"200 OK" not in written

@@ -45,7 +45,7 @@ class House:
         return sum(each.path == "/v1/models" for each in self.servers[server].exchanges)
 
     async def said(self, model: str) -> Said:
-        async with aclosing(self.backends.answer(request(model=model))) as pieces:
+        async with aclosing(await self.backends.answer(request(model=model))) as pieces:
             return Said(tuple([piece async for piece in pieces]))
 
 

@@ -106,7 +106,7 @@ def test_a_backend_that_does_not_count_is_counted() -> None:
         backends = Backends([scripted], VirtualClock(), Observer())
 
         async def answer() -> None:
-            async with aclosing(backends.answer(request(model="scripted"))) as pieces:
+            async with aclosing(await backends.answer(request(model="scripted"))) as pieces:
                 async for _ in pieces:
                     pass
 

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from runbell import faults
 from runbell.errors import OutcomeUnknown, RequestRefused, StorageUnavailable
 from runbell.service import logs, openapi
+from runbell.service.connection import AT_ONCE, AnswerAtOnce
 from runbell.service.limits import Limits
 from runbell.service.once import handle_once, key_of, request_digest
 from runbell.service.operations import backlog
@@ -161,7 +162,7 @@ class App:
                 streamed = time.perf_counter() - started - seconds
                 self._record(exchange, 200, seconds, streamed)
         else:
-            await _send_answer(result, headers, send)
+            await _send_answer(result, headers, scope, send)
             self._record(exchange, result.status, seconds)
 
     def _record(
@@ -343,13 +344,18 @@ async def _published(method: str, path: str, headers: list[tuple[bytes, bytes]])
     return await asyncio.to_thread(openapi.published, path, known)
 
 
-async def _send_answer(result: Answer, headers: list[tuple[bytes, bytes]], send: Send) -> None:
+async def _send_answer(
+    result: Answer, headers: list[tuple[bytes, bytes]], scope: Scope, send: Send
+) -> None:
     headers += [(name.encode(), value.encode()) for name, value in result.headers.items()]
     if result.status != 304:
         headers += [
             (b"content-type", result.content_type.encode()),
             (b"content-length", b"%d" % len(result.body)),
         ]
+    at_once: AnswerAtOnce | None = scope.get(AT_ONCE)
+    if result.status == 200 and at_once is not None and at_once(headers, result.body):
+        return
     await send({"type": "http.response.start", "status": result.status, "headers": headers})
     await send({"type": "http.response.body", "body": result.body})
 

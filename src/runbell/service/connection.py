@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -11,7 +13,15 @@ from runbell.errors import RequestRefused
 from runbell.service.operations.ids import new_request_id
 from runbell.service.wire.objects import encode, error_body
 
-__all__ = ["HEAD_SECONDS", "MAX_HEAD", "Connection"]
+__all__ = ["AT_ONCE", "HEAD_SECONDS", "MAX_HEAD", "AnswerAtOnce", "Connection"]
+
+AT_ONCE = "runbell.at_once"
+"""Where a request's scope has a function that answers it with a 200 whose headers and body are
+there: `AnswerAtOnce`. What ASGI knows is a message for each, and uvicorn looks at every header
+twice; of a small read that is a twentieth."""
+
+AnswerAtOnce = Callable[[list[tuple[bytes, bytes]], bytes], bool]
+"""Answers, or says that it can't: then nothing was sent."""
 
 HEAD_SECONDS = 30.0
 """How long a connection may take until the head of its first request, or of the next, is there
@@ -66,10 +76,19 @@ class Connection(HttpToolsProtocol):
         super().connection_made(_Gathering(transport, self.loop))  # type: ignore[arg-type] # as one
         self._head = 0
         self._in_head = True
-        self._late: asyncio.TimerHandle | None = None
-        self._await_head()
+        self._until: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._begun, self._hurried = False, True
+        self._close_in(HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
+        self._read(data)
+        if self._begun and not self._hurried:
+            # Of most heads there is nothing to wait for: they are read at once.
+            self._hurried = True
+            self._close_in(HEAD_SECONDS)
+
+    def _read(self, data: bytes) -> None:
         # What is read at once may hold a body too, or a whole request and the next one's head.
         while data and self._in_head and not self.transport.is_closing():
             room = MAX_HEAD - self._head
@@ -84,11 +103,11 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._await_head()
+        self._begun = True
 
     def on_headers_complete(self) -> None:
-        self._stop_waiting()
-        self._in_head = False
+        self._begun = self._hurried = self._in_head = False
+        self._until = None
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -110,8 +129,21 @@ class Connection(HttpToolsProtocol):
         self.transport.write(b"\r\n".join([*lines, b"", body]))
         self.transport.close()
 
+    def on_response_complete(self) -> None:
+        """Go on with the next request; as uvicorn does, but for its timer."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif not self._hurried:
+            self._close_in(self.timeout_keep_alive)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         # uvicorn tells the latest request alone that its client has left. Where another one is
         # pipelined behind it, the one that waits or streams would go on for nobody.
         cycle = self._answering
@@ -127,20 +159,49 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answering = cycle
+        cycle.scope[AT_ONCE] = partial(self._answer_at_once, cycle)
         super()._start_asgi_task(cycle, app)
 
-    def _await_head(self) -> None:
-        if self._late is None:
-            self._late = self.loop.call_later(HEAD_SECONDS, self._give_up)
+    def _answer_at_once(self, cycle: Any, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Do what `cycle.send` does of the two messages, for the connection that is kept."""
+        if (
+            not cycle.keep_alive
+            or cycle.disconnected
+            or self.flow.write_paused
+            or cycle.scope["method"] == "HEAD"
+        ):
+            return False
+        every = self.server_state.default_headers + headers
+        head = b"HTTP/1.1 200 OK\r\n%b\r\n" % b"".join([b"%b: %b\r\n" % each for each in every])
+        if head.count(b"\n") != len(every) + 2:
+            # A value with a line break: uvicorn refuses to send it.
+            return False
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        self.transport.write(head + body)
+        cycle.on_response()
+        return True
 
-    def _stop_waiting(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _close_in(self, seconds: float) -> None:
+        """Close, unless a head is complete by then, or more time is given.
 
-    def _give_up(self) -> None:
-        self._late = None
-        if not self.transport.is_closing():
+        A timer that is set for an earlier moment is left as it is, and looks again: two that are
+        set and taken back for each request cost a twentieth of a small one.
+        """
+        self._until = self.loop.time() + seconds
+        if self._timer is not None:
+            if self._timer.when() <= self._until:
+                return
+            self._timer.cancel()
+        self._timer = self.loop.call_at(self._until, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._until is None or self.transport.is_closing():
+            return
+        if self.loop.time() < self._until:
+            self._timer = self.loop.call_at(self._until, self._look)
+        else:
             self.transport.close()
 
     def _leave_behind(self) -> None:

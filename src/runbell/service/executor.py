@@ -152,7 +152,7 @@ class Executor:
         return Failed(unexpected, draft.said)
 
     async def _listen(self, turn: Turn, draft: Draft) -> Answer:
-        async with aclosing(self._ctx.backends.answer(turn.request)) as pieces:
+        async with aclosing(await self._ctx.backends.answer(turn.request)) as pieces:
             async for piece in pieces:
                 answer = draft.add(piece)
                 if answer is not None:

@@ -19,7 +19,7 @@ from runbell.storage.statements import (
 )
 from runbell.storage.store import Row, Transaction
 
-__all__ = ["conversation", "get", "insert", "page", "remove", "update"]
+__all__ = ["conversation", "get", "insert", "page", "remove", "short_conversation", "update"]
 
 _m = schema.messages.c
 _in_thread = (
@@ -50,6 +50,9 @@ LATEST = Statement(
 
 MAX_CONVERSATION_BYTES = 64_000_000
 """Older messages are left out of a conversation when its texts have this size."""
+
+SHORT, SHORT_BYTES = 16, 64_000
+"""Fewer messages, and less text, than that are read in some 50 µs."""
 
 _content = JsonColumn(tuple[ContentPart, ...])
 _metadata = JsonColumn(dict[str, str])
@@ -123,6 +126,16 @@ async def conversation(tx: Transaction, project: str, thread_id: str, limit: int
     """
     params = {"project": project, "thread": thread_id, "limit": limit}
     rows = await tx.fetch_all(LATEST, params, MAX_CONVERSATION_BYTES)
+    return [_message(row) for row in reversed(rows)]
+
+
+async def short_conversation(tx: Transaction, project: str, thread_id: str) -> list[Message] | None:
+    """All messages of a thread, oldest first; None where they are more than a few small ones."""
+    params = {"project": project, "thread": thread_id, "limit": SHORT}
+    rows = await tx.fetch_all(LATEST, params, SHORT_BYTES)
+    size = sum(len(value) for row in rows for value in row if isinstance(value, str))
+    if len(rows) == SHORT or size >= SHORT_BYTES:
+        return None
     return [_message(row) for row in reversed(rows)]
 
 

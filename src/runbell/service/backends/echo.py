@@ -91,7 +91,7 @@ class Echo:
             return
         if answered:
             await self._obey(script.after)
-        async for piece in _say(script, answered, prompt, request.max_completion_tokens):
+        for piece in _say(script, answered, prompt, request.max_completion_tokens):
             yield piece
 
     async def _obey(self, lines: tuple[str, ...]) -> None:
@@ -104,9 +104,9 @@ class Echo:
                 raise ModelError(code, fail[2].strip() or "The message asked echo to fail.")
 
 
-async def _say(
+def _say(
     script: _Script, answered: list[ToolStepCall], prompt: int, limit: int | None
-) -> AsyncGenerator[Piece, None]:
+) -> Iterator[Piece]:
     lines = script.after if answered else script.before
     text = "\n".join(call.output or "" for call in answered) if answered else script.text
     cut = "incomplete" in (line.strip() for line in lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 from typing import Final
 
 from runbell.clock import Clock, SystemClock
@@ -194,10 +193,14 @@ class Backends:
     # One turn.
 
     async def answer(self, request: ModelRequest) -> AsyncGenerator[Piece, None]:
-        """The answer of whoever serves the request's model, as that backend gives it.
+        """The answer of whoever serves the request's model, as that backend gives it, once it is
+        known who that is.
 
         Lanes let nobody in whose server is not known. Should it be forgotten just then, the run
         waits until every server has said what it has.
+
+        Raises:
+            ModelError: nobody serves it.
         """
         model = request.config.model
         while model not in self._serving and self._starting:
@@ -210,10 +213,8 @@ class Backends:
             raise ModelError("server_error", f"The model '{model}' is not served any more.")
         pieces = backend.answer(request)
         if self._observer is not None and backend not in self._remote:
-            pieces = timed(pieces, self._clock, self._observer, BUILT_IN)
-        async with aclosing(pieces):
-            async for piece in pieces:
-                yield piece
+            return timed(pieces, self._clock, self._observer, BUILT_IN)
+        return pieces
 
     async def close(self) -> None:
         """Let go of all connections."""

@@ -6,6 +6,7 @@ and comes back changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -136,9 +137,16 @@ async def prepare(ctx: Context, record: RunRecord) -> Turn:
     """What the model is told in a turn that was taken up.
 
     Read apart from the claim: a long conversation is in nobody's way, and while the run holds its
-    thread nobody adds to it.
+    thread nobody adds to it. A short one, as most are, is read by whoever asks.
     """
-    return await ctx.store.scan(lambda tx: _turn(tx, record))
+    run = record.run
+    if run.attempt == 1:
+        said = await ctx.store.read(
+            lambda tx: messages.short_conversation(tx, run.project_id, run.thread_id)
+        )
+        if said is not None:
+            return _turn(record, said[-_most_messages(record) :], [])
+    return await ctx.store.scan(lambda tx: _long_turn(tx, record))
 
 
 def _is_its_turn(run: Run, turn: int | None) -> bool:
@@ -224,13 +232,21 @@ async def _taken_up(ctx: Context, tx: Transaction, record: RunRecord) -> RunReco
     return RunRecord(taken, record.config)
 
 
-async def _turn(tx: Transaction, record: RunRecord) -> Turn:
-    run, config = record.run, record.config
-    limit = config.truncation_strategy.last_messages or MAX_MESSAGES
+async def _long_turn(tx: Transaction, record: RunRecord) -> Turn:
+    run = record.run
     done = await steps.of_run(tx, run.id) if run.attempt > 1 else []
     # What the run itself has said does not count: it would push out what it was asked.
-    limit += sum(step.message_id is not None for step in done)
+    limit = _most_messages(record) + sum(step.message_id is not None for step in done)
     said = await messages.conversation(tx, run.project_id, run.thread_id, limit)
+    return _turn(record, said, done)
+
+
+def _most_messages(record: RunRecord) -> int:
+    return record.config.truncation_strategy.last_messages or MAX_MESSAGES
+
+
+def _turn(record: RunRecord, said: Sequence[Message], done: Sequence[RunStep]) -> Turn:
+    run, config = record.run, record.config
     request = ModelRequest(
         config=config,
         messages=tuple(said),

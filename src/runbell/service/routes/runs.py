@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
@@ -98,35 +97,38 @@ async def _retrieve(call: Call[None, None]) -> Answer:
         return _Look(await runs.retrieve(call.ctx, call.project, thread, key))
 
     def enough(seen: _Look) -> bool:
-        return seen.settled if known is None else not knows(known, seen.tag)
+        return seen.settled if known is None else not knows(known, entity_tag(seen.body()))
 
     seconds = wait_seconds(call.header(b"prefer"))
     if seconds is None:
         seen = await look()
     else:
         seen = await call.wait_until([key], look, enough, seconds, settled_alone=known is None)
-    headers = {"etag": seen.tag, **_when_to_look(call.ctx, seen.record)}
+    body = seen.body()
+    tag = entity_tag(body)
+    headers = {"etag": tag, **_when_to_look(call.ctx, seen.record)}
     if seconds is not None:
         headers["preference-applied"] = f"wait={seconds}"
-    if knows(known, seen.tag):
+    if knows(known, tag):
         return Answer(304, b"", headers)
-    return Answer(200, seen.body, headers)
+    return Answer(200, body, headers)
 
 
 class _Look:
     """A run, as it is answered at one moment: encoded where that is needed."""
 
+    __slots__ = ("_body", "record", "settled")
+
     def __init__(self, record: RunRecord) -> None:
         self.record = record
         self.settled = record.run.status.is_settled
+        self._body: bytes | None = None
 
-    @cached_property
     def body(self) -> bytes:
-        return encode(run_object(self.record))
-
-    @cached_property
-    def tag(self) -> str:
-        return entity_tag(self.body)
+        """The bytes of the answer."""
+        if self._body is None:
+            self._body = encode(run_object(self.record))
+        return self._body
 
 
 async def _modify(call: Call[ModifyRun, None]) -> Answer:

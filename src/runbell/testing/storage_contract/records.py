@@ -20,6 +20,8 @@ from runbell.storage.records import (
     Project,
     RunConfig,
     RunStep,
+    TextPart,
+    TextValue,
     Thread,
 )
 from runbell.storage.runs import RunRecord
@@ -228,6 +230,33 @@ class RecordContract:
         assert latest == ["msg_3", "msg_4", "msg_5"]
         assert everything == [f"msg_{number}" for number in range(6)]
         assert foreign == []
+
+    @on_a_store
+    async def test_a_short_conversation_is_all_of_it_or_nothing(self, store: Store) -> None:
+        """Neither many messages nor a long one are half of an answer."""
+
+        def row(thread: str, number: int, said: str = "") -> Message:
+            part = TextPart(TextValue(said))
+            return Message(PROJECT, thread, f"{thread}_{number}", number, "user", (part,))
+
+        few = [row("t1", number) for number in range(messages.SHORT - 1)]
+        rows = [
+            *few,
+            *(row("t2", number) for number in range(messages.SHORT)),
+            row("t3", 0, "a" * messages.SHORT_BYTES),
+            row("t3", 1),
+        ]
+
+        async def work(tx: Transaction) -> None:
+            for each in rows:
+                await messages.insert(tx, each)
+
+        await store.write(work)
+        for thread, whole in (("t1", few), ("t2", None), ("t3", None), ("t4", [])):
+            found = await store.read(
+                lambda tx, thread=thread: messages.short_conversation(tx, PROJECT, thread)  # type: ignore[misc]
+            )
+            assert found == whole, thread
 
     # Steps.
 
