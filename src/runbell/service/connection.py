@@ -173,7 +173,7 @@ class Connection(HttpToolsProtocol):
             return False
         every = self.server_state.default_headers + headers
         head = b"HTTP/1.1 200 OK\r\n%b\r\n" % b"".join([b"%b: %b\r\n" % each for each in every])
-        if head.count(b"\n") != len(every) + 2:
+        if not head.count(b"\n") == head.count(b"\r") == len(every) + 2:
             # A value with a line break: uvicorn refuses to send it.
             return False
         cycle.response_started = cycle.response_complete = True
