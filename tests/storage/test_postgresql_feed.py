@@ -237,8 +237,8 @@ async def test_who_holds_the_feed_back_is_seen(store: PostgresqlStore, url: str)
     """By the statements that docs/operations.md has for it: a writer does, a reader does not, such
     as `pg_dump`. Each of the statements can be asked."""
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-    (block,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
-    statements = [each for each in block.split(";") if each.strip()]
+    blocks = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    statements = [each for block in blocks for each in block.split(";") if each.strip()]
     answers = {}
 
     async def ask() -> None:

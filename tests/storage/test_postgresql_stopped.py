@@ -97,3 +97,36 @@ def test_when_a_row_is_held_for_long_nobody_waits_long_for_one(
         await emptied(url)
 
     asyncio.run(story())
+
+
+def test_a_statement_that_is_never_sent_in_full_keeps_no_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of a process that is stopped between the two requests that a new statement takes: its
+    transaction is not idle, as the server sees it."""
+    monkeypatch.setattr(postgresql, "UNIT_SECONDS", 0.3)
+    parse = b"\0SELECT 1\0\0\0"
+    request = b"P" + (len(parse) + 4).to_bytes(4, "big") + parse + b"H\0\0\0\4"
+
+    async def story() -> None:
+        url = await database()
+        store, other = await PostgresqlStore.open(url), await asyncpg.connect(url)
+
+        async def stopped(tx: postgresql.PostgresqlTransaction) -> None:
+            await tx.fetch("SELECT FROM projects FOR UPDATE")
+            tx.connection._transport.write(request)  # type: ignore[attr-defined]
+            # Waited for, and had: what the stopped one held it does not hold any more.
+            await other.execute("SET lock_timeout = '60s'")
+            await other.execute("SELECT FROM projects FOR UPDATE")
+            had.append("p")
+
+        had: list[str] = []
+        await store.fetch("INSERT INTO projects VALUES ('p', 'p', 1)")
+        with pytest.raises(StorageUnavailable):
+            await store.write(stopped)  # type: ignore[arg-type]
+        assert had
+        await other.close()
+        await store.close()
+        await emptied(url)
+
+    asyncio.run(story())

@@ -22,10 +22,10 @@ PAGE = 1000
 
 _r = schema.runs.c
 
-LATEST = Statement(
-    "runs.latest_position",
-    "The position of the newest run after another.",
-    select(func.max(_r.position)).where(_r.position > bindparam("after")),
+SPAN = Statement(
+    "runs.span",
+    "The positions of the oldest run after another, and of the newest.",
+    select(func.min(_r.position), func.max(_r.position)).where(_r.position > bindparam("after")),
 )
 DURATIONS = Statement(
     "runs.durations",
@@ -81,8 +81,9 @@ async def read(
         durations: is added to.
         progress: is told which share of the rows was read.
     """
-    newest = await tx.fetch_one(LATEST, {"after": 0})
-    last_position = (newest and newest[0]) or 0
+    span = await tx.fetch_one(SPAN, {"after": 0})
+    # The oldest runs may be gone: their positions are not.
+    oldest, newest = (span and span[0] and span) or (0, 0)
     after = ended = left_out = first_ms = last_ms = 0
     while True:
         page = await tx.fetch_all(DURATIONS, {"after": after, "limit": PAGE})
@@ -97,4 +98,4 @@ async def read(
                 durations[kind].append(max(ended_ms - created_ms, 0) / 1000)
         if len(page) < PAGE:
             return History(ended, left_out, first_ms, last_ms)
-        progress(after / max(last_position, 1))
+        progress((after - oldest + 1) / (newest - oldest + 1))

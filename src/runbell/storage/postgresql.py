@@ -12,6 +12,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import asyncpg
@@ -56,6 +57,14 @@ HASTY_ROW_SECONDS = 0.25
 HASTE_SECONDS = 5.0
 """The same for units that begin so soon after another was turned away: somebody keeps a row, and
 those who want it come again and again. They must not have all connections all the time."""
+
+UNIT_SECONDS = 20.0
+"""How long a transaction may take at the most, where the server can tell (PostgreSQL 17). What ours
+take is far below; this ends one whose process was stopped between the two requests that a new
+statement takes, which to the server is not idle, and would keep its rows."""
+
+CAN_END_TRANSACTIONS = 17
+"""The server's version."""
 
 SILENT_SECONDS = 10
 """How long the other end of a connection may be away before the connection is given up."""
@@ -115,6 +124,7 @@ _UNAVAILABLE = (
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
     # Said by a database that takes no connections, or no locks, at the moment.
     asyncpg.ObjectNotInPrerequisiteStateError,
@@ -152,9 +162,18 @@ class PostgresqlStore:
         Raises:
             StorageUnavailable: it can't be reached.
         """
-        held = {"lock_timeout": f"{ROW_SECONDS * 1000:.0f}ms"}
-        shared = Connections(lambda: connect(url, **held), connections, WAIT_SECONDS)
-        engines = Connections(lambda: connect(url, **held, **PLANNED_ONCE), ENGINES, WAIT_SECONDS)
+
+        async def one(**settings: str) -> asyncpg.Connection:
+            connection = await connect(url, lock_timeout=f"{ROW_SECONDS * 1000:.0f}ms", **settings)
+            if connection.get_server_version().major >= CAN_END_TRANSACTIONS:
+                with unavailable():
+                    await connection.execute(
+                        f"SET transaction_timeout = '{UNIT_SECONDS * 1000:.0f}ms'"
+                    )
+            return connection
+
+        shared = Connections(one, connections, WAIT_SECONDS)
+        engines = Connections(partial(one, **PLANNED_ONCE), ENGINES, WAIT_SECONDS)
         async with shared.one():
             return cls(shared, engines, connections)
 
