@@ -223,6 +223,7 @@ def _answer_calls(house: House, over: threading.Event) -> None:
         over.wait(0.2)
 
 
+WAITING = "SELECT 1 FROM runs WHERE status = 'queued' LIMIT 1"
 PICKED = "SELECT id, queue_manager_id::text FROM pgqueuer WHERE status = 'picked'"
 
 
@@ -233,23 +234,34 @@ def _stopped_amid(house: House, runs: list[str], text: str, count: int) -> set[A
         runs: the ids of those that are made for it are added.
         text: their messages; has a place for the seconds that a model call takes.
     """
-    for seconds in (2, 4, 8, 16, 32):
-        # On a busy machine the first of them may have ended when the last is made.
+    for seconds in (2, 4, 8, 16, 32, 32, 32, 32):
+        # On a busy machine the first of them may have ended when the last is made; and one process
+        # may have been quick enough to take them all: those are at work when the next are made.
         with ThreadPoolExecutor(8) as pool:
             made = pool.map(lambda n: house.run(text.format(seconds), n % 2), range(count))  # noqa: B023
             runs.extend(run["id"] for run in made)
+        eventually(lambda: _both(_held(house)) or not house.rows(WAITING), "all are taken")
         os.kill(house.served[1].pid, signal.SIGSTOP)
         # What it has now it keeps, until that is taken from it.
-        held = set(house.rows(PICKED))
-        managers = [manager for _, manager in held]
-        if len(set(managers)) == 2 and min(map(managers.count, managers)) >= SEVERAL:
+        held = _held(house)
+        if _both(held):
             return held
         os.kill(house.served[1].pid, signal.SIGCONT)
     raise AssertionError("they were never both in the middle of several runs")
 
 
+def _held(house: House) -> set[Any]:
+    return set(house.rows(PICKED))
+
+
+def _both(held: set[Any]) -> bool:
+    """Two processes hold several of these."""
+    managers = [manager for _, manager in held]
+    return len(set(managers)) == 2 and min(map(managers.count, managers)) >= SEVERAL
+
+
 def _still_held(house: House, held: set[Any]) -> set[Any]:
-    return held & set(house.rows(PICKED))
+    return held & _held(house)
 
 
 def _owed(house: House) -> list[Any]:
